@@ -1,0 +1,17 @@
+"""kdrun: knowledge distillation experiments whose numbers can be trusted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdrun.run import Run
+
+__version__ = "0.1.0"
+
+
+def load(folder: Any, which: str = "last") -> Run:
+    """A finished run: `run.student` is an nn.Module that takes uint8 or [0, 1] images, `run.record` its record."""
+    from kdrun.run import load
+
+    return load(folder, which)

@@ -1,0 +1,145 @@
+"""The `kdrun` command: verbs, runs through Hydra, one-line errors and exit codes. Imports nothing heavy until it must."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from kdrun import __version__
+from kdrun.errors import KdrunError
+
+VALUE_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c")
+VERBS = ("methods", "models")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: stop as Ctrl-C does, with its own exit code."""
+
+
+def main() -> None:
+    """Entry point of the command; exits with the codes of the contract."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The whole command as a function of its arguments; returns the exit status."""
+    debug = any(a.replace(" ", "").lower() in ("engine.debug=true", "engine.debug=1") for a in arguments)
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.path.insert(0, os.getcwd())  # console scripts lack it; users' models and methods lie there
+    try:
+        return _dispatch(list(arguments))
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except Terminated:
+        print("kdrun: terminated; the same command goes on after the last finished epoch", file=sys.stderr)
+        return 143
+    except KeyboardInterrupt:
+        print("kdrun: interrupted; the same command goes on after the last finished epoch", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print(f"kdrun: {message(error, arguments)}", file=sys.stderr)
+        return getattr(error, "status", 1)
+
+
+def message(error: BaseException, arguments: Sequence[str] = ()) -> str:
+    """One line for any exception; an unexpected one names its type and place."""
+    from kdrun.explain import explain
+
+    return explain(error, arguments)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if "--version" in arguments:
+        print(f"kdrun {__version__}")
+        return 0
+    if arguments and "=" not in arguments[0] and not arguments[0].startswith(("-", "+", "~")):
+        return _verb(arguments[0], arguments[1:])
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what happened instead of printing it
+    _import_plugins(arguments)
+    from kdrun.config import conf_folder, register_nodes
+
+    register_nodes()
+    import hydra
+
+    sys.argv = [sys.argv[0], *_flags_first(arguments)]
+    job = hydra.main(version_base="1.3", config_path=str(conf_folder().resolve()), config_name="config")(_job)
+    job()
+    return 0
+
+
+def _job(composed: Any) -> Any:
+    from kdrun.job import job
+
+    return job(composed)
+
+
+def _verb(verb: str, rest: list[str]) -> int:
+    from kdrun.listing import show_methods, show_models
+
+    if verb not in VERBS or rest:
+        from kdrun.errors import choices
+
+        what = f"no verb '{verb}'" if verb not in VERBS else f"'{verb}' takes no arguments, got '{rest[0]}'"
+        print(
+            f"kdrun: {what}. {choices(verb, VERBS)}; a run is asked for with key=value, as in kdrun method=kd",
+            file=sys.stderr,
+        )
+        return 2
+    {"methods": show_methods, "models": show_models}[verb]()
+    return 0
+
+
+def _import_plugins(arguments: Sequence[str]) -> None:
+    """Import `plugins=[module, ...]` and the entry points of the group kdrun.plugins before the config is composed."""
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group="kdrun.plugins"):
+        point.load()
+    for argument in arguments:
+        if argument.startswith("plugins="):
+            for module in argument.removeprefix("plugins=").strip("'\"[]").split(","):
+                import_plugin(module.strip(" '\""))
+
+
+def import_plugin(module: str) -> None:
+    """Import a user's module; one that cannot be found is an error that says where it was looked for."""
+    if not module:
+        return
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise KdrunError(
+            f"cannot import {module} of plugins=[{module}]: {error}. It is looked for from the current folder on"
+        ) from error
+
+
+def _flags_first(arguments: list[str]) -> list[str]:
+    """Hydra wants flags before overrides; `kdrun method=kd -m seed=0,1` is natural."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith("-") or argument == "-":
+            overrides.append(argument)
+            continue
+        flags.append(argument)
+        if argument in VALUE_FLAGS:
+            flags.extend([value] if (value := next(rest, None)) is not None else [])
+    return flags + overrides
+
+
+def _terminate(*_: Any) -> None:
+    raise Terminated
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""The typed config: its schema, the nodes that the model registry gives to `teacher` and `student`, and its checks.
+
+Nothing here imports torch: a typo is answered before anything heavy is loaded.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields, make_dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Optional
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kdrun.errors import KdrunError, choices
+from kdrun.registry import METHODS, MODELS, REQUIRED, Argument, Entry
+
+
+@dataclass
+class Recipe:
+    """How a model is trained. Milestones and warm-up are shares of the epochs, so `recipe.epochs=10` scales them."""
+
+    name: str = MISSING
+    epochs: int = MISSING
+    batch_size: int = MISSING
+    optimizer: str = MISSING  # sgd | adamw
+    lr: float = MISSING
+    momentum: float = MISSING
+    nesterov: bool = MISSING
+    weight_decay: float = MISSING
+    schedule: str = MISSING  # step | cosine | constant
+    milestones: list[float] = MISSING
+    gamma: float = MISSING
+    warmup: float = MISSING
+    crop: str = MISSING  # zero | reflect | none: what fills the border before the random crop
+    padding: int | None = None  # pixels on each side; null: side / 8, the published 4 at 32 px
+    flip: bool = MISSING
+
+
+@dataclass
+class Data:
+    """Where images come from; each file of conf/dataset gives one."""
+
+    name: str = MISSING
+    root: str | None = None
+    holdout: int = 0
+    size: int | None = None
+    flip: bool = True
+    memory: str = "auto"  # auto | always | never
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+
+@dataclass
+class Engine:
+    """How a run is computed. Of these only precision and deterministic are part of a run's identity."""
+
+    device: str = "auto"  # auto | cpu | cuda
+    precision: str = "auto"  # auto | fp32 | bf16
+    deterministic: bool = True
+    threads: int | None = None  # torch threads; null: torch's own choice
+    workers: int = 2  # of the DataLoader, for data that does not fit in memory
+    log_every: int = 50  # steps between points in TensorBoard
+    debug: bool = False  # tracebacks
+
+
+@dataclass
+class Loss:
+    """`task`: weight of the supervised loss, where the methods' own `weights.task` does not say or disagrees."""
+
+    task: float | None = None
+
+
+@dataclass
+class Config:
+    """One run, as composed from conf/config.yaml and the command line."""
+
+    dataset: Data = field(default_factory=Data)
+    teacher: Any = MISSING
+    student: Any = MISSING
+    method: Any = MISSING
+    recipe: Recipe = field(default_factory=Recipe)
+    loss: Loss = field(default_factory=Loss)
+    engine: Engine = field(default_factory=Engine)
+    seed: int = 0
+    protocol: str = "last"  # last | best | holdout
+    rerun: bool = False
+    outputs: str = "outputs"
+    plugins: list[str] = field(default_factory=list)
+
+
+CHOICES = {
+    "protocol": ("last", "best", "holdout"),
+    "dataset.memory": ("auto", "always", "never"),
+    "engine.device": ("auto", "cpu", "cuda"),
+    "engine.precision": ("auto", "fp32", "bf16"),
+    "recipe.optimizer": ("sgd", "adamw"),
+    "recipe.schedule": ("step", "cosine", "constant"),
+    "recipe.crop": ("zero", "reflect", "none"),
+    "teacher.weights": ("last", "best"),
+}
+TYPES = {
+    "int": int,
+    "float": float,
+    "bool": bool,
+    "str": str,
+    "list": list,
+    "dict": dict,
+    "Any": Any,
+    "Optional": Optional,
+}
+
+
+def conf_folder() -> Path:
+    """conf/ lies beside the package in a checkout and inside it in a wheel."""
+    here = Path(__file__).parent
+    return here / "conf" if (here / "conf").is_dir() else here.parent / "conf"
+
+
+def method_names() -> list[str]:
+    """The choices of the group method that kdrun ships."""
+    return sorted(file.stem for file in (conf_folder() / "method").glob("*.yaml"))
+
+
+def register_nodes() -> None:
+    """Put the schema and a node per model and role into Hydra's ConfigStore."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for name, entry in MODELS.entries().items():
+        store.store(group="student", name=name, node=model_node(entry, "student"))
+        store.store(group="teacher", name=name, node=model_node(entry, "teacher"))
+    store.store(group="teacher", name="none", node=_node("none", {}, "teacher"))
+
+
+def model_node(entry: Entry, role: str) -> type:
+    """The typed node of a model: its name, a checkpoint, and the builder's own keyword arguments."""
+    return _node(entry.name, entry.arguments, role)
+
+
+def _node(name: str, arguments: dict[str, Argument], role: str) -> type:
+    parts: list[Any] = [("name", str, name), ("checkpoint", Optional[str], None)]
+    if role == "teacher":
+        parts += [("seed", int, 0), ("weights", str, "last"), ("recipe", Recipe, field(default_factory=Recipe))]
+    parts += _fields(arguments)
+    return make_dataclass(f"{role}_{name}", parts)
+
+
+def _fields(arguments: dict[str, Argument]) -> list[Any]:
+    found: list[Any] = []
+    for name, argument in arguments.items():
+        if argument.default is REQUIRED:
+            default: Any = MISSING
+        elif isinstance(argument.default, (list, dict)):
+            default = field(default_factory=lambda value=argument.default: value.copy())  # type: ignore[misc]
+        else:
+            default = argument.default
+        found.append((name, eval(argument.annotation, dict(TYPES)), default))
+    return found
+
+
+@lru_cache
+def method_schema(name: str) -> type:
+    """The schema of `method.<name>`: the keyword-only arguments of its `build` and the keys that every method has."""
+    parts = [
+        ("taps", Any, field(default_factory=list)),
+        ("weights", dict[str, float], field(default_factory=dict)),
+        ("stages", dict[str, Any], field(default_factory=dict)),
+        ("schedules", dict[str, Any], field(default_factory=dict)),
+    ]
+    return make_dataclass(f"method_{name}", parts + _fields(METHODS.entry(name).arguments))
+
+
+def validate(composed: DictConfig) -> Config:
+    """The composed config as typed objects; every error is a KdrunError that names the key.
+
+    `+key=1` and `~key` bypass Hydra's checks and a missing `???` passes them, so the schema is merged again here.
+    """
+    plain = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(plain, dict)
+    for role in ("teacher", "student"):
+        node = plain.get(role)
+        if not isinstance(node, dict) or "name" not in node:
+            raise KdrunError(f"{role} is {node!r}; give one: {choices('', MODELS.entries())}")
+    schema = {
+        "dataset": Data, "recipe": Recipe, "engine": Engine, "loss": Loss,
+        "student": model_node(MODELS.entry(plain["student"]["name"]), "student"),
+        "teacher": _node("none", {}, "teacher") if plain["teacher"]["name"] == "none"
+        else model_node(MODELS.entry(plain["teacher"]["name"]), "teacher"),
+    }  # fmt: skip
+    methods = plain.get("method")
+    if not isinstance(methods, dict) or not methods:
+        raise KdrunError(f"method is {methods!r}; give one: {choices('', method_names())}")
+    unknown = set(plain) - {f.name for f in fields(Config)} - {"experiment", "hydra"}
+    if unknown:
+        name = sorted(unknown)[0]
+        raise KdrunError(f"no key '{name}' in the config. {choices(name, [f.name for f in fields(Config)])}")
+    typed = {key: _typed(key, plain.get(key) or {}, node) for key, node in schema.items()}
+    typed["method"] = {
+        name: _typed(f"method.{name}", values or {}, method_schema(name)) for name, values in methods.items()
+    }
+    scalars = {f.name: plain[f.name] for f in fields(Config) if f.name in plain and f.name not in typed}
+    config = Config(**typed, **scalars)
+    _check(config)
+    return config
+
+
+def _typed(where: str, values: dict[str, Any], node: type) -> Any:
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(node), values)
+        missing = OmegaConf.missing_keys(merged)
+        if missing:
+            key = sorted(missing)[0]
+            raise KdrunError(f"{where}.{key} has no value; give one: {where}.{key}=VALUE")
+        return OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        key = str(error.full_key or error.key or "")
+        if key.split(".")[0] not in {f.name for f in fields(node)}:
+            raise KdrunError(f"no key '{key}' in {where}. {choices(key, [f.name for f in fields(node)])}") from error
+        raise KdrunError(f"{where}.{key}: {str(error).splitlines()[0]}") from error
+
+
+def _check(config: Config) -> None:
+    """Ranges and choices: what types cannot say."""
+    for key, allowed in CHOICES.items():
+        value = _get(config, key)
+        if value not in allowed:
+            raise KdrunError(f"{key} is '{value}'. {choices(str(value), allowed)}")
+    for key in ("seed", "teacher.seed", "dataset.holdout"):
+        if _get(config, key) < 0:
+            raise KdrunError(f"{key} is {_get(config, key)}; it must be 0 or more")
+    for where in ("recipe", "teacher.recipe"):
+        check_recipe(where, _get(config, where))
+    if config.engine.log_every < 1 or (config.engine.threads is not None and config.engine.threads < 1):
+        raise KdrunError("engine.log_every and engine.threads must be 1 or more")
+    if config.protocol == "holdout" and not config.dataset.holdout:
+        raise KdrunError(
+            "protocol=holdout needs a holdout; say dataset.holdout=5000 (images taken from the training set)"
+        )
+    _check_teacher(config)
+
+
+def check_recipe(where: str, recipe: Recipe) -> None:
+    """Positive sizes, shares within [0, 1], finite rates."""
+    for key in ("optimizer", "schedule", "crop"):
+        if getattr(recipe, key) not in CHOICES[f"recipe.{key}"]:
+            raise KdrunError(
+                f"{where}.{key} is '{getattr(recipe, key)}'. {choices(getattr(recipe, key), CHOICES[f'recipe.{key}'])}"
+            )
+    for key in ("epochs", "batch_size"):
+        if getattr(recipe, key) < 1:
+            raise KdrunError(f"{where}.{key} is {getattr(recipe, key)}; it must be 1 or more")
+    if not (recipe.lr > 0 and math.isfinite(recipe.lr)):
+        raise KdrunError(f"{where}.lr is {recipe.lr}; it must be above 0")
+    if recipe.weight_decay < 0 or recipe.momentum < 0 or (recipe.padding or 0) < 0:
+        raise KdrunError(f"{where}: weight_decay, momentum and padding must be 0 or more")
+    if recipe.nesterov and recipe.optimizer == "sgd" and recipe.momentum == 0:
+        raise KdrunError(f"{where}.nesterov=true needs {where}.momentum above 0, as in momentum=0.9")
+    shares = [*recipe.milestones, recipe.warmup]
+    if not all(0 <= share <= 1 for share in shares):
+        raise KdrunError(f"{where}.milestones and warmup are shares of the epochs, between 0 and 1; got {shares}")
+
+
+def _check_teacher(config: Config) -> None:
+    """Method none implies teacher none, or each teacher would retrain the same student."""
+    if all(METHODS.entry(name).attributes.get("teacher", "outputs") == "none" for name in config.method):
+        config.teacher = OmegaConf.to_object(OmegaConf.structured(_node("none", {}, "teacher")))
+        return
+    for name in config.method:
+        wants = METHODS.entry(name).attributes.get("teacher", "outputs")
+        if config.teacher.name == "none" and wants not in ("none", "fresh"):
+            raise KdrunError(
+                f"method '{name}' needs a teacher and teacher=none was asked for; say teacher=MODEL or method=none"
+            )
+        if wants == "fresh" and config.teacher.checkpoint:
+            raise KdrunError(
+                f"method '{name}' trains its peers from scratch; teacher.checkpoint={config.teacher.checkpoint} cannot be used"
+            )
+
+
+def _get(config: Any, path: str) -> Any:
+    for part in path.split("."):
+        config = getattr(config, part)
+    return config

@@ -1,0 +1,34 @@
+"""Datasets by name. Importing this module and asking for a checksum stay light: torch comes with `load` alone."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from kdrun.errors import KdrunError, choices
+
+if TYPE_CHECKING:
+    from kdrun.data.base import Dataset
+
+# name in conf/dataset -> the module beside this one that has checksum(cfg, outputs) and load(cfg, outputs)
+SOURCES = {"digits": "digits", "image_folder": "image_folder", "cifar10": "cifar", "cifar100": "cifar"}
+
+
+def checksum(cfg: Any, outputs: str) -> str:
+    """What identifies the content of a dataset: a sha256 in hex, or "md5:" + the published one of an archive."""
+    return _source(cfg).checksum(cfg, outputs)
+
+
+def load(cfg: Any, outputs: str) -> Dataset:
+    """The dataset that `cfg` (a node of conf/dataset) describes; caches and downloads go below `outputs`.
+
+    Raises KdrunError where the data is missing, broken, or does not suit the settings.
+    """
+    return _source(cfg).load(cfg, outputs)
+
+
+def _source(cfg: Any) -> ModuleType:
+    if cfg.name not in SOURCES:
+        raise KdrunError(f"dataset.name={cfg.name} is unknown. {choices(cfg.name, SOURCES)}")
+    return importlib.import_module(f"{__name__}.{SOURCES[cfg.name]}")

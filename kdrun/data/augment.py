@@ -1,0 +1,97 @@
+"""Random crop and flip of a batch on its device, as a function of (seed, epoch, index): any view can be replayed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdrun.errors import KdrunError, choices
+
+CROPS = ("zero", "reflect", "none")
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What is done to training images: pad by `padding` px with zeros or by reflection, crop at random, mirror half."""
+
+    crop: str
+    padding: int
+    flip: bool
+
+    def __post_init__(self):
+        if self.crop not in CROPS:
+            raise KdrunError(f"crop={self.crop} is unknown. {choices(self.crop, CROPS)}")
+        if self.padding < 0:
+            raise KdrunError(f"padding={self.padding} must be 0 or more (pixels on each side; crop=none pads nothing)")
+
+
+def bits(seed: int, epoch: int, index_B: Tensor, draw: int) -> Tensor:
+    """64 random bits for each index, int64 (B,): the `draw`-th word of (seed, epoch, index).
+
+    SplitMix64 (https://doi.org/10.1145/2660193.2660195) as a hash of counters. Integer arithmetic that wraps around,
+    so the CPU and a GPU agree, whatever the order or the batch.
+    """
+    key = seed
+    for part in (epoch, draw):
+        key = _signed(_mix(key + (part + 1) * _GOLDEN))
+    return _mix(index_B * _GOLDEN + key)
+
+
+def _signed(word: int) -> int:
+    """The int64 that has the lowest 64 bits of this Python integer."""
+    return (word + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+_GOLDEN, _MIX1, _MIX2 = (_signed(word) for word in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+def _mix(z):
+    """SplitMix64's finaliser of an int64 tensor, or of a Python integer, whose lowest 64 bits then count."""
+    z = (z ^ _right(z, 30)) * _MIX1
+    z = (z ^ _right(z, 27)) * _MIX2
+    return z ^ _right(z, 31)
+
+
+def _right(z, n: int):
+    """`z` moved right by n bits, filled with zeros: `>>` alone repeats the sign."""
+    return (z >> n) & ((1 << (64 - n)) - 1)
+
+
+def augment(
+    images_BCHW: Tensor, index_B: Tensor, *, seed: int, epoch: int, crop: str, padding: int, flip: bool
+) -> Tensor:
+    """The view of each image at this epoch, uint8 (B, C, H, W): pad, crop back to H x W at random, mirror at random.
+
+    crop: "zero" | "reflect" (what is padded; needs padding < H, W) | "none". index_B: row in the training set.
+    Gathers rows, then columns, of the whole batch: no loop over images, no wait for the device.
+    """
+    height, width = images_BCHW.shape[2:]
+    columns_BW = torch.arange(width, device=images_BCHW.device)[None]
+    # One word serves all decisions: 24 bits for each offset, 1 for the flip.
+    word_B1 = bits(seed, epoch, index_B, 0)[:, None]
+    if flip:
+        columns_BW = torch.where(((word_B1 >> 48) & 1).bool(), width - 1 - columns_BW, columns_BW)
+    if crop != "none":
+        rows_BH = torch.arange(height, device=images_BCHW.device) + (word_B1 & 0xFFFFFF) % (2 * padding + 1)
+        columns_BW = columns_BW + ((word_B1 >> 24) & 0xFFFFFF) % (2 * padding + 1)
+        if crop == "zero":
+            images_BCHW = F.pad(images_BCHW, (padding,) * 4)
+        else:  # no copy is padded: what the padding would repeat is gathered from where it lies
+            rows_BH, columns_BW = _reflected(rows_BH - padding, height), _reflected(columns_BW - padding, width)
+        images_BCHW = _gather(images_BCHW, 2, rows_BH[:, None, :, None])
+    return _gather(images_BCHW, 3, columns_BW[:, None, None, :])
+
+
+def _gather(x_BCHW: Tensor, dim: int, at: Tensor) -> Tensor:
+    """Takes, along `dim`, the positions in `at`, which is broadcast over all else."""
+    shape = list(x_BCHW.shape)
+    shape[dim] = at.shape[dim]
+    return x_BCHW.gather(dim, at.expand(shape))
+
+
+def _reflected(position: Tensor, n: int) -> Tensor:
+    """Positions of -n+1..2n-2 brought back into 0..n-1 by reflection that does not repeat the border."""
+    return (n - 1) - ((n - 1) - position.abs()).abs()

@@ -1,0 +1,196 @@
+"""What every source of images hands over: a Dataset of Splits, and the steps that all sources share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from kdrun.data.augment import bits
+from kdrun.engine.random import stream
+from kdrun.errors import KdrunError
+
+STATS_ROWS = 50_000  # images that mean and std are computed from; a larger training set is sampled
+
+
+@dataclass
+class Split:
+    """One of train, holdout and test. Images lie in memory, or are read from `files` when asked for."""
+
+    labels: Tensor  # int64 (N,), on the CPU
+    index: Tensor  # int64 (N,): row in the training set before any split (0..N-1 for test)
+    images: Tensor | None = None  # uint8 (N, 3, H, W); None when streamed
+    files: list[str] | None = None  # streamed: a path per row
+    read: Callable[[str], Tensor] | None = None  # streamed: path -> uint8 (3, H, W)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def rows(self, rows_N: Tensor) -> Split:
+        """The split that has these rows alone."""
+        images = None if self.images is None else self.images[rows_N]
+        files = None if self.files is None else [self.files[row] for row in rows_N.tolist()]
+        return Split(self.labels[rows_N], self.index[rows_N], images, files, self.read)
+
+    def batches(self, rows: Sequence[Tensor], workers: int = 0, pin: bool = False) -> Iterator[Tensor]:
+        """Images uint8 (B, 3, H, W) on the CPU, one batch for each tensor of row numbers.
+
+        Streamed images are read by `workers` processes, ahead of use; `pin` puts them into page-locked memory.
+        Raises the reader's KdrunError, which names the file.
+        """
+        if self.images is not None:
+            yield from (self.images[rows_B] for rows_B in rows)
+            return
+        assert self.files is not None
+        assert self.read is not None
+        loader = DataLoader(
+            _Files(self.files, self.read),
+            batch_sampler=[rows_B.tolist() for rows_B in rows],
+            num_workers=workers,
+            collate_fn=_unchanged,
+            pin_memory=pin,
+            generator=torch.Generator(),  # of its own: a DataLoader draws a seed from the global one otherwise
+        )
+        for images in loader:
+            if isinstance(images, KdrunError):
+                raise images
+            yield images
+
+
+@dataclass
+class Dataset:
+    """Images of `size` x `size` px in three splits, with what normalises them: (x / 255 - mean) / std."""
+
+    name: str
+    classes: list[str]
+    size: int
+    mean: list[float]
+    std: list[float]
+    checksum: str
+    flip: bool  # False: its images must never be mirrored
+    train: Split
+    holdout: Split | None
+    test: Split
+
+
+class _Files(torch.utils.data.Dataset):
+    """Reads whole batches. An error travels back as a value: raised in a worker, it would come with a traceback."""
+
+    def __init__(self, files: list[str], read: Callable[[str], Tensor]):
+        self.files, self.read = files, read
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitems__(self, rows: list[int]) -> Tensor | KdrunError:
+        try:
+            return torch.stack([self.read(self.files[row]) for row in rows])
+        except KdrunError as error:
+            return error
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def stratified(labels: Tensor, n: int, seed: int = 0) -> Tensor:
+    """`n` row numbers (int64, ascending) in which every class has its share of `labels`, by largest remainder.
+
+    A function of the arguments alone: no generator's state, nor its version, plays a part.
+    """
+    counts_C = torch.bincount(labels)
+    quota_C, remainder_C = n * counts_C // len(labels), n * counts_C % len(labels)
+    largest = remainder_C.argsort(descending=True, stable=True)[: n - int(quota_C.sum())]
+    quota_C[largest] += 1
+    shuffled_N = bits(stream(seed, "stratified"), 0, torch.arange(len(labels)), 0).argsort()
+    chosen = [shuffled_N[labels[shuffled_N] == c][:quota] for c, quota in enumerate(quota_C.tolist())]
+    return torch.cat(chosen).sort().values
+
+
+def without(rows: Tensor, n: int) -> Tensor:
+    """The numbers of 0..n-1 that are not in `rows`, ascending."""
+    keep_N = torch.ones(n, dtype=torch.bool)
+    keep_N[rows] = False
+    return keep_N.nonzero().flatten()
+
+
+def channel_stats(split: Split, workers: int = 0) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel over all pixels, in [0, 1]; exact, being summed in integers.
+
+    Above STATS_ROWS images a stratified sample is used, streamed or not: where images lie must not change a result.
+    """
+    n = len(split)
+    rows_N = torch.arange(n) if n <= STATS_ROWS else stratified(split.labels, STATS_ROWS)
+    total_3 = square_3 = torch.zeros(3, dtype=torch.int64)
+    pixels = 0
+    for images in split.batches(rows_N.split(256), workers):
+        x_B3P = images.flatten(2).int()
+        total_3 = total_3 + x_B3P.sum((0, 2))
+        square_3 = square_3 + x_B3P.square().sum((0, 2))
+        pixels += x_B3P.shape[0] * x_B3P.shape[2]
+    mean_3 = total_3.double() / pixels
+    std_3 = (square_3.double() / pixels - mean_3.square()).clamp_min(0).sqrt()
+    std_3 = std_3.clamp_min(1)  # a channel of one value divides by a grey level, not by zero
+    return (mean_3 / 255).tolist(), (std_3 / 255).tolist()
+
+
+def assemble(
+    cfg: Any,
+    *,
+    classes: list[str],
+    size: int,
+    checksum: str,
+    train: Split,
+    test: Split,
+    stats: Callable[[Split], Iterable[list[float]]] = channel_stats,
+) -> Dataset:
+    """The Dataset of a source's two splits: takes dataset.holdout out of the training rows, settles mean and std."""
+    train, holdout = _split_holdout(train, cfg.holdout, classes)
+    mean, std = cfg.mean, cfg.std
+    if mean is None or std is None:
+        computed_mean, computed_std = stats(train)
+        mean, std = mean or computed_mean, std or computed_std
+    for key, value in (("mean", mean), ("std", std)):
+        if len(value) != 3 or (key == "std" and min(value) <= 0):
+            raise KdrunError(
+                f"dataset.{key}={list(value)} must be three {'positive ' * (key == 'std')}numbers, one for each of "
+                f"red, green and blue in [0, 1]; null computes them from the training images"
+            )
+    return Dataset(cfg.name, classes, size, list(mean), list(std), checksum, cfg.flip, train, holdout, test)
+
+
+def _split_holdout(train: Split, n: int, classes: list[str]) -> tuple[Split, Split | None]:
+    if n == 0:
+        return train, None
+    if not 0 < n < len(train):
+        raise KdrunError(
+            f"dataset.holdout={n} must lie between 0 and {len(train) - 1:,}: it is taken out of the {len(train):,} "
+            f"training images (0 holds nothing out)"
+        )
+    held = stratified(train.labels, n)
+    kept = train.rows(without(held, len(train)))
+    left_C = torch.bincount(kept.labels, minlength=len(classes))
+    if (left_C == 0).any():
+        raise KdrunError(
+            f"dataset.holdout={n} leaves no training image of class {classes[int(left_C.argmin())]}; "
+            f"the smallest class has {int(torch.bincount(train.labels, minlength=len(classes)).min())}: hold out fewer"
+        )
+    return kept, train.rows(held)
+
+
+def refuse_folder_settings(cfg: Any, size: int) -> None:
+    """An error for settings that only image_folder obeys, at a source of `size` px images that always fit."""
+    if cfg.size not in (None, size):
+        raise KdrunError(
+            f"dataset.size={cfg.size}: the images of {cfg.name} are {size} px and stay so; "
+            f"use dataset.size=null, or dataset=image_folder, which resizes"
+        )
+    if cfg.memory not in ("auto", "always"):
+        raise KdrunError(
+            f"dataset.memory={cfg.memory}: {cfg.name} always lies in memory. Choices: auto, always "
+            f"(dataset=image_folder has never as well)"
+        )

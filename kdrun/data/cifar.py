@@ -1,0 +1,101 @@
+"""CIFAR-10 and CIFAR-100 (https://www.cs.toronto.edu/~kriz/cifar.html), downloaded on first use."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError, URLError
+
+from kdrun.errors import KdrunError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from kdrun.data.base import Dataset, Split
+
+TIMEOUT = 5.0  # seconds without a byte before a download is given up
+# name -> title, archive and its published md5
+ARCHIVES = {
+    "cifar10": ("CIFAR-10", "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"),
+    "cifar100": ("CIFAR-100", "cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85"),
+}
+
+
+def checksum(cfg: Any, outputs: str) -> str:
+    """The published checksum of the archive; the data need not be there yet."""
+    return f"md5:{ARCHIVES[cfg.name][2]}"
+
+
+def load(cfg: Any, outputs: str) -> Dataset:
+    """50,000 training and 10,000 test images of 32 px, their integrity checked by torchvision.
+
+    They lie in dataset.root, or <outputs>/data/<name>. Raises KdrunError when they do not and cannot be downloaded.
+    """
+    from kdrun.data import base
+
+    base.refuse_folder_settings(cfg, 32)
+    root = cfg.root or os.path.join(outputs, "data", cfg.name)
+    train, test = _present(cfg.name, root) or _downloaded(cfg.name, root)
+    return base.assemble(
+        cfg,
+        classes=list(train.classes),
+        size=32,
+        checksum=checksum(cfg, outputs),
+        train=as_split(train.data, train.targets),
+        test=as_split(test.data, test.targets),
+    )
+
+
+def as_split(data_NHWC: np.ndarray, targets: list[int]) -> Split:
+    """torchvision's arrays as a Split: uint8 (N, H, W, 3) and a list of labels."""
+    import torch
+
+    from kdrun.data.base import Split
+
+    images_NCHW = torch.from_numpy(data_NHWC).permute(0, 3, 1, 2).contiguous()
+    return Split(torch.tensor(targets), torch.arange(len(targets)), images_NCHW)
+
+
+def _present(name: str, root: str, download: bool = False):
+    """torchvision's training and test set, or None when they are missing or damaged."""
+    from torchvision import datasets
+
+    source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    try:
+        return source(root, train=True, download=download), source(root, train=False)
+    except RuntimeError:
+        if download:
+            raise
+        return None
+
+
+def _downloaded(name: str, root: str):
+    """The same after a download, made by one process while the others wait."""
+    from filelock import FileLock
+
+    title, archive, _ = ARCHIVES[name]
+    try:
+        Path(root).mkdir(parents=True, exist_ok=True)
+        with FileLock(os.path.join(root, ".lock")), _timeout(TIMEOUT):
+            return _present(name, root, download=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: what came does not have the published checksum
+        offline = isinstance(error, (URLError, TimeoutError, ConnectionError)) and not isinstance(error, HTTPError)
+        reason = "no network" if offline else " ".join(str(error).split())
+        raise KdrunError(
+            f"{title} is not in {root} and could not be downloaded ({reason}). Put {archive} there, "
+            f"or try kdrun experiment=quickstart, which needs no download."
+        ) from error
+
+
+@contextmanager
+def _timeout(seconds: float):
+    """Gives up sockets that stay silent: torchvision's downloads have no time limit of their own."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

@@ -1,0 +1,116 @@
+"""Weights and resume states on disk: written to a temporary name and renamed, read without executing anything."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from kdrun.errors import KdrunError
+
+
+def atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Call write(temporary) and rename; after a failure (a full disk) the old file is whole and no temporary is left."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A safetensors file of contiguous CPU copies."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    atomically(path, lambda temporary: _durably(temporary, save(plain)))
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """A resume state: tensors, numbers and strings only, so that it can be read without unpickling code."""
+    atomically(path, lambda temporary: torch.save(state, temporary))
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """A resume state of this program; anything else is an error that names the file."""
+    return _unpickle(path)
+
+
+def weights_sha256(state: dict[str, Tensor]) -> str:
+    """Hash of names, shapes and bytes: equal exactly when the weights are equal bit for bit."""
+    value = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        value.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        value.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return value.hexdigest()
+
+
+def load_weights(path: str | Path) -> dict[str, Tensor]:
+    """A state dict from a .safetensors file, or from a .pt/.pth of plain tensors (a state dict, or one under a common key).
+
+    A pickle that holds anything but tensors and plain values is refused, never executed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise KdrunError(f"no checkpoint {path}")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise KdrunError(
+                f"{path} is not a whole safetensors file ({error}); it may be truncated: copy it again"
+            ) from error
+    found = _unpickle(path)
+    for key in ("state_dict", "model", "net", "model_state_dict"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
+        raise KdrunError(f"{path} holds no state dict of tensors (looked under state_dict, model, net too)")
+    return {name.removeprefix("module."): value for name, value in found.items()}
+
+
+def load_into(model: nn.Module, weights: dict[str, Tensor], path: str | Path, name: str) -> None:
+    """Load strictly; a checkpoint of another architecture or number of classes is an error with both shapes."""
+    wanted = model.state_dict()
+    for key in sorted(wanted.keys() & weights.keys()):
+        if wanted[key].shape != weights[key].shape:
+            raise KdrunError(
+                f"{path} does not fit {name}: {key} is {tuple(weights[key].shape)} in the file, {tuple(wanted[key].shape)} in the model"
+                + (" (another number of classes?)" if key.startswith(("head", "fc", "classifier", "linear")) else "")
+            )
+    missing, extra = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
+    if missing or extra:
+        first = f"it lacks {missing[0]}" if missing else f"it has {extra[0]} besides"
+        raise KdrunError(
+            f"{path} does not fit {name}: {len(wanted)} tensors wanted, {len(weights)} found; {first}. Is it another architecture?"
+        )
+    model.load_state_dict(weights)
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise KdrunError(
+            f"{path} is refused: it is a pickle of more than tensors, and kdrun executes none. Save the state dict alone"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise KdrunError(
+            f"{path} cannot be read ({str(error).splitlines()[0][:100]}); it may be truncated: copy it again"
+        ) from error
+
+
+def _durably(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

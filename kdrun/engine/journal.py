@@ -1,0 +1,198 @@
+"""What a run writes while it trains: curves, weights, the resume state, TensorBoard, its record, and the screen."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from kdrun.engine import record as records
+from kdrun.engine.checkpoint import atomically, load_state, save_state, save_tensors, weights_sha256
+from kdrun.engine.loop import Epoch, Progress
+from kdrun.engine.precision import Compute
+from kdrun.errors import KdrunError
+from kdrun.methods.base import Distillation, Stage
+from kdrun.screen import Screen
+from kdrun.tasks import image
+
+
+class RunJournal:
+    """Keeps a run's folder in step with its training; the record it holds is the one that ends in record.json.
+
+    Order at the end of an epoch: curve line, candidate weights, resume state, record. A kill between any two of them is
+    mended by the resume, which cuts the curve back to what the resume state knows.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        record: dict[str, Any],
+        distillation: Distillation,
+        compute: Compute,
+        labels: dict[str, Tensor],
+        teacher_logits: Tensor | None,
+        screen: Screen,
+    ):
+        self.folder, self.record, self.distillation, self.compute = folder, record, distillation, compute
+        self.labels, self.teacher_logits, self.screen = labels, teacher_logits, screen
+        self.lines = 0
+        self.before_s = 0.0
+
+    def resume(self) -> Progress:
+        """The state of the last finished epoch, loaded into the distillation; a fresh Progress where there is none."""
+        path = self.folder / "last.ckpt"
+        progress = Progress()
+        if path.is_file():
+            state = load_state(path)
+            for key, mine in (("device", self.compute.device.type), ("precision", self.compute.precision)):
+                if state[key] != mine:
+                    raise KdrunError(
+                        f"{self.folder} was begun with {key} {state[key]}, not {mine}: it would not end with the same bits. "
+                        f"Say engine.{key}={state[key]}, or rerun=true to start over"
+                    )
+            self.distillation.load_state_dict(state["distillation"])
+            progress = Progress(**state["progress"])
+            self.lines = state["lines"]
+            for key in ("last", "best", "holdout", "agreement"):
+                self.record[key] = state["record"][key]
+            self.record["student"]["init_sha256"] = state["record"]["init_sha256"]
+            self.record["resumed"] += 1
+        self._cut_curves()
+        self.board = SummaryWriter(self.folder / "tb", purge_step=progress.step + 1 if progress.step else None)
+        return progress
+
+    def start_stage(self, stage: Stage, epochs: int, steps: int, done: int) -> None:
+        self.screen.start_stage(self._label(stage), epochs, steps, done)
+
+    def tick(self, stage: Stage, epoch: int, losses: dict[str, float] | None) -> None:
+        self.screen.tick(epoch, losses["total"] if losses else None)
+
+    def point(self, stage: Stage, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.board.add_scalar(f"{stage.name}/{name}", value, step)
+
+    def teacher(self, score: float) -> None:
+        self.board.add_scalar(f"teacher/test/{image.METRIC['name']}", score, 0)
+
+    def end_epoch(self, epoch: Epoch, progress: Progress) -> None:
+        line = self._line(epoch)
+        self._points(epoch, line)
+        with open(self.folder / "curves.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self.lines += 1
+        if line["test"]:
+            self._candidates(epoch, line)
+        self._save(progress)
+        self._progress_record(progress)
+        records.write(self.folder, self.record)
+        self.board.flush()
+        self.screen.end_epoch(epoch, line["test"]["score"] if line["test"] else None)
+
+    def finish(self) -> None:
+        """The last files: weights of the last epoch (and of the peers), test logits, the record as done."""
+        student = self.distillation.student.module.state_dict()
+        save_tensors(self.folder / "student.safetensors", student)
+        for name, model in self.distillation.stages[-1].evaluates.items():
+            if name != "student":
+                save_tensors(self.folder / f"{name}.safetensors", model.state_dict())
+        if self.test_logits is not None:
+            save_tensors(
+                self.folder / "test_logits.safetensors", {"logits": self.test_logits, "labels": self.labels["test"]}
+            )
+        self.record["student"]["sha256"] = weights_sha256(student)
+        self.board.close()
+
+    test_logits: Tensor | None = None
+
+    def _line(self, epoch: Epoch) -> dict[str, Any]:
+        line: dict[str, Any] = {
+            "stage": epoch.stage, "epoch": epoch.epoch, "step": epoch.step, "lr": epoch.lr, "loss": epoch.loss,
+            "test": None, "holdout": None, "train_score": epoch.train_score, "images_per_s": epoch.images_per_s,
+            "data_wait": epoch.data_wait, "seconds": epoch.seconds, "peers": {},
+        }  # fmt: skip
+        for name, splits in epoch.logits.items():
+            scores = {split: self._scores(split, logits) for split, logits in splits.items()}
+            if name == "student":
+                line |= scores
+            else:
+                line["peers"][name] = scores["test"]
+        return line
+
+    def _scores(self, split: str, logits: Tensor) -> dict[str, float | None]:
+        labels = self.labels[split]
+        found: dict[str, float | None] = {"score": image.score(logits, labels), "loss": image.mean_loss(logits, labels)}
+        if split == "test":
+            found["agreement"] = None if self.teacher_logits is None else image.agreement(logits, self.teacher_logits)
+        return found
+
+    def _points(self, epoch: Epoch, line: dict[str, Any]) -> None:
+        metric = image.METRIC["name"]
+        points = {
+            f"{epoch.stage}/train/{metric}": epoch.train_score,
+            "speed/images_per_s": epoch.images_per_s,
+            "speed/data_wait": epoch.data_wait,
+        }
+        for split in ("test", "holdout"):
+            if line[split]:
+                points[f"eval/{split}/{metric}"] = line[split]["score"]
+        if line["test"] and line["test"]["agreement"] is not None:
+            points["eval/test/agreement"] = line["test"]["agreement"]
+        for name, scores in line["peers"].items():
+            points[f"eval/test/{name}/{metric}"] = scores["score"]
+        for name, value in points.items():
+            if value is not None:
+                self.board.add_scalar(name, value, epoch.step)
+
+    def _candidates(self, epoch: Epoch, line: dict[str, Any]) -> None:
+        """last, best (highest test score, the earliest of equals) and holdout (highest holdout score, scored on test)."""
+        test, held = line["test"], line["holdout"]
+        self.test_logits = epoch.logits["student"]["test"]
+        self.record["last"] = {"epoch": epoch.epoch, "score": test["score"], "loss": test["loss"]}
+        self.record["agreement"] = test["agreement"]
+        student = self.distillation.student.module.state_dict()
+        if self.record["best"] is None or test["score"] > self.record["best"]["score"]:
+            self.record["best"] = dict(self.record["last"])
+            save_tensors(self.folder / "student-best.safetensors", student)
+        if held and (self.record["holdout"] is None or held["score"] > self.record["holdout"]["score"]):
+            self.record["holdout"] = {
+                "epoch": epoch.epoch,
+                "score": held["score"],
+                "loss": held["loss"],
+                "test_score": test["score"],
+            }
+            save_tensors(self.folder / "student-holdout.safetensors", student)
+
+    def _save(self, progress: Progress) -> None:
+        kept = {key: self.record[key] for key in ("last", "best", "holdout", "agreement")}
+        state = {
+            "device": self.compute.device.type, "precision": self.compute.precision, "lines": self.lines,
+            "progress": dict(progress.__dict__), "distillation": self.distillation.state_dict(),
+            "record": {**kept, "init_sha256": self.record["student"]["init_sha256"]},
+        }  # fmt: skip
+        save_state(self.folder / "last.ckpt", state)
+
+    def _progress_record(self, progress: Progress) -> None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        if self.compute.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated()
+        self.record["time"] |= {
+            "train_s": round(progress.train_s, 3),
+            "images_per_s": round(progress.images / progress.train_s, 1),
+            "data_wait": round(progress.wait_s / progress.train_s, 4),
+            "peak_memory": peak,
+        }
+
+    def _cut_curves(self) -> None:
+        path = self.folder / "curves.jsonl"
+        kept = path.read_text(encoding="utf-8").splitlines(keepends=True)[: self.lines] if path.is_file() else []
+        atomically(path, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
+
+    def _label(self, stage: Stage) -> str:
+        """The role, and the stage where there are several: "student hints"."""
+        return self.screen.role + (f" {stage.name}" if len(self.distillation.stages) > 1 else "")

@@ -1,0 +1,265 @@
+"""fit and evaluate: the only optimiser loop. It knows stages, terms and weights, and nothing of any method."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from kdrun.config import Recipe
+from kdrun.engine.schedule import factor, learning_rate
+from kdrun.errors import DivergedError, KdrunError, choices
+from kdrun.methods.base import Distillation, Stage
+
+
+@dataclass
+class Progress:
+    """Where a run is: what a resume needs beside the weights and the optimiser."""
+
+    stage: int = 0
+    epoch: int = 0  # finished epochs of that stage
+    step: int = 0  # optimiser steps over all stages
+    train_s: float = 0.0
+    wait_s: float = 0.0
+    images: int = 0
+    optimizer: dict[str, Any] | None = None
+
+
+@dataclass
+class Epoch:
+    """What one epoch of one stage left: means over its images; a line of curves.jsonl."""
+
+    stage: str
+    epoch: int  # counts from 1
+    epochs: int
+    step: int
+    lr: float
+    loss: dict[str, float]  # total, and each term unweighted
+    train_score: float | None
+    images_per_s: float
+    data_wait: float
+    seconds: float
+    logits: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # model -> split -> (N, K) on the device
+
+
+class Journal(Protocol):
+    """What fit tells the outside (kdrun/engine/journal.py writes it to disk and to the screen)."""
+
+    def start_stage(self, stage: Stage, epochs: int, steps: int, done: int) -> None: ...
+    def tick(self, stage: Stage, epoch: int, losses: dict[str, float] | None) -> None: ...
+    def point(self, stage: Stage, step: int, values: dict[str, float]) -> None: ...
+    def end_epoch(self, epoch: Epoch, progress: Progress) -> None: ...
+
+
+def fit(
+    distillation: Distillation,
+    train: Any,  # kdrun.data.loader.Loader
+    evals: Mapping[str, Any],  # split -> Loader
+    recipe: Recipe,
+    weights: Mapping[str, float],
+    schedules: Mapping[str, Mapping[str, Any]],
+    journal: Journal,
+    *,
+    progress: Progress,
+    correct: Callable[[Any, Tensor], Tensor],
+    log_every: int = 50,
+) -> None:
+    """Train every stage of the distillation, from where `progress` says, and leave the best that it knows in the journal."""
+    for number, stage in enumerate(distillation.stages):
+        if number < progress.stage:
+            continue
+        if number > progress.stage:
+            progress.stage, progress.epoch, progress.optimizer = number, 0, None
+        settings = stage_recipe(recipe, stage)
+        enter(distillation, stage)
+        optimizer = make_optimizer(stage, settings)
+        if progress.optimizer is not None:
+            optimizer.load_state_dict(progress.optimizer)
+        journal.start_stage(stage, settings.epochs, len(train), progress.epoch)
+        for epoch in range(progress.epoch, settings.epochs):
+            distillation.begin_epoch(number, epoch)
+            line = train_epoch(
+                distillation,
+                stage,
+                optimizer,
+                train,
+                settings,
+                epoch,
+                weights,
+                schedules,
+                journal,
+                progress,
+                correct,
+                log_every,
+            )
+            for name, model in stage.evaluates.items():
+                line.logits[name] = {split: evaluate(distillation, model, loader) for split, loader in evals.items()}
+            enter(distillation, stage)
+            progress.epoch, progress.optimizer = epoch + 1, optimizer.state_dict()
+            journal.end_epoch(line, progress)
+
+
+def train_epoch(
+    distillation: Distillation,
+    stage: Stage,
+    optimizer: torch.optim.Optimizer,
+    train: Any,
+    recipe: Recipe,
+    epoch: int,
+    weights: Mapping[str, float],
+    schedules: Mapping[str, Mapping[str, Any]],
+    journal: Journal,
+    progress: Progress,
+    correct: Callable[[Any, Tensor], Tensor],
+    log_every: int,
+) -> Epoch:
+    """One pass over the training images. The device is waited for on logging steps alone."""
+    steps, began = len(train), time.perf_counter()
+    meter = Meter()
+    batches = iter(train.epoch(epoch))
+    for i in range(steps):
+        waited = time.perf_counter()
+        batch = next(batches)
+        meter.wait_s += time.perf_counter() - waited
+        share = (epoch + i / steps) / recipe.epochs
+        lr = learning_rate(recipe, recipe.epochs, epoch, i / steps)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+
+        output, terms = distillation(batch, stage)
+        now = {name: weights_of(weights, name) * factor(schedules.get(name), share) for name in terms}
+        total = weighted(terms, now)
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        optimizer.step()
+        distillation.after_step()
+
+        progress.step += 1
+        hits = correct(output.logits.detach(), batch["label"])
+        meter.add({"total": total, **terms}, hits, len(batch["label"]), progress.step)
+        logged = None
+        if progress.step % log_every == 0 or i + 1 == steps:
+            logged = meter.read(stage.name)
+            points = {f"loss/{name}": value for name, value in logged.items()} | {
+                f"weight/{name}": value for name, value in now.items()
+            }
+            journal.point(stage, progress.step, {**points, "lr": lr})
+        journal.tick(stage, epoch, logged)
+    seconds = time.perf_counter() - began
+    progress.train_s, progress.wait_s = progress.train_s + seconds, progress.wait_s + meter.wait_s
+    progress.images += meter.images
+    return Epoch(
+        stage.name, epoch + 1, recipe.epochs, progress.step, lr, meter.means(), meter.score(),
+        meter.images / seconds, meter.wait_s / seconds, seconds,
+    )  # fmt: skip
+
+
+def enter(distillation: Distillation, stage: Stage) -> None:
+    """Thaw exactly what the stage trains; all else is frozen and in eval mode."""
+    distillation.requires_grad_(False).eval()
+    for module in stage.trains:
+        module.requires_grad_(True).train()
+
+
+def stage_recipe(recipe: Recipe, stage: Stage) -> Recipe:
+    """The recipe with the stage's own settings; `epochs` there is a share of the recipe's, at least one epoch."""
+    settings = dict(stage.settings)
+    unknown = set(settings) - {f.name for f in dataclasses.fields(Recipe)}
+    if unknown:
+        key = sorted(unknown)[0]
+        raise KdrunError(
+            f"no key '{key}' in stage {stage.name}. {choices(key, [f.name for f in dataclasses.fields(Recipe)])}"
+        )
+    if "epochs" in settings:
+        share = settings["epochs"]
+        if not isinstance(share, (int, float)) or not 0 < share <= 1:
+            raise KdrunError(
+                f"epochs of stage {stage.name} is {share!r}; it is a share of the recipe's, above 0 and up to 1"
+            )
+        settings["epochs"] = max(1, round(share * recipe.epochs))
+    return dataclasses.replace(recipe, **settings)
+
+
+def make_optimizer(stage: Stage, recipe: Recipe) -> torch.optim.Optimizer:
+    """A fresh optimiser over the stage's parameters, each once."""
+    parameters = list(dict.fromkeys(p for module in stage.trains for p in module.parameters()))
+    fused = all(p.is_cuda for p in parameters)
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
+    return torch.optim.SGD(
+        parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov, fused=fused
+    )
+
+
+def weights_of(weights: Mapping[str, float], term: str) -> float:
+    """The weight of a term; one without a weight is an error."""
+    if term not in weights:
+        method, _, name = term.partition(".")
+        raise KdrunError(f"term {term} has no weight; say method.{method}.weights.{name}=NUMBER")
+    return weights[term]
+
+
+def weighted(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The sum of weight * term. A term of weight 0 is left out: zero gradients would still let weight decay work."""
+    parts = [weights[name] * value for name, value in terms.items() if weights[name] != 0]
+    if not parts:
+        raise KdrunError(f"every term has weight 0 ({', '.join(terms)}): there is nothing to train on")
+    return sum(parts[1:], parts[0])
+
+
+def evaluate(distillation: Distillation, model: nn.Module, loader: Any) -> Tensor:
+    """The logits (N, K) in float32 of a model over a split, in order, in eval mode."""
+    model.eval()
+    dtype = distillation.student.autocast
+    logits = []
+    with torch.no_grad():
+        for batch in loader.batches():
+            x = batch["input"]
+            with torch.autocast(x.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+                logits.append(model(x).float())
+    return torch.cat(logits)
+
+
+class Meter:
+    """Sums over images, kept on the device until someone reads them."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.epoch_sums = self.sums = self.hits = self.bad = torch.zeros(())
+        self.count = self.images = 0
+        self.wait_s = 0.0
+
+    def add(self, terms: Mapping[str, Tensor], hits: Tensor, size: int, step: int) -> None:
+        values = torch.stack([value.detach() for value in terms.values()])
+        if not self.names:
+            self.names = list(terms)
+            self.sums = self.epoch_sums = torch.zeros_like(values, dtype=torch.float64)
+            self.bad = torch.full_like(values, -1, dtype=torch.long)  # first step at which a term was not finite
+            self.hits = torch.zeros_like(hits)
+        self.bad = torch.where((self.bad < 0) & ~values.isfinite(), step, self.bad)
+        self.sums = self.sums + values * size
+        self.hits = self.hits + hits
+        self.count, self.images = self.count + size, self.images + size
+
+    def read(self, stage: str) -> dict[str, float]:
+        """Means since the last read; raises DivergedError for the first term that was not finite."""
+        bad = dict(zip(self.names, self.bad.tolist(), strict=True))
+        first = min((step for step in bad.values() if step >= 0), default=None)
+        if first is not None:
+            term = next((name for name, step in bad.items() if step == first and name != "total"), "total")
+            raise DivergedError(stage, first, term)
+        means = dict(zip(self.names, (self.sums / self.count).tolist(), strict=True))
+        self.epoch_sums = self.epoch_sums + self.sums
+        self.sums, self.count = torch.zeros_like(self.sums), 0
+        return means
+
+    def means(self) -> dict[str, float]:
+        return dict(zip(self.names, (self.epoch_sums / self.images).tolist(), strict=True))
+
+    def score(self) -> float:
+        return self.hits.item() / self.images

@@ -1,0 +1,43 @@
+"""Which device and which number format a run computes in, and how the choice is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from kdrun.config import Engine
+from kdrun.errors import KdrunError
+
+
+@dataclass(frozen=True)
+class Compute:
+    """The resolved engine: `autocast` is None in float32."""
+
+    device: torch.device
+    precision: str
+    autocast: torch.dtype | None
+    said: str  # for the log's first lines
+
+
+def resolve(engine: Engine) -> Compute:
+    """Turn `auto` into what the hardware has: cuda where there is one; bf16 on a GPU that computes in it, else fp32.
+
+    On the CPU `auto` is fp32: the narrow layers of CIFAR networks gain nothing from bfloat16 there.
+    """
+    if engine.device == "cuda" and not torch.cuda.is_available():
+        raise KdrunError(
+            "engine.device=cuda but torch sees no GPU. Say engine.device=cpu, or install a CUDA build of torch"
+        )
+    device = torch.device("cuda" if engine.device != "cpu" and torch.cuda.is_available() else "cpu")
+    precision = engine.precision
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if engine.threads:
+        torch.set_num_threads(engine.threads)
+    torch.use_deterministic_algorithms(engine.deterministic, warn_only=True)
+    torch.backends.cudnn.benchmark = not engine.deterministic
+    torch.backends.cudnn.deterministic = engine.deterministic
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    said = f"{device.type}{threads}, {precision}{' (losses fp32)' if precision != 'fp32' else ''}, channels_last"
+    return Compute(device, precision, torch.bfloat16 if precision == "bf16" else None, said)

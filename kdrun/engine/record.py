@@ -1,0 +1,114 @@
+"""record.json: what a run was and what came of it. docs/records.md explains every key. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+from contextlib import suppress
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+from kdrun.errors import KdrunError
+
+SCHEMA = 1
+NAME = "record.json"
+PACKAGES = ("kdrun", "torch", "torchvision", "hydra-core", "omegaconf", "numpy", "safetensors")
+
+
+def write(folder: str | Path, record: dict) -> Path:
+    """Write `record` to folder/record.json and return its path; a reader sees the old file or the new one, whole.
+
+    Non-finite numbers become null: JSON has no NaN, and a run that diverged must still be able to say so.
+    Raises TypeError for what JSON cannot hold and OSError if the disk refuses; the old record then stands.
+    """
+    path = Path(folder) / NAME
+    temporary = path.with_name(f".{NAME}.{os.getpid()}")  # same folder: a rename across file systems is a copy
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(_finite(record), file, indent=2, ensure_ascii=False, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut can keep the rename and lose the content
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def read(folder: str | Path) -> dict | None:
+    """The record in `folder`, None if there is none; KdrunError, naming the file, if it is no record of this schema."""
+    path = Path(folder) / NAME
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:  # json and unicode errors are ValueErrors
+        raise KdrunError(f"{path} is truncated or not JSON ({error})") from error
+    except OSError as error:
+        raise KdrunError(f"{path} cannot be read ({error.strerror})") from error
+    if not isinstance(record, dict) or "schema" not in record:
+        raise KdrunError(f"{path} is not a record of a kdrun run (no key 'schema')")
+    if record["schema"] != SCHEMA:
+        raise KdrunError(f"{path} has schema {record['schema']!r}; this kdrun reads schema {SCHEMA}")
+    return record
+
+
+def validate(record: dict) -> None:
+    """Raise KdrunError with every departure of `record` from record.schema.json. Needs jsonschema, a dev dependency."""
+    try:
+        import jsonschema
+    except ImportError as error:
+        raise KdrunError("checking a record needs jsonschema: pip install 'kdrun[dev]'") from error
+    found = jsonschema.Draft202012Validator(schema()).iter_errors(record)
+    lines = [f"{error.json_path.removeprefix('$.')}: {error.message}" for error in found]
+    if lines:
+        raise KdrunError(f"not a valid record: {'; '.join(sorted(lines))}")
+
+
+def schema() -> dict:
+    """The JSON schema of record.json (draft 2020-12)."""
+    return json.loads((Path(__file__).parents[1] / "record.schema.json").read_text(encoding="utf-8"))
+
+
+def now() -> str:
+    """The time as records write it: ISO 8601, UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def git_state(folder: str | Path) -> dict | None:
+    """{commit, dirty} of the repository that tracks `folder`; None outside one, before a first commit, or without git.
+
+    Untracked files do not make it dirty: looking for them is slow, and the record hashes the code that matters.
+    """
+
+    def git(*arguments: str) -> str:
+        # No optional locks: the jobs of a sweep ask at the same moment, and `status` would rewrite the index.
+        command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout
+
+    with suppress(OSError, subprocess.SubprocessError):
+        # HEAD:./ fails where the folder is not tracked: an installed kdrun must not name the one around its venv.
+        commit = git("rev-parse", "HEAD", "HEAD:./").split()[0]
+        return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    return None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result can depend on, from their metadata: imports none of them."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[package.removesuffix("-core")] = metadata.version(package)
+    return found
+
+
+def _finite(value):
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value

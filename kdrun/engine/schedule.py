@@ -1,0 +1,50 @@
+"""Learning rates and term weights as functions of how far training is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from kdrun.config import Recipe
+from kdrun.errors import KdrunError, choices
+
+KINDS = {"constant": (), "linear": ("to",), "cosine": ("to",), "warmup": ("until",), "off": ("after",)}
+
+
+def learning_rate(recipe: Recipe, epochs: int, epoch: int, share_of_epoch: float) -> float:
+    """The rate of one step. `epoch` counts from 0; warm-up and cosine move every step, milestones at epoch boundaries."""
+    progress = (epoch + share_of_epoch) / epochs
+    if recipe.warmup and progress < recipe.warmup:
+        return recipe.lr * max(progress / recipe.warmup, 1e-3)
+    if recipe.schedule == "cosine":
+        return recipe.lr * 0.5 * (1 + math.cos(math.pi * (progress - recipe.warmup) / (1 - recipe.warmup)))
+    if recipe.schedule == "step":
+        return recipe.lr * recipe.gamma ** sum(epoch >= round(share * epochs) for share in recipe.milestones)
+    return recipe.lr
+
+
+def check_schedule(where: str, schedule: Mapping[str, Any]) -> None:
+    """`{kind: linear, to: 0.25}` and the like; anything else is an error."""
+    kind = schedule.get("kind", "")
+    if kind not in KINDS:
+        raise KdrunError(f"{where}.kind is '{kind}'. {choices(str(kind), KINDS)}")
+    wanted = {"kind", *KINDS[kind]}
+    if set(schedule) != wanted:
+        raise KdrunError(f"{where} has keys {sorted(schedule)}; {kind} takes {sorted(wanted)}")
+
+
+def factor(schedule: Mapping[str, Any] | None, progress: float) -> float:
+    """What a term's weight is multiplied by at `progress` in [0, 1] of its stage.
+
+    constant: 1. linear and cosine: from 1 to `to`. warmup: from 0 to 1 at `until`. off: 1, then 0 from `after` on.
+    """
+    if schedule is None or schedule["kind"] == "constant":
+        return 1.0
+    if schedule["kind"] == "linear":
+        return 1 + (schedule["to"] - 1) * progress
+    if schedule["kind"] == "cosine":
+        return schedule["to"] + (1 - schedule["to"]) * 0.5 * (1 + math.cos(math.pi * progress))
+    if schedule["kind"] == "warmup":
+        return min(1.0, progress / schedule["until"]) if schedule["until"] else 1.0
+    return 0.0 if progress >= schedule["after"] else 1.0

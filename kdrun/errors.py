@@ -1,0 +1,36 @@
+"""The errors a user sees: one line each, with an exit status and near matches."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class KdrunError(Exception):
+    """Something the user can mend. Printed as one line; `status` becomes the exit code."""
+
+    status = 1
+
+
+class HeldError(KdrunError):
+    """The run asked for is being trained by another process."""
+
+    status = 4
+
+
+class DivergedError(KdrunError):
+    """A loss became NaN or infinite; `stage`, `step` and `term` say where."""
+
+    def __init__(self, stage: str, step: int, term: str):
+        super().__init__(
+            f"loss became NaN at step {step:,} of stage {stage} (term {term}); the last good checkpoint is kept"
+        )
+        self.stage, self.step, self.term = stage, step, term
+
+
+def choices(name: str, known: Iterable[str]) -> str:
+    """The tail of an unknown-name message: the near match, if there is one, and the choices."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    return f"{hint}Choices: {', '.join(known) or 'none'}"

@@ -1,0 +1,143 @@
+"""One job of a command: validate, plan, answer what is finished, train the rest."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from kdrun.config import validate
+from kdrun.plan import Plan, changed_code, describe, make_plan, with_protocol
+from kdrun.screen import Screen, clock
+
+
+def job(composed: DictConfig) -> float:
+    """What Hydra calls. A single run raises its error; a job of a sweep never does: it leaves its state for the summary."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return sweep_job(composed)
+    began = time.perf_counter()
+    plan = prepare(composed)
+    found = plan.finished()
+    if found is not None:
+        _already(plan, with_protocol(found, plan.config.protocol), time.perf_counter() - began)
+        return 0.0
+    screen = Screen()
+    for line in describe(plan):
+        screen.say(line)
+    from kdrun.train import train
+
+    result(with_protocol(train(plan, screen), plan.config.protocol), plan, screen)
+    return 0.0
+
+
+def prepare(composed: DictConfig) -> Plan:
+    """The plan of a composed config."""
+    from kdrun.cli import import_plugin
+
+    for module in composed.get("plugins") or []:
+        import_plugin(module)
+    return make_plan(validate(composed))
+
+
+def sweep_job(composed: DictConfig) -> float:
+    """A job of a sweep: one line on the screen, its state in Hydra's folder for the job, its score or NaN as result."""
+    from kdrun.cli import message
+
+    number = HydraConfig.get().job.num
+    state: dict[str, Any] = {
+        "number": number,
+        "overrides": list(HydraConfig.get().overrides.task),
+        "status": "failed",
+        "folder": None,
+    }
+    screen = Screen(brief=True)
+    value, name = math.nan, f"job {number}"
+    began = time.perf_counter()
+    try:
+        plan = prepare(composed)
+        state["folder"] = str(plan.folder.resolve())
+        record = plan.finished()
+        name = f"{'+'.join(plan.config.method)} {plan.config.student.name} seed {plan.config.seed}"
+        word = "already done"
+        if record is None:
+            from kdrun.train import train
+
+            record, word = train(plan, screen), "done"
+        record = with_protocol(record, plan.config.protocol)
+        state |= {"status": "done", "protocol": plan.config.protocol}
+        value = record["score"]
+        took = f" in {clock(time.perf_counter() - began)}" if word == "done" else ""
+        screen.say(f"  student   {name:<28} test {100 * value:.2f}   {word}{took}")
+    except Exception as error:
+        state["error"] = message(error)
+        screen.say(f"  FAILED    {name:<28} {state['error']}")
+        if composed.get("engine", {}).get("debug"):
+            import traceback
+
+            traceback.print_exc(file=sys.stderr)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "job.json").write_text(json.dumps(state), encoding="utf-8")
+    return value
+
+
+def result(record: dict[str, Any], plan: Plan, screen: Screen) -> None:
+    """The small table at the end of a run."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    last, best, teacher = record["last"], record["best"], record["teacher"]
+    cells = {
+        "method": "+".join(record["method"]),
+        "student": f"{record['student']['name']} seed {record['seed']}",
+        "last": f"{100 * last['score']:.2f}",
+        "best on test": f"{100 * best['score']:.2f} (epoch {best['epoch']})",
+    }
+    if record["holdout"]:
+        cells["holdout's choice"] = f"{100 * record['holdout']['test_score']:.2f} (epoch {record['holdout']['epoch']})"
+    if teacher:
+        cells[f"teacher {teacher['name']}"] = f"{100 * teacher['score']:.2f}"
+        cells["agreement"] = f"{100 * record['agreement']:.2f}"
+    cells["parameters"] = f"{record['student']['params'] / 1e6:.2f} M"
+    cells["time"] = clock(record["time"]["train_s"])
+    for name in cells:
+        table.add_column(name)
+    table.add_row(*cells.values())
+    screen.console.print()
+    screen.console.print(table)
+    reported = {
+        "last": "of the last epoch",
+        "best": "best of all epochs, chosen on the test set",
+        "holdout": "of the epoch chosen on the holdout",
+    }
+    screen.say(
+        f"test accuracy in percent; protocol {record['protocol']}: {100 * record['score']:.2f}, {reported[record['protocol']]}"
+    )
+    screen.say(f"record   {plan.folder / 'record.json'}")
+    screen.say(f"curves   tensorboard --logdir {os.path.join(plan.config.outputs, 'runs')}")
+
+
+def _already(plan: Plan, record: dict[str, Any], seconds: float) -> None:
+    best, teacher = record["best"], record["teacher"]
+    parts = [f"already done: {'+'.join(record['method'])} {record['student']['name']} seed {record['seed']}"]
+    parts += [
+        f"last {100 * record['last']['score']:.2f}",
+        f"best on test {100 * best['score']:.2f} (epoch {best['epoch']})",
+    ]
+    parts += [f"holdout's choice {100 * record['holdout']['test_score']:.2f}"] if record["holdout"] else []
+    parts += [f"teacher {teacher['name']} {100 * teacher['score']:.2f}"] if teacher else []
+    print("  ".join(parts) + f"   ({seconds:.1f} s; rerun=true trains it again)")
+    print(f"record   {plan.folder / 'record.json'}")
+    changed = changed_code(plan.config, record)
+    if changed:
+        print(
+            f"note     the source of {', '.join(changed)} has changed since this run; rerun=true trains it with the new one"
+        )

@@ -1,0 +1,12 @@
+"""Distillation methods: one file per method, the maths of each loss a free function beside its class.
+
+`from kdrun.methods import Method, register` is all that a method of your own needs (docs/adding-a-method.md).
+"""
+
+from kdrun.methods.base import Distillation, Method, Pair, Stage
+from kdrun.registry import METHODS
+from kdrun.taps import Output
+
+register = METHODS.register
+
+__all__ = ["Distillation", "Method", "Output", "Pair", "Stage", "register"]

@@ -1,0 +1,273 @@
+"""The one interface: Method, Stage and the Distillation that runs them.
+
+A method is an nn.Module that owns its layers and buffers and returns named, unweighted losses. A Distillation is a pair of
+tapped models and the methods at work on them; composition is its only business. The loop knows stages and terms alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdrun.engine.random import stream
+from kdrun.errors import KdrunError, choices
+from kdrun.taps import Output, Tapped, evaluate
+
+Batch = Mapping[str, Tensor]  # input (B, 3, H, W) float32, label (B,) int64, index (B,) int64: row in the training set
+Terms = dict[str, Tensor]  # scalars in float32, unweighted
+
+
+class Method(nn.Module):
+    """What a student learns from a teacher. Owns its own layers and buffers; the two models belong to the Distillation.
+
+    Subclasses give `loss`; `build` when there are hyper-parameters or layers; the rest when the method asks for it.
+    """
+
+    teacher = (
+        "outputs"  # none | outputs (frozen) | gradients (inputs require grad) | fresh (pair.fresh: peers, trained too)
+    )
+    needs: tuple[str, ...] = ("label",)  # batch keys it must have
+    generator: torch.Generator  # the method's own random stream, on the device, reseeded every epoch
+
+    def build(self, pair: Pair) -> None:
+        """Keep hyper-parameters (keyword-only arguments, whose values the yaml gives) and make layers sized by `pair`."""
+
+    def loss(self, student: Output, teacher: Any, batch: Batch) -> Terms:
+        """Unweighted scalars by term. `teacher` is an Output, or None where `Method.teacher` is none or fresh."""
+        raise NotImplementedError(f"{type(self).__name__} must define loss(student, teacher, batch)")
+
+    def after_step(self) -> None:
+        """Called after the optimiser's step: memory banks (changing them inside `loss` breaks the backward pass)."""
+
+    def task(self, output: Output, batch: Batch, supervised: Callable[[Any, Batch], Tensor]) -> Tensor | None:
+        """Replaces the supervised loss where it returns one (label smoothing)."""
+        return None
+
+    def evaluates(self) -> dict[str, nn.Module]:
+        """Models to evaluate after each epoch beside the student, by name (peers)."""
+        return {}
+
+    def stages(self, pair: Pair, distil: Stage) -> list[Stage]:
+        """The stages of training; `distil`, the default, trains the student and the methods' layers on every loss."""
+        return [distil]
+
+
+@dataclass
+class Stage:
+    """A phase of training with an optimiser of its own. The key of its settings is method.<name>.stages.<stage>."""
+
+    name: str
+    terms: Callable[[Batch], tuple[Output, Terms]]
+    trains: list[
+        nn.Module
+    ]  # exactly the modules that learn: thawed and in train mode; all else is frozen, in eval mode
+    evaluates: dict[str, nn.Module] = field(
+        default_factory=dict
+    )  # after an epoch; the one called "student" is selected on
+    settings: dict[str, Any] = field(default_factory=dict)  # overrides of the recipe; epochs is a share of its epochs
+
+
+@dataclass
+class Side:
+    """One model of the pair as a method sees it at construction: the shapes of its taps, of its logits, and its parts."""
+
+    shapes: list[tuple[int, ...]]  # per tap, in the order asked for, with a batch of 2: (2, C, H, W) or (2, D)
+    logits: tuple[int, ...]
+    until: Callable[[str], list[nn.Module]]  # tap -> the modules that fire before it
+
+
+@dataclass
+class DataFacts:
+    """What a method may know of the training data."""
+
+    train_n: int  # rows of the training set before any split: the size of a memory bank
+    labels: Tensor  # (train_n,) int64; -1 where a row belongs to the holdout
+    classes: int
+    example: Tensor  # (2, 3, H, W) float32
+
+
+@dataclass
+class Pair:
+    """What a method is built from."""
+
+    student: Side
+    teacher: Side | None
+    data: DataFacts
+    taps: tuple[list[str], list[str]]  # names on the student's and the teacher's side
+    run: Callable[[Batch], tuple[Output, Any]]  # both models on a batch, as the method's own stages need it
+    fresh: Callable[
+        [int], Tapped
+    ]  # a new peer with a random stream of its own: the teacher's architecture, or the student's
+
+
+class Distillation(nn.Module):
+    """A pair of tapped models and the methods at work on them.
+
+    The frozen teacher is no submodule: every weight stands in the state dict once, and the teacher's not at all.
+    `methods` maps a name to (class, settings); settings are the yaml's: taps, stages and hyper-parameters.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        methods: Mapping[str, tuple[type[Method], Mapping[str, Any]]],
+        *,
+        data: DataFacts,
+        task: Callable[[Any, Batch], Tensor],
+        seed: int = 0,
+        autocast: torch.dtype | None = None,
+        fresh: Callable[[int], nn.Module] | None = None,
+    ):
+        super().__init__()
+        self.seed, self.supervised, self._data = seed, task, data
+        self.wants_gradients = any(cls.teacher == "gradients" for cls, _ in methods.values())
+        self._taps = {name: _tap_names(name, settings.get("taps") or []) for name, (_, settings) in methods.items()}
+        self.student = Tapped(student, [tap for taps, _ in self._taps.values() for tap in taps], autocast)
+        self._teacher: list[Tapped] = []
+        if teacher is not None:
+            teacher.requires_grad_(False).eval()
+            self._teacher.append(Tapped(teacher, [tap for _, taps in self._taps.values() for tap in taps], autocast))
+        self._make_peer = lambda i: Tapped(_required(fresh)(i), (), autocast)
+        self.methods: Mapping[str, Method] = nn.ModuleDict()  # type: ignore[assignment]
+        self._build(methods)
+
+    def _build(self, methods: Mapping[str, tuple[type[Method], Mapping[str, Any]]]) -> None:
+        outputs = evaluate(self.student, self._data.example), None
+        if self.teacher is not None:
+            outputs = outputs[0], evaluate(self.teacher, self._data.example)
+        pairs = {}
+        for name, (cls, settings) in methods.items():
+            if cls.teacher in ("outputs", "gradients") and self.teacher is None:
+                raise KdrunError(
+                    f"method '{name}' needs a teacher and teacher=none was asked for; say teacher=MODEL or method=none"
+                )
+            pairs[name] = pair = self._pair(name, outputs)
+            torch.manual_seed(stream(self.seed, "method", name))  # layers start alike whatever was built before them
+            method = cls()
+            method.build(pair, **{k: v for k, v in settings.items() if k not in RESERVED})
+            method.generator = torch.Generator(self._data.example.device)
+            self.methods[name] = method  # type: ignore[index]
+        self.to(self._data.example.device)
+        evaluates = {"student": self.student.module}
+        for method in self.methods.values():
+            evaluates.update(method.evaluates())
+        distil = Stage("distil", self.distil, [self.student, *self.methods.values()], evaluates)
+        self.stages = [distil]
+        for name, (_, settings) in methods.items():
+            stages = self.methods[name].stages(pairs[name], distil)
+            if len(methods) > 1 and stages != [distil]:
+                raise KdrunError(
+                    f"{name} has training stages of its own and stands alone: method={name}, not {[*methods]}"
+                )
+            self.stages = stages
+            _apply_settings(name, stages, settings.get("stages") or {})
+
+    @property
+    def teacher(self) -> Tapped | None:
+        return self._teacher[0] if self._teacher else None
+
+    def forward(self, batch: Batch, stage: Stage) -> tuple[Output, Terms]:
+        """The stage's output and its unweighted terms, losses in float32."""
+        output, terms = stage.terms(batch)
+        return output, {name: value.float() for name, value in terms.items()}
+
+    def distil(self, batch: Batch) -> tuple[Output, Terms]:
+        """The default stage: the supervised loss and every loss of every method, as <method>.<term>."""
+        student, teacher = self.run(batch)
+        task = next(
+            (t for m in self.methods.values() if (t := m.task(student, batch, self.supervised)) is not None), None
+        )
+        terms = {"task": self.supervised(student.logits, batch) if task is None else task}
+        for name, method in self.methods.items():
+            mine = self._view(name, student, 0), self._view(name, teacher, 1)
+            for term, value in method.loss(*mine, batch).items():
+                terms[f"{name}.{term}"] = value
+        return student, terms
+
+    def run(self, batch: Batch) -> tuple[Output, Output | None]:
+        """Both models on one batch: the teacher without gradients, unless a method asks for those of its input."""
+        x = batch["input"]
+        if self.wants_gradients:
+            x = x.detach().requires_grad_(True)
+        teacher = None
+        if self.teacher is not None:
+            self.teacher.eval()
+            with torch.set_grad_enabled(self.wants_gradients and torch.is_grad_enabled()):
+                teacher = self.teacher(x)
+        return self.student(x), teacher
+
+    def begin_epoch(self, stage: int, epoch: int) -> None:
+        """Reseed: dropout from the student's stream, each method's generator from its own. No generator state is saved."""
+        torch.manual_seed(stream(self.seed, "dropout", stage, epoch))
+        for name, method in self.methods.items():
+            method.generator.manual_seed(stream(self.seed, "method", name, stage, epoch))
+
+    def after_step(self) -> None:
+        for method in self.methods.values():
+            method.after_step()
+
+    def _view(self, name: str, output: Output | None, side: int) -> Any:
+        """The output with the taps of one method only."""
+        if output is None:
+            return None
+        start = 0
+        for other, taps in self._taps.items():
+            count = len(taps[side])
+            if other == name:
+                return Output(output.logits, output.taps[start : start + count], output.input, output.again)
+            start += count
+        raise KeyError(name)
+
+    def _pair(self, name: str, outputs: tuple[Output, Output | None]) -> Pair:
+        def side(index: int, tapped: Tapped | None, output: Output | None) -> Any:
+            if tapped is None or output is None:
+                return None
+            shapes = [tuple(tap.shape) for tap in self._view(name, output, index).taps]
+            return Side(shapes, tuple(output.logits.shape), lambda tap: tapped.until(tap, self._data.example))
+
+        def run(batch: Batch) -> tuple[Output, Any]:
+            student, teacher = self.run(batch)
+            return self._view(name, student, 0), self._view(name, teacher, 1)
+
+        sides = side(0, self.student, outputs[0]), side(1, self.teacher, outputs[1])
+        return Pair(*sides, self._data, self._taps[name], run, self._make_peer)
+
+
+RESERVED = ("taps", "weights", "stages", "schedules")  # keys of a method's yaml that are not hyper-parameters
+
+
+def _tap_names(name: str, taps: Any) -> tuple[list[str], list[str]]:
+    """`[stage1, stage2]` for both sides, or `{student: [...], teacher: [...]}`."""
+    if isinstance(taps, Mapping):
+        if set(taps) != {"student", "teacher"}:
+            raise KdrunError(
+                f"method.{name}.taps has keys {sorted(map(str, taps))}; give one list, or student and teacher"
+            )
+        sides = list(taps["student"]), list(taps["teacher"])
+        if len(sides[0]) != len(sides[1]):
+            raise KdrunError(
+                f"method.{name}.taps: {len(sides[0])} for the student, {len(sides[1])} for the teacher; they must pair up"
+            )
+        return sides
+    if not isinstance(taps, Sequence) or isinstance(taps, str):
+        raise KdrunError(f"method.{name}.taps is {taps!r}; give a list, as in taps=[pooled]")
+    return list(taps), list(taps)
+
+
+def _apply_settings(name: str, stages: list[Stage], settings: Mapping[str, Any]) -> None:
+    for key, values in settings.items():
+        stage = next((stage for stage in stages if stage.name == key), None)
+        if stage is None:
+            raise KdrunError(f"no stage '{key}' in method.{name}.stages. {choices(key, [s.name for s in stages])}")
+        stage.settings = dict(values)
+
+
+def _required(fresh: Callable[[int], nn.Module] | None) -> Callable[[int], nn.Module]:
+    if fresh is None:
+        raise KdrunError("this pair cannot make fresh peers: no builder was given")
+    return fresh

@@ -1,0 +1,149 @@
+"""Contrast. Tian, Krishnan, Isola: Contrastive Representation Distillation, ICLR 2020, https://arxiv.org/abs/1910.10699."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdrun.errors import KdrunError
+from kdrun.methods.base import Batch, Method, Pair, Terms
+from kdrun.methods.kd import check_temperature
+from kdrun.registry import METHODS
+from kdrun.taps import Output
+
+
+def similarities(anchor_BD: Tensor, bank_ND: Tensor, contrast_BK: Tensor, temperature: float) -> Tensor:
+    """exp(anchor . bank / temperature) of the rows named by contrast_BK: (B, K), the positive in column 0.
+
+    The anchors meet the whole bank in one matrix product and the wanted scores are gathered from it: (B, N) numbers
+    instead of the (B, K, D) of gathering rows first, which for K = 16,384 and D = 128 is a gigabyte a batch.
+    """
+    return (anchor_BD @ bank_ND.T).gather(1, contrast_BK).div(temperature).exp()
+
+
+def partition(scores_BK: Tensor, rows: int) -> Tensor:
+    """The constant Z that turns the scores of the first batch into probabilities: their mean times the bank's rows."""
+    return scores_BK.detach().mean() * rows
+
+
+def noise_contrastive(scores_BK: Tensor, z: Tensor, rows: int) -> Tensor:
+    """Binary cross-entropy of positive against noise (equations 16 to 19), summed over the K columns, averaged over B.
+
+    p = score / Z; the noise is uniform over `rows`, and K - 1 negatives are drawn: their density is m = (K - 1) / rows.
+    """
+    p_BK = scores_BK / z
+    m = (scores_BK.shape[1] - 1) / rows
+    # p / (p + m) and m / (p + m) with the sources' 1e-7, in logarithms
+    denominator_BK = (p_BK + m + 1e-7).log()
+    positive_B = p_BK[:, 0].log() - denominator_BK[:, 0]
+    negative_B = (torch.log(p_BK.new_tensor(m)) - denominator_BK[:, 1:]).sum(1)
+    return -(positive_B + negative_B).mean()
+
+
+def update(bank_ND: Tensor, index_B: Tensor, embedding_BD: Tensor, momentum: float) -> None:
+    """In place: the batch's rows move towards their new embeddings and keep unit length."""
+    moved_BD = bank_ND[index_B] * momentum + embedding_BD * (1 - momentum)
+    bank_ND[index_B] = F.normalize(moved_BD, dim=1)
+
+
+class Negatives:
+    """Draws, for each image, distinct rows of other classes, uniformly.
+
+    One permutation of the rows a step; for each class the rows of other classes in that order; each image takes a window
+    of it at a random offset. Per image this is a uniform draw without replacement, as in the sources, at the cost of one
+    permutation instead of one draw an image.
+    """
+
+    def __init__(self, labels_N: Tensor, count: int, device: torch.device):
+        self.labels_N = labels_N.to(device)
+        self.rows_M = (self.labels_N >= 0).nonzero().flatten()  # rows of the holdout are never drawn
+        sizes = torch.bincount(self.labels_N[self.rows_M])
+        self.count = int(min(count, len(self.rows_M) - int(sizes.max())))
+        if self.count < 1:
+            raise KdrunError("crd needs images of at least two classes to draw negatives from")
+
+    def draw(self, label_B: Tensor, generator: torch.Generator) -> Tensor:
+        """Rows (B, count) for labels (B,)."""
+        device = label_B.device
+        shuffled_M = self.rows_M[torch.randperm(len(self.rows_M), generator=generator, device=device)]
+        classes_M = self.labels_N[shuffled_M]
+        offsets_B = torch.rand(len(label_B), generator=generator, device=device)
+        window_K = torch.arange(self.count, device=device)
+        negatives_BK = torch.empty(len(label_B), self.count, dtype=torch.long, device=device)
+        for label in label_B.unique():
+            pool = shuffled_M[classes_M != label]
+            mine = (label_B == label).nonzero().flatten()
+            start = (offsets_B[mine] * len(pool)).long()[:, None]
+            negatives_BK[mine] = pool[(start + window_K) % len(pool)]
+        return negatives_BK
+
+
+@METHODS.register
+class CRD(Method):
+    """Contrast: tell an image's embedding from other images' against a memory bank (Tian et al., 2020).
+
+    Two linear embeddings to `dim`, trained with the student; two banks with a row per training image. Student anchors
+    are scored against the teacher's bank and the reverse. Z is fixed at the first batch. The positive is the image itself
+    (the sources' mode "exact").
+    """
+
+    needs = ("label", "index")
+
+    def build(self, pair: Pair, *, dim: int, negatives: int, temperature: float, momentum: float) -> None:
+        check_temperature("crd", temperature)
+        if negatives < 1 or dim < 1 or not 0 <= momentum < 1:
+            raise KdrunError(
+                f"method.crd wants negatives and dim of 1 or more and momentum in [0, 1); got {negatives}, {dim}, {momentum}"
+            )
+        self.temperature, self.momentum = temperature, momentum
+        student, teacher = pair.student.shapes[0], pair.teacher.shapes[0]  # type: ignore[union-attr]
+        self.embed_student = nn.Linear(_size(student), dim)
+        self.embed_teacher = nn.Linear(_size(teacher), dim)
+        rows = pair.data.train_n
+        self.negatives = Negatives(pair.data.labels, negatives, pair.data.example.device)
+        bound = (3 / dim) ** 0.5  # rows of about unit length, as in the sources
+        self.register_buffer("bank_student", torch.empty(rows, dim).uniform_(-bound, bound))
+        self.register_buffer("bank_teacher", torch.empty(rows, dim).uniform_(-bound, bound))
+        self.register_buffer("z", torch.full((2,), -1.0))  # of student and teacher anchors; -1 until the first batch
+        self._pending: tuple[Tensor, ...] = ()
+
+    def loss(self, student: Output, teacher: Output, batch: Batch) -> Terms:
+        s_BD = F.normalize(self.embed_student(student.taps[0].flatten(1)), dim=1)
+        t_BD = F.normalize(self.embed_teacher(teacher.taps[0].flatten(1)), dim=1)
+        index_B = batch["index"]
+        contrast_BK = torch.cat([index_B[:, None], self.negatives.draw(batch["label"], self.generator)], dim=1)
+        value, z = contrast(s_BD, t_BD, self.bank_student, self.bank_teacher, contrast_BK, self.temperature, self.z)
+        self._pending = (index_B, s_BD.detach(), t_BD.detach(), z)
+        return {"contrast": value}
+
+    def after_step(self) -> None:
+        index_B, s_BD, t_BD, z = self._pending
+        update(self.bank_student, index_B, s_BD, self.momentum)
+        update(self.bank_teacher, index_B, t_BD, self.momentum)
+        self.z.copy_(z)
+
+
+def contrast(
+    s_BD: Tensor,
+    t_BD: Tensor,
+    bank_s_ND: Tensor,
+    bank_t_ND: Tensor,
+    contrast_BK: Tensor,
+    temperature: float,
+    z_2: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The loss of both directions, and the constants Z (2,) to keep; z_2 below 0 means "not set yet".
+
+    Embeddings have unit length; contrast_BK names rows of the banks, the positive in column 0.
+    """
+    student_BK = similarities(s_BD, bank_t_ND, contrast_BK, temperature)
+    teacher_BK = similarities(t_BD, bank_s_ND, contrast_BK, temperature)
+    rows = len(bank_s_ND)
+    first_2 = torch.stack([partition(student_BK, rows), partition(teacher_BK, rows)])
+    z_2 = torch.where(z_2 > 0, z_2, first_2)  # no look at the value: the device is not waited for
+    return noise_contrastive(student_BK, z_2[0], rows) + noise_contrastive(teacher_BK, z_2[1], rows), z_2
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    return torch.Size(shape[1:]).numel()

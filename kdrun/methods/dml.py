@@ -1,0 +1,56 @@
+"""Deep mutual learning. Zhang, Xiang, Hospedales, Lu, CVPR 2018, https://arxiv.org/abs/1706.00384."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from kdrun.errors import KdrunError
+from kdrun.methods.base import Batch, Method, Pair, Terms
+from kdrun.methods.kd import soft_targets
+from kdrun.registry import METHODS
+from kdrun.taps import Output
+
+
+def mutual(logits: list[Tensor]) -> list[Tensor]:
+    """For each of n networks the mean over its peers of KL(peer || itself), peers detached (equations 4 and 8).
+
+    logits: n tensors (B, K). Temperature 1; summed over classes, averaged over the batch. KD-Zoo's for n = 2.
+    """
+    losses = []
+    for i, mine in enumerate(logits):
+        others = [soft_targets(mine, other.detach(), 1.0) for j, other in enumerate(logits) if j != i]
+        losses.append(sum(others[1:], others[0]) / len(others))
+    return losses
+
+
+@METHODS.register
+class DML(Method):
+    """Mutual learning: networks trained together from scratch, each on the others' predictions (Zhang et al., 2018).
+
+    The peers have the teacher's architecture, or the student's where teacher=none, and random streams of their own. All
+    losses come from one forward pass of each network (as in KD-Zoo; the paper updates the networks in turn). Networks
+    share no weights, so one sum serves all: `mutual` adds the networks' divergences, `peers` the peers' supervised losses.
+    """
+
+    teacher = "fresh"
+
+    def build(self, pair: Pair, *, networks: int) -> None:
+        if networks < 2:
+            raise KdrunError(
+                f"method.dml.networks is {networks}; mutual learning needs at least 2, the student among them"
+            )
+        self.peers = nn.ModuleList(pair.fresh(i) for i in range(1, networks))
+
+    def evaluates(self) -> dict[str, nn.Module]:
+        return {f"peer{i}": peer.module for i, peer in enumerate(self.peers, start=1)}  # type: ignore[misc]
+
+    def loss(self, student: Output, teacher: Any, batch: Batch) -> Terms:
+        logits = [student.logits, *(peer(batch["input"]).logits for peer in self.peers)]
+        divergences = mutual(logits)
+        supervised = [nn.functional.cross_entropy(peer_BK, batch["label"]) for peer_BK in logits[1:]]
+        return {
+            "mutual": sum(divergences[1:], divergences[0]),
+            "peers": sum(supervised[1:], supervised[0]),
+        }

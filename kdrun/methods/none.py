@@ -1,0 +1,19 @@
+"""The student alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kdrun.methods.base import Batch, Method, Terms
+from kdrun.registry import METHODS
+from kdrun.taps import Output
+
+
+@METHODS.register(name="none")
+class Alone(Method):
+    """No distillation: the supervised loss alone. Trains teachers, and the baseline of every table."""
+
+    teacher = "none"
+
+    def loss(self, student: Output, teacher: Any, batch: Batch) -> Terms:
+        return {}

@@ -1,0 +1,206 @@
+"""A run before it is trained: who it is, where it lies, what is already there. Answers finished runs without torch."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib.util
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from kdrun import data
+from kdrun.config import Config
+from kdrun.engine import record as records
+from kdrun.errors import HeldError, KdrunError
+from kdrun.identity import digest, file_sha256, folder, group, identity, is_fresh, teacher_config
+from kdrun.registry import METHODS, MODELS
+
+
+@dataclass
+class Plan:
+    """A validated config with its identity and its folder; `teacher` is the plan of the run that trains its teacher."""
+
+    config: Config
+    identity: dict[str, Any]
+    folder: Path
+    teacher: Plan | None = None
+
+    @property
+    def id(self) -> str:
+        return digest(self.identity)
+
+    @property
+    def group(self) -> str:
+        return group(self.identity)
+
+    def record(self) -> dict[str, Any] | None:
+        """What record.json in the folder says now."""
+        return records.read(self.folder)
+
+    def finished(self) -> dict[str, Any] | None:
+        """The record of a finished run, unless rerun=true asks for another. A run that ended in NaN needs rerun=true."""
+        found = self.record()
+        if found is None or self.config.rerun:
+            return None
+        if found["status"] == "nan":
+            raise KdrunError(f"{self.folder} ended in NaN: {found['error']['message']}. rerun=true starts it over")
+        return found if found["status"] == "done" else None
+
+
+def make_plan(config: Config) -> Plan:
+    """Identity and folder of a run and of its teacher; reads the dataset's checksum, trains nothing."""
+    checksum = data.checksum(config.dataset, config.outputs)
+    found = identity(config, checksum)
+    teacher = None
+    if config.teacher.name != "none" and not config.teacher.checkpoint and not is_fresh(config):
+        theirs = teacher_config(config)
+        its_identity = identity(theirs, checksum)
+        teacher = Plan(theirs, its_identity, folder(theirs, its_identity))
+    return Plan(config, found, folder(config, found), teacher)
+
+
+def code(config: Config) -> dict[str, Any]:
+    """SHA-256 of the source of each method (with the methods that it imports) and of an imported model."""
+    student = None
+    if getattr(config.student, "path", None):
+        student = _module_sha256(config.student.path.partition(":")[0])
+    return {"method": {name: _method_sha256(name) for name in config.method}, "student": student}
+
+
+def changed_code(config: Config, record: dict[str, Any]) -> list[str]:
+    """Names whose source differs from the one that a finished run was trained with."""
+    now = code(config)
+    names = [name for name, value in record["code"]["method"].items() if now["method"].get(name) != value]
+    return names + ([config.student.path] if now["student"] != record["code"]["student"] else [])
+
+
+@contextmanager
+def held(plan: Plan, wait: bool, say: Any = print) -> Iterator[None]:
+    """Hold a run's folder. Another holder is an error of exit code 4, or is waited for (a teacher)."""
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(plan.folder / ".lock"), plan.folder / ".holder.json"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        who = _holder(holder)
+        if not wait:
+            raise HeldError(f"{plan.folder} is being trained by {who}. Wait for it, or ask for another run") from None
+        say(f"teacher {plan.config.student.name} is being trained by {who}; waiting for it")
+        lock.acquire()
+    try:
+        holder.write_text(
+            json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": records.now()}), encoding="utf-8"
+        )
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def clear(plan: Plan) -> None:
+    """Empty a run's folder (rerun=true), but for its lock."""
+    for path in plan.folder.iterdir():
+        if path.name in (".lock", ".holder.json"):
+            continue
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def describe(plan: Plan) -> list[str]:
+    """The plan as lines: what will be trained and what is already there."""
+    config = plan.config
+    methods = "+".join(config.method)
+    holdout = f", {config.dataset.holdout:,} held out" if config.dataset.holdout else ""
+    lines = [
+        f"plan     {config.dataset.name}{holdout} | {methods} | student {config.student.name} seed {config.seed} | {_recipe(config.recipe)}"
+    ]
+    if config.teacher.name != "none":
+        lines.append(f"teacher  {config.teacher.name} {_teacher(plan)}")
+    weights = {f"{m}.{term}": weight for m, values in config.method.items() for term, weight in values.weights.items()}
+    if weights:
+        lines.append("weights  " + ", ".join(f"{term} {weight:g}" for term, weight in weights.items()))
+    before = plan.record()
+    if before is not None and not config.rerun:
+        lines.append(f"resume   this run was {before['status']}; it goes on after its last finished epoch")
+    lines.append(f"folder   {plan.folder}")
+    return lines
+
+
+def _teacher(plan: Plan) -> str:
+    config = plan.config
+    if is_fresh(config):
+        return "is the peers' architecture; they are trained together with the student"
+    if plan.teacher is None:
+        return f"from {config.teacher.checkpoint}"
+    record = plan.teacher.record()
+    if record is not None and record["status"] == "done":
+        return f"(seed {config.teacher.seed}): here, test {100 * record['last']['score']:.2f} ({plan.teacher.folder})"
+    state = "not here, will be trained first" if record is None else f"{record['status']}, will be finished first"
+    return f"(seed {config.teacher.seed}): {state} | {_recipe(config.teacher.recipe)}"
+
+
+def _recipe(recipe: Any) -> str:
+    return f"{recipe.name}: {recipe.epochs} epochs, batch {recipe.batch_size}, lr {recipe.lr:g}"
+
+
+def _holder(path: Path) -> str:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {found['pid']} on {found['host']} since {found['since']}"
+    except (OSError, ValueError, KeyError):
+        return "another process"
+
+
+def _method_sha256(name: str) -> str:
+    """Over the method's file and, through its imports, those of the methods whose maths it uses."""
+    seen: dict[str, str] = {}
+    folder = Path(__file__).parent / "methods"
+
+    def visit(file: Path) -> None:
+        seen[file.name] = file_sha256(file)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kdrun.methods."):
+                other = folder / f"{(node.module or '').rpartition('.')[2]}.py"
+                if other.name != "base.py" and other.name not in seen and other.is_file():
+                    visit(other)
+
+    visit(METHODS.entry(name).file)
+    return digest(dict(sorted(seen.items()))) if len(seen) > 1 else next(iter(seen.values()))
+
+
+def _module_sha256(module: str) -> str | None:
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    return file_sha256(spec.origin) if spec is not None and spec.origin else None
+
+
+def model_arguments(node: Any) -> dict[str, Any]:
+    """The builder's keyword arguments in a model's node."""
+    return {name: getattr(node, name) for name in MODELS.entry(node.name).arguments}
+
+
+def with_protocol(record: dict[str, Any], protocol: str) -> dict[str, Any]:
+    """The record as another protocol reports it: all candidates are always recorded, so nothing is trained."""
+    return {**record, "protocol": protocol, "score": score(record, protocol)}
+
+
+def score(record: dict[str, Any], protocol: str) -> float | None:
+    """The reported test score: of the last epoch, of the best on the test set, or of the best on the holdout."""
+    if protocol == "holdout":
+        return record["holdout"]["test_score"] if record["holdout"] else None
+    return record[protocol]["score"] if record[protocol] else None
+
+
+def settings(config: Config) -> dict[str, dict[str, Any]]:
+    """Each method's values as plain dicts."""
+    return {name: dataclasses.asdict(values) for name, values in config.method.items()}

@@ -1,0 +1,68 @@
+"""A finished run in Python: its student as an nn.Module, its record, its logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdrun.engine import record as records
+from kdrun.engine.checkpoint import load_into, load_weights
+from kdrun.errors import KdrunError, choices
+from kdrun.registry import MODELS
+
+
+class Normalised(nn.Module):
+    """A student with its preprocessing: images (B, 3, H, W) as uint8, or as floats in [0, 1], to logits (B, classes)."""
+
+    def __init__(self, model: nn.Module, mean: list[float], std: list[float]):
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(std)[:, None, None])
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        x_BCHW = images_BCHW.float() / 255 if images_BCHW.dtype == torch.uint8 else images_BCHW
+        return self.model((x_BCHW - self.mean) / self.std)
+
+
+@dataclass
+class Run:
+    """`student` in eval mode, `record` as in docs/records.md, `folder` where its files lie."""
+
+    student: nn.Module
+    record: dict[str, Any]
+    folder: Path
+
+    def logits(self) -> tuple[Tensor, Tensor]:
+        """The last epoch's test logits (N, classes) and labels (N,)."""
+        found = load_weights(self.folder / "test_logits.safetensors")
+        return found["logits"], found["labels"]
+
+
+def load(folder: str | Path, which: str = "last") -> Run:
+    """Load a finished run. `which`: last, best (chosen on the test set) or holdout."""
+    folder = Path(folder)
+    record = records.read(folder)
+    if record is None or record["status"] != "done":
+        state = "holds no record.json" if record is None else f"is {record['status']}, not done"
+        raise KdrunError(
+            f"{folder} {state}; give the folder of a finished run, as in outputs/runs/DATASET/METHOD/PAIR/HASH/seed0"
+        )
+    files = {
+        "last": "student.safetensors",
+        "best": "student-best.safetensors",
+        "holdout": "student-holdout.safetensors",
+    }
+    if which not in files or not (folder / files[which]).is_file():
+        raise KdrunError(
+            f"no weights '{which}' in {folder}. {choices(which, [k for k, f in files.items() if (folder / f).is_file()])}"
+        )
+    arguments = {k: v for k, v in record["identity"]["student"].items() if k not in ("name", "checkpoint")}
+    model = MODELS.get(record["student"]["name"])(len(record["dataset"]["classes"]), **arguments)
+    load_into(model, load_weights(folder / files[which]), folder / files[which], record["student"]["name"])
+    student = Normalised(model, record["dataset"]["mean"], record["dataset"]["std"]).eval()
+    return Run(student, record, folder)

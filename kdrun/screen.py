@@ -1,0 +1,101 @@
+"""What the user sees while a run trains: a progress bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+
+def clock(seconds: float) -> str:
+    """1:05, 2:03:04: minutes and seconds, hours where there are any."""
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Screen:
+    """Speaks to the terminal, and repeats every line into the run's log.txt once there is one.
+
+    `brief` (a sweep) says one line per run instead of one per epoch.
+    """
+
+    def __init__(self, brief: bool = False):
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.brief = brief
+        self.bar: Progress | None = None
+        self.log: Path | None = None
+        self.role = "student"
+
+    def say(self, line: str) -> None:
+        """One line, on the screen and in the log."""
+        self.console.print(line, markup=False)
+        self.note(line)
+
+    def note(self, line: str) -> None:
+        """A line for the log alone."""
+        if self.log is not None:
+            with open(self.log, "a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {line}\n")
+
+    def start_stage(self, label: str, epochs: int, steps: int, done: int) -> None:
+        self.stop()
+        self.label = label
+        self.epochs, self.steps, self.ticks = epochs, steps, 0
+        self.total, self.first = epochs * steps, done * steps
+        self.began, self.told, self.loss, self.test = time.perf_counter(), 0.0, None, None
+        self.estimated = False
+        if done:
+            self.note(f"{self.label}: goes on after epoch {done}/{epochs}")
+        if self.console.is_terminal:
+            columns: list[Any] = [
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[told]}"),
+            ]
+            self.bar = Progress(*columns, console=self.console, transient=True)
+            self.task = self.bar.add_task(self.label, total=self.total, completed=self.first, told="")
+            self.bar.start()
+
+    def tick(self, epoch: int, loss: float | None) -> None:
+        self.ticks += 1
+        self.loss = loss if loss is not None else self.loss
+        eta = (time.perf_counter() - self.began) / self.ticks * (self.total - self.first - self.ticks)
+        if self.ticks == min(20, self.steps) and not self.estimated:
+            self.estimated = True
+            if not self.brief and self.bar is None:
+                self.say(f"{self.label}: about {clock(eta)} to go, measured over the first {self.ticks} steps")
+        if self.bar is not None:
+            told = f"epoch {epoch + 1}/{self.epochs}"
+            told += f"  loss {self.loss:.3f}" if self.loss is not None else ""
+            told += f"  test {100 * self.test:.2f}" if self.test is not None else ""
+            self.bar.update(self.task, completed=self.first + self.ticks, told=f"{told}  eta {clock(eta)}")
+
+    def end_epoch(self, epoch: Any, test: float | None) -> None:
+        """An epoch is over; off a terminal a line is due every ten seconds at most, and for the last epoch."""
+        self.test = test
+        parts = [f"{self.label}  epoch {epoch.epoch}/{epoch.epochs}", f"loss {epoch.loss['total']:.4f}"]
+        parts += [f"test {100 * test:.2f}"] if test is not None else []
+        parts += [f"{epoch.images_per_s:,.0f} images/s"]
+        left = (time.perf_counter() - self.began) / max(self.ticks, 1) * (self.total - self.first - self.ticks)
+        parts += [f"eta {clock(left)}"] if epoch.epoch < epoch.epochs else []
+        line = "  ".join(parts)
+        now = time.perf_counter()
+        if self.bar is None and not self.brief and (now - self.told > 10 or epoch.epoch == epoch.epochs):
+            self.told = now
+            self.say(line)
+        else:
+            self.note(line)
+        if epoch.epoch == epoch.epochs:
+            self.stop()
+
+    def stop(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+        sys.stdout.flush()

@@ -1,0 +1,226 @@
+"""The sweep summary and its statistics, on made-up records."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import random
+
+import pytest
+
+from kdrun.engine.record import validate
+from kdrun.errors import KdrunError
+from kdrun.report import sweep
+from kdrun.report.stats import mean_sd, paired
+
+
+def sha(*parts) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def make(method="kd", seed=0, score=0.9, *, status="done", lr=0.1, student="resnet8", error=None, **changed) -> dict:
+    """A valid record of a digits run; `changed` replaces top-level keys."""
+    names = method.split("+")
+    taught = names != ["none"]
+    identity = {
+        "schema": 1,
+        "dataset": {"name": "digits", "checksum": "ab12", "holdout": 0},
+        "student": {"name": student},
+        "method": {name: {} for name in names},
+        "recipe": {"name": "quick", "epochs": 30, "lr": lr},
+        "precision": "auto",
+        "cache": "auto",
+        "teacher": {"name": "resnet14", "seed": 0, "weights": "last"} if taught else None,
+    }
+    group = sha(identity)[:12]
+    done = status == "done"
+    chosen = {"epoch": 30, "score": score, "loss": 0.3} if done else None
+    record = {
+        "schema": 1,
+        "id": sha(group, seed)[:12],
+        "group": group,
+        "seed": seed,
+        "command": f"kdrun method={method} seed={seed}",
+        "identity": identity | {"seed": seed},
+        "status": status,
+        "error": error and {"type": "DivergedError", "message": error, "stage": "distil", "step": 7, "term": "kd.kl"},
+        "task": "image",
+        "dataset": {
+            "name": "digits", "checksum": "ab12", "train_n": 1200, "holdout_n": 0, "test_n": 597,
+            "size": 8, "classes": list("0123456789"), "mean": [0.3], "std": [0.4],
+        },
+        "teacher": {"name": "resnet14", "run_id": "77aa", "sha256": sha("t"), "params": 172_000, "score": 0.9581}
+        if taught
+        else None,
+        "student": {
+            "name": student, "init_sha256": sha(student, seed),
+            "sha256": sha(method, seed, lr, score) if done else None, "params": 78_042,
+        },
+        "method": names,
+        "weights": {"task": 1.0},
+        "recipe": {"name": "quick", "epochs": 30, "lr": lr},
+        "protocol": "last",
+        "metric": {"name": "accuracy", "split": "test", "higher_is_better": True},
+        "score": score if done else None,
+        "last": chosen,
+        "best": chosen and {"epoch": 27, "score": score + 0.004, "loss": 0.31},
+        "holdout": None,
+        "agreement": 0.93 if taught and done else None,
+        "time": {
+            "start": "2025-01-01T10:00:00+00:00", "end": "2025-01-01T10:00:09+00:00" if done else None, "train_s": 8.5,
+            "images_per_s": 4200.0, "data_wait": 0.01, "peak_memory": 310_000_000,
+        },
+        "engine": {"device": "cpu", "precision": "fp32", "compile": False, "cache": True, "deterministic": True},
+        "code": {"method": {name: sha(name) for name in names}, "student": sha(student)},
+        "versions": {"python": "3.11.7", "torch": "2.6.0"},
+        "git": {"commit": "0123abcd", "dirty": False},
+        "host": "lab1",
+        "resumed": 0,
+    }  # fmt: skip
+    return copy.deepcopy(record | changed)
+
+
+NONE, KD = (0.8910, 0.8844, 0.8995), (0.9112, 0.9011, 0.9062)
+
+
+@pytest.fixture
+def records():
+    return [make("none", s, x) for s, x in enumerate(NONE)] + [make("kd", s, x) for s, x in enumerate(KD)]
+
+
+def line(text: str, start: str) -> str:
+    (found,) = [line for line in text.splitlines() if line.startswith(start)]
+    return " ".join(found.split())
+
+
+def test_mean_sd():
+    assert mean_sd([1.0, 2.0, 4.0]) == (pytest.approx(7 / 3), pytest.approx(math.sqrt(7 / 3)))
+    assert mean_sd([2.0]) == (2.0, None)
+    with pytest.raises(ValueError, match="at least one"):
+        mean_sd([])
+
+
+@pytest.mark.parametrize("n", [2, 3, 10])
+def test_paired_is_scipys(n):
+    stats = pytest.importorskip("scipy.stats")
+    draw = random.Random(n)
+    a, b = [draw.gauss(0.9, 0.01) for _ in range(n)], [draw.gauss(0.89, 0.01) for _ in range(n)]
+    wanted = stats.ttest_rel(a, b).confidence_interval(0.95)
+    assert paired(a, b) == pytest.approx((sum(a) / n - sum(b) / n, wanted.low, wanted.high))
+
+
+def test_paired_edges():
+    assert paired([0.9], [0.8]) == (pytest.approx(0.1), None, None)
+    assert paired([3.0, 2.0], [2.0, 1.0]) == (1.0, 1.0, 1.0)
+    with pytest.raises(ValueError, match="3 and 2"):
+        paired([1, 2, 3], [1, 2])
+
+
+def test_a_group_is_a_row_with_its_paired_difference(records):
+    said = sweep.text(records)
+    gain, low, high = (100 * x for x in paired(KD, NONE))
+    assert line(said, "none ") == "none 3 89.16 ± 0.76 89.56 ± 0.76"
+    assert line(said, "kd ") == f"kd 3 90.62 ± 0.51 91.02 ± 0.51 {gain:+.2f} [{low:+.2f}, {high:+.2f}]"
+    assert line(said, "teacher ") == "teacher resnet14 1 95.81"
+    for word in (
+        "digits 1,200/597",
+        "student resnet8",
+        "last epoch",
+        "95 % interval, paired by seed",
+        "quick, 30 epochs",
+    ):
+        assert word in said
+    assert "note" not in said
+
+
+def test_pairs_are_made_by_seed_not_by_position(records):
+    assert sweep.text(records) == sweep.text(records[:3] + records[:2:-1])
+    assert "(2 seeds)" in line(sweep.text(records[1:]), "kd ")
+    assert line(sweep.text(records[:4]), "kd ").endswith("+2.02 one seed")
+    assert line(sweep.text(records[3:]), "kd ").endswith("91.02 ± 0.51")
+    assert line(sweep.text([records[0], records[4]]), "kd ").endswith("no seed in common")
+
+
+def test_other_initial_weights_are_no_pair(records):
+    records[3]["student"]["init_sha256"] = sha("elsewhere")
+    said = sweep.text(records)
+    assert "(2 seeds)" in line(said, "kd ")
+    assert "kd seed 0 and none began from different weights" in said
+
+
+def test_groups_of_one_method_are_told_apart_and_meet_their_own_baseline(records):
+    other = [make("none", 0, 0.80, lr=0.2), make("kd", 0, 0.83, lr=0.2), make("kd", 0, 0.7, lr=0.3)]
+    said = sweep.text(records + other)
+    assert line(said, "kd (recipe.lr=0.1)").endswith("]")
+    assert line(said, "kd (recipe.lr=0.2)").endswith("+3.00 one seed")
+    assert line(said, "kd (recipe.lr=0.3)").endswith("no none of this recipe")
+
+
+def test_copies_count_once_and_different_results_are_not_averaged(records):
+    assert sweep.text([*records, copy.deepcopy(records[3])]) == sweep.text(records)
+    said = sweep.text([*records, make("kd", 0, 0.95, host="lab2")])
+    assert " ".join(line(sweep.text(records[:3] + records[4:]), "kd ").split()) in " ".join(said.split())
+    assert "91.12" in line(said, "kd seed 0, result 1 of 2")
+    assert "95.00" in line(said, "kd seed 0, result 2 of 2")
+    assert "different results: 91.12 (lab1" in said
+
+
+def test_mixed_sources_are_said(records):
+    records[4]["code"]["method"]["kd"] = sha("edited")
+    records[5]["teacher"]["sha256"] = sha("trained again")
+    assert "mixes different versions of the source of kd, the weights of teacher resnet14" in sweep.text(records)
+
+
+def test_protocol_picks_the_difference(records):
+    for record in records:
+        record["protocol"] = "holdout"
+        record["holdout"] = {
+            "epoch": 3,
+            "score": 0.9,
+            "loss": 0.1,
+            "test_score": record["score"] - 0.1 * len(record["method"][0]),
+        }
+    said = sweep.text(records)
+    assert "+21.45 [" in line(said, "kd ")
+    assert "epoch chosen on the holdout" in said
+    assert "+1.45 [" in sweep.text(records, "last")
+
+
+def test_unfinished_runs_are_listed_with_their_reason(records):
+    bad = make("sp", 2, status="nan", error="loss became NaN at step 4,113 (term sp.similarity)\nTraceback")
+    said = sweep.text([*records, bad, make("kd", 9, status="interrupted")])
+    assert line(said, "nan") == "nan sp resnet8 seed 2: loss became NaN at step 4,113 (term sp.similarity)"
+    assert line(said, "interrupted") == "interrupted kd resnet8 seed 9"
+    assert "Traceback" not in said
+    assert sweep.text([]) == "no runs\n"
+
+
+def test_a_run_that_only_taught_is_a_teacher_row(records):
+    teacher = make("none", 0, 0.9581, student="resnet14", id="77aa")
+    assert sweep.text([teacher, *records]) == sweep.text(records)
+    assert "student resnet14" in sweep.text([teacher])
+
+
+def test_curves(tmp_path, records):
+    runs = [(record, tmp_path / record["id"]) for record in records]
+    for record, folder in runs:
+        folder.mkdir()
+        points = [{"stage": "hints", "epoch": 1, "test": None}, {"stage": "distil", "epoch": 1, "test": None}]
+        points += [{"stage": "distil", "epoch": e, "test": {"score": record["score"] * (1 - 1 / e)}} for e in (2, 3, 4)]
+        (folder / "curves.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
+    assert sweep.read_curve(runs[0][1]) == {e: pytest.approx(NONE[0] * (1 - 1 / e)) for e in (2, 3, 4)}
+    png = sweep.curves(runs, tmp_path / "new" / "curves.png")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    (runs[0][1] / "curves.jsonl").write_text('{"stage": "dis')
+    with pytest.raises(KdrunError, match=r"curves\.jsonl cannot be read"):
+        sweep.curves(runs, png)
+    with pytest.raises(KdrunError, match="no run is done"):
+        sweep.curves([], png)
+
+
+def test_made_up_records_are_valid(records):
+    bad = make("sp", 2, status="nan", error="loss became NaN")
+    for record in [*records, bad, make("kd", status="interrupted")]:
+        validate(record)
