@@ -44,10 +44,14 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         return 1
     except Exception as error:
-        if debug:
-            traceback.print_exc()
-        print(f"kdrun: {message(error, arguments)}", file=sys.stderr)
-        return getattr(error, "status", 1)
+        return _say(error, debug, arguments)
+
+
+def _say(error: Exception, debug: bool, arguments: Sequence[str]) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"kdrun: {message(error, arguments)}", file=sys.stderr)
+    return getattr(error, "status", 1)
 
 
 def message(error: BaseException, arguments: Sequence[str] = ()) -> str:
@@ -77,9 +81,13 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _job(composed: Any) -> Any:
+    """Errors end here in one line: Hydra would add words of its own to them."""
     from kdrun.job import job
 
-    return job(composed)
+    try:
+        return job(composed)
+    except Exception as error:
+        raise SystemExit(_say(error, composed.engine.get("debug"), ())) from None
 
 
 def _verb(verb: str, rest: list[str]) -> int:

@@ -148,6 +148,13 @@ def _node(name: str, arguments: dict[str, Argument], role: str) -> type:
     return make_dataclass(f"{role}_{name}", parts)
 
 
+def no_teacher(recipe: Recipe) -> Any:
+    """The node of teacher=none; its recipe is never used and so is the student's."""
+    node = _node("none", {}, "teacher")()
+    node.recipe = recipe
+    return node
+
+
 def _fields(arguments: dict[str, Argument]) -> list[Any]:
     found: list[Any] = []
     for name, argument in arguments.items():
@@ -199,7 +206,7 @@ def validate(composed: DictConfig) -> Config:
         raise KdrunError(f"no key '{name}' in the config. {choices(name, [f.name for f in fields(Config)])}")
     typed = {key: _typed(key, plain.get(key) or {}, node) for key, node in schema.items()}
     typed["method"] = {
-        name: _typed(f"method.{name}", values or {}, method_schema(name)) for name, values in methods.items()
+        name: _typed(f"method.{name}", values or {}, method_schema(name)) for name, values in sorted(methods.items())
     }
     scalars = {f.name: plain[f.name] for f in fields(Config) if f.name in plain and f.name not in typed}
     config = Config(**typed, **scalars)
@@ -266,7 +273,7 @@ def check_recipe(where: str, recipe: Recipe) -> None:
 def _check_teacher(config: Config) -> None:
     """Method none implies teacher none, or each teacher would retrain the same student."""
     if all(METHODS.entry(name).attributes.get("teacher", "outputs") == "none" for name in config.method):
-        config.teacher = OmegaConf.to_object(OmegaConf.structured(_node("none", {}, "teacher")))
+        config.teacher = no_teacher(config.recipe)
         return
     for name in config.method:
         wants = METHODS.entry(name).attributes.get("teacher", "outputs")

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kdrun.config import Config
+from kdrun.config import Config, Loss, method_schema, no_teacher
 from kdrun.errors import KdrunError
 from kdrun.registry import METHODS
 
@@ -72,13 +72,9 @@ def folder(config: Config, found: dict[str, Any]) -> Path:
 
 def teacher_config(config: Config) -> Config:
     """The run that trains this run's teacher: method none on the teacher's model, by its own recipe and seed."""
-    from kdrun.config import Loss, _node, method_schema  # local: they build nodes, which most callers never need
-
     student = dataclasses.replace(config.teacher, checkpoint=None)
-    alone = _node("none", {}, "teacher")()
-    alone.recipe = config.recipe
     return dataclasses.replace(
-        config, student=student, teacher=alone, method={"none": method_schema("none")()}, recipe=config.teacher.recipe,
+        config, student=student, teacher=no_teacher(config.recipe), method={"none": method_schema("none")()}, recipe=config.teacher.recipe,
         loss=Loss(), seed=config.teacher.seed, protocol="last", rerun=False,
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from kdrun.config import validate
-from kdrun.plan import Plan, changed_code, describe, make_plan, with_protocol
+from kdrun.plan import Plan, changed_code, make_plan, with_protocol
 from kdrun.screen import Screen, clock
 
 
@@ -30,8 +30,6 @@ def job(composed: DictConfig) -> float:
         _already(plan, with_protocol(found, plan.config.protocol), time.perf_counter() - began)
         return 0.0
     screen = Screen()
-    for line in describe(plan):
-        screen.say(line)
     from kdrun.train import train
 
     result(with_protocol(train(plan, screen), plan.config.protocol), plan, screen)

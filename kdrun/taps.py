@@ -40,6 +40,7 @@ class Tapped(nn.Module):
         super().__init__()
         self.module, self.names, self.autocast = module, tuple(taps), autocast
         self._caught: dict[str, tuple[Tensor, int]] = {}
+        self._armed = False  # the hooks catch during forward alone, not when the module is called by itself
         self._cloned: set[str] = set()
         self._handles = [self._hook(name) for name in dict.fromkeys(self.names)]
 
@@ -64,8 +65,12 @@ class Tapped(nn.Module):
 
     def _run(self, x: Tensor) -> Any:
         self._caught.clear()
-        with torch.autocast(x.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
-            return self.module(x)
+        self._armed = True
+        try:
+            with torch.autocast(x.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
+                return self.module(x)
+        finally:
+            self._armed = False
 
     def _hook(self, name: str) -> Any:
         path, _, side = paths(self.module).get(name, name).partition(":")
@@ -78,6 +83,8 @@ class Tapped(nn.Module):
             )
 
         def catch(value: Any) -> None:
+            if not self._armed:
+                return
             value = value[0] if isinstance(value, (tuple, list)) else value
             if name in self._caught:
                 raise KdrunError(

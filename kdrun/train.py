@@ -27,7 +27,7 @@ from kdrun.engine.schedule import check_schedule, factor
 from kdrun.errors import DivergedError, KdrunError, choices
 from kdrun.identity import file_sha256, is_fresh
 from kdrun.methods.base import DataFacts, Distillation
-from kdrun.plan import Plan, clear, code, held, model_arguments, score, settings
+from kdrun.plan import Plan, clear, code, describe, held, model_arguments, score, settings
 from kdrun.registry import METHODS, MODELS
 from kdrun.screen import Screen
 from kdrun.taps import evaluate as look
@@ -48,6 +48,9 @@ def train(plan: Plan, screen: Screen, *, wait: bool = False) -> dict[str, Any]:
             return found  # another process finished it meanwhile
         if plan.config.rerun:
             clear(plan)
+        if not wait and not screen.brief:
+            for line in [*describe(plan), f"engine   {compute.said}"]:
+                screen.say(line)
         return _train(plan, compute, parts, screen, f"teacher {plan.config.student.name}" if wait else "student")
 
 
