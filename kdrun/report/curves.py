@@ -1,0 +1,183 @@
+"""HEAD"""
+# ------------------------------------------------------------------------------------------------------ the picture
+
+
+def curves(runs: list[tuple[dict, Path]], path: str | Path) -> Path:
+    """Draw the test score per epoch of every group of `runs` = [(record, folder)] into one PNG, and return its path.
+
+    Per block, left: mean over seeds, lowest to highest as a band, the teacher dashed; right: each group against `none`,
+    per seed and with the interval of the table. KdrunError if no run is done or a curves.jsonl cannot be read.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    drawn = [block for block in blocks([record for record, _ in runs]) if any(row.runs for row in block.rows)]
+    if not drawn:
+        raise KdrunError("no curves to draw: no run is done")
+    folders = {id(record): Path(folder) for record, folder in runs}
+    with plt.rc_context(
+        {
+            "font.size": 10,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "figure.constrained_layout.wspace": 0.05,
+        }
+    ):
+        heights = [max(4.4, 1.2 + 0.36 * len(block.rows)) for block in drawn]
+        figure, axes = plt.subplots(
+            len(drawn),
+            2,
+            figsize=(9, sum(heights)),
+            width_ratios=(1.75, 1),
+            height_ratios=heights,
+            squeeze=False,
+            layout="constrained",
+        )
+        for block, (left, right) in zip(drawn, axes, strict=True):
+            colours = _colours(block)
+            _draw_curves(left, block, folders, colours)
+            _draw_gains(right, block, colours)
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=200, facecolor="white")
+        plt.close(figure)
+    return path
+
+
+def read_curve(folder: str | Path) -> dict[int, float]:
+    """{epoch: test score as a fraction} of stage distil, from folder/curves.jsonl. KdrunError if a line is broken."""
+    path, scores = Path(folder) / "curves.jsonl", {}
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            point = json.loads(line)
+            if point["stage"] == "distil" and point["test"] is not None:
+                scores[point["epoch"]] = point["test"]["score"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise KdrunError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
+    return scores
+
+
+def _colours(block: Block) -> dict[str, tuple]:
+    """{label: (colour, dashes)}: baselines near black; when the colours are used up, the dashes change."""
+    style: dict[str, tuple] = {}
+    used: Counter[bool] = Counter()
+    for row in block.rows:
+        number = used[row.baseline]
+        used[row.baseline] += 1
+        colour = BASELINE if row.baseline else COLOURS[number % len(COLOURS)]
+        style[row.label] = colour, DASHES[(number if row.baseline else number // len(COLOURS)) % len(DASHES)]
+    return style
+
+
+def _draw_curves(axis, block: Block, folders: dict[int, Path], colours: dict) -> None:
+    ends, late, tops, seeds = [], [], [], set()
+    for row in block.rows:
+        lines = [curve for run in row.runs.values() if (curve := read_curve(folders[id(run)]))]
+        epochs = sorted(set.intersection(*map(set, lines))) if lines else []
+        if not epochs:
+            continue
+        values = [[100 * line[epoch] for line in lines] for epoch in epochs]
+        means, (colour, dashes) = [mean_sd(at)[0] for at in values], colours[row.label]
+        axis.plot(epochs, means, color=colour, linestyle=dashes, linewidth=1.8 if len(epochs) < 100 else 1.1, zorder=3)
+        lows, highs = [min(at) for at in values], [max(at) for at in values]
+        if len(lines) > 1:
+            axis.fill_between(epochs, lows, highs, color=colour, alpha=0.15 if len(block.rows) < 7 else 0.06, lw=0)
+        ends.append((means[-1], f"{row.label}  {means[-1]:.2f}", colour))
+        late += lows[len(lows) // 3 :]
+        tops += highs
+        seeds.add(len(lines))
+    for label, teacher, _ in _teachers(block):
+        score = 100 * teacher["score"]
+        axis.axhline(score, color=TEACHER, linestyle=(0, (4, 3)), linewidth=1.3, zorder=2)
+        ends.append((score, f"{label}  {score:.2f}", TEACHER))
+        tops.append(score)
+    if late:
+        # The first third of the epochs may leave below: the end of training is what is compared.
+        low = sorted(late)[len(late) // 20]
+        room = 0.06 * max(max(tops) - low, 0.5)
+        axis.set_ylim(low - room, max(tops) + room)
+    record = block.rows[0].first
+    axis.margins(x=0.02)
+    axis.locator_params(axis="x", integer=True)
+    axis.set_xlabel("epoch")
+    axis.set_ylabel(f"{record['metric']['split']} {record['metric']['name']} (%)")
+    count = "-".join(map(str, sorted({min(seeds), max(seeds)}))) if seeds else "0"
+    title = f"{record['dataset']['name']}, student {record['student']['name']}, {count} seed{'s' * (count != '1')}"
+    _dress(axis, "y", title, "one run per method" if count == "1" else "mean over seeds, band from lowest to highest")
+    _label_ends(axis, ends)
+
+
+def _dress(axis, grid: str, title: str, subtitle: str) -> None:
+    axis.grid(axis=grid, color="#e6e6e6", linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.set_title(f"{title}\n", loc="left", fontweight="bold", fontsize=11.5)
+    axis.text(0, 1.025, subtitle, transform=axis.transAxes, fontsize=9, color="#666666")
+
+
+def _ink(colour: str) -> tuple[float, ...]:
+    """A line's colour, darker: letters are thinner than lines and need more contrast."""
+    from matplotlib.colors import to_rgb
+
+    return tuple(0.75 * part for part in to_rgb(colour))
+
+
+def _label_ends(axis, ends: list[tuple[float, str, str]]) -> None:
+    """Name each line beside its right end, outside of the data; labels that would overlap are moved apart."""
+    low, high = axis.get_ylim()
+    ends = sorted(ends)
+    shares = [min(max((value - low) / (high - low), 0.0), 1.0) for value, _, _ in ends]
+    gap = 0.18 / (axis.figure.get_figheight() * axis.get_position().height)  # a line of text, 0.18 inch, of the height
+    for (_, label, colour), share, place in zip(ends, shares, _apart(shares, gap), strict=True):
+        axis.plot((1.005, 1.035), (share, place), transform=axis.transAxes, color=colour, lw=0.8, clip_on=False)
+        axis.annotate(label, (1.045, place), xycoords="axes fraction", va="center", fontsize=9.5, color=_ink(colour))
+
+
+def _apart(places: list[float], gap: float) -> list[float]:
+    """The nearest places (least squares) at least `gap` apart, in order: isotonic regression of place - i gap."""
+    pools: list[list[float]] = []
+    for i, place in enumerate(places):
+        pools.append([place - i * gap])
+        while len(pools) > 1 and mean_sd(pools[-2])[0] > mean_sd(pools[-1])[0]:
+            pools[-2:] = [pools[-2] + pools[-1]]
+    moved = [mean_sd(pool)[0] for pool in pools for _ in pool]
+    return [place + i * gap for i, place in enumerate(moved)]
+
+
+def _draw_gains(axis, block: Block, colours: dict) -> None:
+    """Each group against `none` under the protocol of the records: a ring per seed, the mean and its interval."""
+    asked = {run["protocol"] for run in block.done}
+    protocol = asked.pop() if len(asked) == 1 else "last"
+    found = []
+    for row in block.rows:
+        base = block.baseline_of(row)
+        if base and (gains := difference(row, base, protocol))[0]:
+            found.append((row.label, gains))
+    if not found:
+        axis.set_axis_off()
+        return
+    for height, (label, (_, gain, low, high, each)) in enumerate(reversed(found)):
+        colour = colours[label][0]
+        if low is not None and high is not None:
+            axis.plot([100 * low, 100 * high], [height] * 2, color=colour, linewidth=2, solid_capstyle="butt", zorder=2)
+        axis.plot([100 * x for x in each], [height] * len(each), "o", ms=5, mfc="white", mec=colour, mew=1.1, zorder=3)
+        axis.plot([100 * gain], [height], "D", ms=6, color=colour, zorder=4)
+        axis.annotate(
+            f"{label}   {_gain(gain, low, high)}",
+            (0, height),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 9),
+            textcoords="offset points",
+            fontsize=9.5,
+            color=_ink(colour),
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},  # or the line at zero runs through the letters
+        )
+    axis.axvline(0, color=BASELINE, linewidth=1, zorder=1)
+    axis.margins(x=0.08)
+    axis.set_ylim(-0.6, len(found) - 0.2)
+    axis.set_yticks([])
+    axis.spines["left"].set_visible(False)
+    axis.set_xlabel(f"points over none ({protocol})")
+    several = any(gains[0] > 1 for _, gains in found)
+    _dress(axis, "x", "Against none", "a ring per seed; bar: 95 % interval" if several else "one seed: no interval")
