@@ -30,7 +30,8 @@ def run(arguments: Sequence[str]) -> int:
     """The whole command as a function of its arguments; returns the exit status."""
     debug = any(a.replace(" ", "").lower() in ("engine.debug=true", "engine.debug=1") for a in arguments)
     signal.signal(signal.SIGTERM, _terminate)
-    sys.path.insert(0, os.getcwd())  # console scripts lack it; users' models and methods lie there
+    if os.getcwd() not in sys.path:  # console scripts lack it; users' models and methods lie there
+        sys.path.insert(0, os.getcwd())
     try:
         return _dispatch(list(arguments))
     except SystemExit as error:
@@ -44,6 +45,9 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         return 1
     except Exception as error:
+        from kdrun.sweep import forget
+
+        forget()
         return _say(error, debug, arguments)
 
 
@@ -68,13 +72,17 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments and "=" not in arguments[0] and not arguments[0].startswith(("-", "+", "~")):
         return _verb(arguments[0], arguments[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what happened instead of printing it
+    arguments = _flags_first(arguments)
+    user_folder = _check_usage(arguments)
     _import_plugins(arguments)
-    from kdrun.config import conf_folder, register_nodes
+    from kdrun.config import check_user_folder, conf_folder, register_nodes
 
     register_nodes()
+    if user_folder is not None:
+        check_user_folder(user_folder)
     import hydra
 
-    sys.argv = [sys.argv[0], *_flags_first(arguments)]
+    sys.argv = [sys.argv[0], *arguments]
     job = hydra.main(version_base="1.3", config_path=str(conf_folder().resolve()), config_name="config")(_job)
     job()
     return 0
@@ -97,6 +105,8 @@ def _verb(verb: str, rest: list[str]) -> int:
         from kdrun.errors import choices
 
         what = f"no verb '{verb}'" if verb not in VERBS else f"'{verb}' takes no arguments, got '{rest[0]}'"
+        if len(rest) > 1 and rest[0] == "=":
+            what = f"'{verb} = {rest[1]}' is written without spaces, as {verb}={rest[1]}"
         print(
             f"kdrun: {what}. {choices(verb, VERBS)}; a run is asked for with key=value, as in kdrun method=kd",
             file=sys.stderr,
@@ -104,6 +114,20 @@ def _verb(verb: str, rest: list[str]) -> int:
         return 2
     {"methods": show_methods, "models": show_models}[verb]()
     return 0
+
+
+def _check_usage(arguments: Sequence[str]) -> str | None:
+    """What argparse would refuse in ten lines, in one (exit code 2); returns the folder of --config-dir."""
+    from hydra._internal.utils import get_args_parser
+
+    def refuse(message: str) -> None:
+        error = KdrunError(f"{message.partition(' (choose')[0]}. Options come as key=value; flags: -m, --cfg job, --help")
+        error.status = 2
+        raise error
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[assignment, method-assign]
+    return parser.parse_args(arguments).config_dir
 
 
 def _import_plugins(arguments: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdrun.errors import KdrunError, choices
+from kdrun.explain import wrong_value
 from kdrun.registry import METHODS, MODELS, REQUIRED, Argument, Entry
 
 
@@ -125,6 +126,15 @@ def method_names() -> list[str]:
     return sorted(file.stem for file in (conf_folder() / "method").glob("*.yaml"))
 
 
+def check_user_folder(folder: str) -> None:
+    """Refuse a file of --config-dir that has the name of a built-in: Hydra would take the built-in without a word."""
+    for file in sorted(Path(folder).glob("*/*.yaml")):
+        group, name = file.parent.name, file.stem
+        models = [*MODELS.entries(), "none"] if group in ("teacher", "student") else []
+        if name in models or (conf_folder() / group / file.name).is_file():
+            raise KdrunError(f"{file} has the name of the built-in {group}={name}, which would win; rename the file")
+
+
 def register_nodes() -> None:
     """Put the schema and a node per model and role into Hydra's ConfigStore."""
     store = ConfigStore.instance()
@@ -190,7 +200,7 @@ def validate(composed: DictConfig) -> Config:
     for role in ("teacher", "student"):
         node = plain.get(role)
         if not isinstance(node, dict) or "name" not in node:
-            raise KdrunError(f"{role} is {node!r}; give one: {choices('', MODELS.entries())}")
+            raise KdrunError(f"{role} has no value; say {role}=NAME. {choices('', MODELS.entries())}")
     schema = {
         "dataset": Data, "recipe": Recipe, "engine": Engine, "loss": Loss,
         "student": model_node(MODELS.entry(plain["student"]["name"]), "student"),
@@ -199,7 +209,9 @@ def validate(composed: DictConfig) -> Config:
     }  # fmt: skip
     methods = plain.get("method")
     if not isinstance(methods, dict) or not methods:
-        raise KdrunError(f"method is {methods!r}; give one: {choices('', method_names())}")
+        raise KdrunError(
+            f"method has no value; say method=NAME, or method=none for the student alone. {choices('', method_names())}"
+        )
     unknown = set(plain) - {f.name for f in fields(Config)} - {"experiment", "hydra"}
     if unknown:
         name = sorted(unknown)[0]
@@ -208,8 +220,7 @@ def validate(composed: DictConfig) -> Config:
     typed["method"] = {
         name: _typed(f"method.{name}", values or {}, method_schema(name)) for name, values in sorted(methods.items())
     }
-    scalars = {f.name: plain[f.name] for f in fields(Config) if f.name in plain and f.name not in typed}
-    config = Config(**typed, **scalars)
+    config = Config(**typed, **_scalars({key: value for key, value in plain.items() if key not in typed}))
     _check(config)
     return config
 
@@ -226,7 +237,19 @@ def _typed(where: str, values: dict[str, Any], node: type) -> Any:
         key = str(error.full_key or error.key or "")
         if key.split(".")[0] not in {f.name for f in fields(node)}:
             raise KdrunError(f"no key '{key}' in {where}. {choices(key, [f.name for f in fields(node)])}") from error
-        raise KdrunError(f"{where}.{key}: {str(error).splitlines()[0]}") from error
+        raise KdrunError(wrong_value(f"{where}.{key}", str(error).splitlines()[0])) from error
+
+
+def _scalars(values: dict[str, Any]) -> dict[str, Any]:
+    """seed, protocol, outputs and the like, typed."""
+    names = [f.name for f in fields(Config) if f.name in values]
+    try:
+        merged = OmegaConf.merge(
+            OmegaConf.masked_copy(OmegaConf.structured(Config), names), {name: values[name] for name in names}
+        )
+        return OmegaConf.to_container(merged)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise KdrunError(wrong_value(str(error.full_key or error.key), str(error).splitlines()[0])) from error
 
 
 def _check(config: Config) -> None:
@@ -238,10 +261,19 @@ def _check(config: Config) -> None:
     for key in ("seed", "teacher.seed", "dataset.holdout"):
         if _get(config, key) < 0:
             raise KdrunError(f"{key} is {_get(config, key)}; it must be 0 or more")
+    if not config.outputs:
+        raise KdrunError("outputs has no value; say outputs=FOLDER, or leave it out for outputs=outputs")
+    weights = {f"method.{m}.weights.{term}": w for m, values in config.method.items() for term, w in values.weights.items()}
+    for key, weight in {"loss.task": config.loss.task, **weights}.items():
+        if weight is not None and not math.isfinite(weight):
+            raise KdrunError(f"{key} is {weight}; it must be a finite number")
     for where in ("recipe", "teacher.recipe"):
         check_recipe(where, _get(config, where))
     if config.engine.log_every < 1 or (config.engine.threads is not None and config.engine.threads < 1):
-        raise KdrunError("engine.log_every and engine.threads must be 1 or more")
+        key = "log_every" if config.engine.log_every < 1 else "threads"
+        raise KdrunError(f"engine.{key} is {getattr(config.engine, key)}; it must be 1 or more")
+    if config.engine.workers < 0:
+        raise KdrunError(f"engine.workers is {config.engine.workers}; it must be 0 or more (0 reads in the main process)")
     if config.protocol == "holdout" and not config.dataset.holdout:
         raise KdrunError(
             "protocol=holdout needs a holdout; say dataset.holdout=5000 (images taken from the training set)"
@@ -260,14 +292,18 @@ def check_recipe(where: str, recipe: Recipe) -> None:
         if getattr(recipe, key) < 1:
             raise KdrunError(f"{where}.{key} is {getattr(recipe, key)}; it must be 1 or more")
     if not (recipe.lr > 0 and math.isfinite(recipe.lr)):
-        raise KdrunError(f"{where}.lr is {recipe.lr}; it must be above 0")
-    if recipe.weight_decay < 0 or recipe.momentum < 0 or (recipe.padding or 0) < 0:
-        raise KdrunError(f"{where}: weight_decay, momentum and padding must be 0 or more")
+        raise KdrunError(f"{where}.lr is {recipe.lr}; it must be above 0, as in {where}.lr=0.1")
+    for key in ("weight_decay", "momentum", "gamma", "padding"):
+        value = getattr(recipe, key) or 0
+        if not (value >= 0 and math.isfinite(value)):
+            raise KdrunError(f"{where}.{key} is {value}; it must be 0 or more")
     if recipe.nesterov and recipe.optimizer == "sgd" and recipe.momentum == 0:
         raise KdrunError(f"{where}.nesterov=true needs {where}.momentum above 0, as in momentum=0.9")
-    shares = [*recipe.milestones, recipe.warmup]
-    if not all(0 <= share <= 1 for share in shares):
-        raise KdrunError(f"{where}.milestones and warmup are shares of the epochs, between 0 and 1; got {shares}")
+    for key, shares in (("milestones", recipe.milestones), ("warmup", [recipe.warmup])):
+        wrong = [share for share in shares if not 0 <= share <= 1]
+        if wrong:
+            meant = f"; epoch {wrong[0]:g} of {recipe.epochs} is {wrong[0] / recipe.epochs:g}" * (1 < wrong[0] <= recipe.epochs)
+            raise KdrunError(f"{where}.{key} has {wrong[0]:g}; it wants shares of the epochs, between 0 and 1{meant}")
 
 
 def _check_teacher(config: Config) -> None:

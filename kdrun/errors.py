@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class KdrunError(Exception):
@@ -28,9 +29,19 @@ class DivergedError(KdrunError):
         self.stage, self.step, self.term = stage, step, term
 
 
+def remove_empty(folder: Path, levels: int) -> None:
+    """Remove a folder and those above it, as long as they are empty: what was refused leaves no trace."""
+    for path in [folder, *folder.parents][:levels]:
+        try:
+            path.rmdir()
+        except OSError:
+            return
+
+
 def choices(name: str, known: Iterable[str]) -> str:
     """The tail of an unknown-name message: the near match, if there is one, and the choices."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    folded = {other.lower(): other for other in known}  # KD is kd
+    near = [folded[n] for n in difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)]
     hint = f"Did you mean {near[0]}? " if near else ""
     return f"{hint}Choices: {', '.join(known) or 'none'}"

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from kdrun.errors import KdrunError, choices
+
+GROUPS = ("dataset", "teacher", "student", "method", "recipe", "engine", "experiment")
+OPEN = ("taps", "weights", "stages", "schedules")  # keys of a method under which +key=value may add what the yaml lacks
 
 
 def explain(error: BaseException, arguments: Sequence[str] = ()) -> str:
@@ -21,15 +26,23 @@ def explain(error: BaseException, arguments: Sequence[str] = ()) -> str:
         return _missing(error, arguments)
     if isinstance(error, OverrideParseException):
         return (
-            f"cannot read '{error.override}': an override is key=value; quote what has commas, spaces or brackets in it"
+            f"cannot read '{error.override}': an override is key=value; quote what has commas, spaces, brackets or = in it, "
+            """as in 'teacher.checkpoint="a=b.pt"'"""
         )
+    taken = next((a for a in arguments if a.startswith("~") and a[1:].split("=")[0] in GROUPS), None)
+    if taken is not None and isinstance(error, HydraException):  # what is gone is missed in the most diverse places
+        group = taken[1:].split("=")[0]
+        return f"{taken}: a run cannot do without {group}; choose another with {group}=NAME. {choices('', _options(group))}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(cause, OmegaConfBaseException):
         return _config(cause)
     if isinstance(error, HydraException):
-        return _hydra(error)
+        return _hydra(error, arguments)
+    null = next((a for a in arguments if re.fullmatch(rf"\+*({'|'.join(GROUPS)})(@[\w.]+)?=null", a)), None)
+    if null is not None and isinstance(error, ValueError):  # Hydra's own: "must be a string or a list. Got NoneType"
+        return _null(null.lstrip("+").partition("=")[0].partition("@")[0])
     if isinstance(error, OSError) and error.errno is not None:
-        return f"{os.strerror(error.errno)}: {error.filename or 'a file of the run'}"
+        return f"{os.strerror(error.errno)}: {error.filename or 'a file of the run'}. Free space, or say outputs=FOLDER"
     frame = traceback.extract_tb(error.__traceback__)[-1:] if error.__traceback__ else []
     place = f" at {Path(frame[0].filename).name}:{frame[0].lineno}" if frame else ""
     return f"{type(error).__name__}{place}: {one_line(error)} (engine.debug=true shows the traceback)"
@@ -39,18 +52,33 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _missing(error: object, arguments: Sequence[str]) -> str:
+def _missing(error: Any, arguments: Sequence[str]) -> str:
     """An unknown choice of a group, a file that is not there, or an unknown group."""
     missing = str(getattr(error, "missing_cfg_file", "") or "")
     group, _, name = missing.rpartition("/")
     if not group:
-        return one_line(error)  # type: ignore[arg-type]
+        if "config directory" in str(error):
+            return f"{one_line(error)}; give the folder that holds method/NAME.yaml or dataset/NAME.yaml of yours"
+        return one_line(error)
     options = getattr(error, "options", None) or _options(group)
-    if name == "null" and group in ("teacher", "student", "method"):
-        return f"{group}=null is not a choice; no {group} is {group}=none"
-    shown = f" (kdrun {group}s shows them)" if group == "method" else ""
-    shown = " (kdrun models shows them)" if group in ("teacher", "student") else shown
-    return f"no {group} '{name}'. {choices(name, [o for o in options if o not in ('schema',)])}{shown}"
+    if name == "null":
+        return _null(group)
+    several = [part for part in re.split(r"[+\s;]+", name) if part]
+    if group == "method" and len(several) > 1 and set(several) <= set(options):
+        return f"no method '{name}'. Several at once are a list: 'method=[{','.join(several)}]'"
+    way = {"method": " (kdrun methods shows them)", "teacher": " (kdrun models shows them)"}
+    way["student"] = way["teacher"]
+    if group.startswith("hydra/"):
+        way[group] = f"; others are packages: pip install hydra-{name}-{group.removeprefix('hydra/')}"
+    return f"no {group} '{name}'. {choices(name, [o for o in options if o != 'schema'])}{way.get(group, '')}"
+
+
+def _null(group: str) -> str:
+    if group == "teacher":
+        return "teacher=null is not a choice; no teacher is teacher=none (with method=none, or another that needs none)"
+    if group == "method":
+        return "method=null is not a choice; the student alone is method=none"
+    return f"{group}=null is not a choice. {choices('', _options(group))}"
 
 
 def _options(group: str) -> list[str]:
@@ -62,26 +90,66 @@ def _options(group: str) -> list[str]:
     return [file.stem for file in (conf_folder() / group).glob("*.yaml")]
 
 
-def _config(error: object) -> str:
-    """An unknown key or a wrong type."""
+def _config(error: Any) -> str:
+    """An unknown key, a wrong type or a bad interpolation."""
     full = str(getattr(error, "full_key", "") or getattr(error, "key", "") or "")
     words = str(error).splitlines()[0]
-    if "not in" in words or "not a valid" in words or "struct" in words:
-        parent = getattr(error, "parent_node", None)
-        where, _, key = full.rpartition(".")
-        if parent is not None and ("not in" in words or "struct" in words):
-            known = [str(k) for k in parent if not str(k).startswith("hydra")] if hasattr(parent, "keys") else []
-            return f"no key '{key}' in {where or 'the config'}. {choices(key, known)}"
-    return f"{full}: {words}" if full else words
+    parent = getattr(error, "parent_node", None)
+    if parent is not None and ("not in" in words or "struct" in words):
+        return unknown_key(full, parent)
+    return wrong_value(full, words) if full else words
 
 
-def _hydra(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines)
+def unknown_key(full: str, parent: Any) -> str:
+    """An unknown key. A key typed without its path is looked for everywhere below: lr is recipe.lr."""
+    where, _, key = full.rpartition(".")
+    known = [str(k) for k in parent if not str(k).startswith("hydra")] if hasattr(parent, "keys") else []
+    if where == "method" and key in _options("method"):
+        return f"{full} is set, and this run has method={'+'.join(known)}; say method={key} too, or method.{known[0]}.KEY"
+    deeper = [] if where else [path for path in _paths(parent) if path.rpartition(".")[2] == key]
+    if deeper:
+        return f"no key '{key}' in the config. Did you mean {' or '.join(deeper[:3])}?"
+    adds = where.startswith("method.") and (key in OPEN or any(part in OPEN for part in where.split(".")))
+    return f"no key '{key}' in {where or 'the config'}. {choices(key, known)}" + (f"; +{full}=VALUE adds it" * adds)
+
+
+def wrong_value(key: str, words: str) -> str:
+    """OmegaConf's words for a value that a typed key cannot hold, in ours. Its exceptions carry the value in words alone."""
+    kinds = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
+    if found := re.match(r"Value '(.*)' (?:of type '\w+' could not be converted to|is not a valid) (\w+)", words):
+        value, kind = found.groups()
+        wanted = kinds.get(kind, kind)
+        if value == "":
+            return f"{key} has no value; it must be {wanted}: {key}=VALUE"
+        return f"{key} is '{value}'; it must be {wanted}"
+    if "is not Optional" in words or "non-Optional" in words:
+        return f"{key} is null; it must have a value: {key}=VALUE"
+    if "is not a ListConfig, list or tuple" in words:
+        return f"{key} must be a list, as in '{key}=[VALUE]'"
+    return f"{key}: {words}"
+
+
+def _paths(node: Any, path: str = "") -> Iterator[str]:
+    """Every key below `node` with its path; Hydra's own and the teacher's recipe (a copy of the recipe) left out."""
+    for key in node:
+        below = f"{path}.{key}".lstrip(".")
+        if below in ("hydra", "teacher.recipe") or (hasattr(node, "_is_missing") and node._is_missing(key)):
+            continue
+        yield below
+        if isinstance(child := node._get_node(key) if hasattr(node, "_get_node") else node[key], Mapping):
+            yield from _paths(child, below)
+
+
+def _hydra(error: BaseException, arguments: Sequence[str]) -> str:
+    text = one_line(error)
     if "Could not override" in text and "No match in the defaults list" in text:
-        key = text.split("'")[1].split("=")[0]
         from kdrun.config import conf_folder
 
+        key = text.split("'")[1].split("=")[0]
         groups = [p.name for p in conf_folder().iterdir() if p.is_dir()] + ["teacher", "student"]
         return f"no group '{key}'. {choices(key, groups)}"
+    if "Ambiguous value" in text:
+        override = next((a for a in arguments if f"'{a}'" in text), text.split("'")[1])
+        key, _, value = override.partition("=")
+        return f"{override} gives several values: add -m to sweep over them, or make one list of them: '{key}=[{value}]'"
     return text

@@ -44,12 +44,15 @@ class Plan:
 
     def record(self) -> dict[str, Any] | None:
         """What record.json in the folder says now."""
-        return records.read(self.folder)
+        try:
+            return records.read(self.folder)
+        except KdrunError as error:
+            raise KdrunError(f"{error}; rerun=true starts the run over") from error
 
     def finished(self) -> dict[str, Any] | None:
         """The record of a finished run, unless rerun=true asks for another. A run that ended in NaN needs rerun=true."""
-        found = self.record()
-        if found is None or self.config.rerun:
+        found = None if self.config.rerun else self.record()
+        if found is None:
             return None
         if found["status"] == "nan":
             raise KdrunError(f"{self.folder} ended in NaN: {found['error']['message']}. rerun=true starts it over")
@@ -58,6 +61,7 @@ class Plan:
 
 def make_plan(config: Config) -> Plan:
     """Identity and folder of a run and of its teacher; reads the dataset's checksum, trains nothing."""
+    _check_files(config)
     checksum = data.checksum(config.dataset, config.outputs)
     found = identity(config, checksum)
     teacher = None
@@ -66,6 +70,19 @@ def make_plan(config: Config) -> Plan:
         its_identity = identity(theirs, checksum)
         teacher = Plan(theirs, its_identity, folder(theirs, its_identity))
     return Plan(config, found, folder(config, found), teacher)
+
+
+def _check_files(config: Config) -> None:
+    """A checkpoint that is not there and an output folder that cannot be: said by the key that asked for them."""
+    for role in ("teacher", "student"):
+        path = getattr(config, role).checkpoint
+        if path and not Path(path).is_file():
+            raise KdrunError(
+                f"{role}.checkpoint={path} is not there (looked from {Path.cwd()}); give a .safetensors, .pt or .pth file"
+            )
+    place = next(path for path in (Path(config.outputs), *Path(config.outputs).absolute().parents) if path.exists())
+    if not place.is_dir():
+        raise KdrunError(f"outputs={config.outputs} cannot be written: {place} is a file; say outputs=FOLDER")
 
 
 def code(config: Config) -> dict[str, Any]:
@@ -86,7 +103,12 @@ def changed_code(config: Config, record: dict[str, Any]) -> list[str]:
 @contextmanager
 def held(plan: Plan, wait: bool, say: Any = print) -> Iterator[None]:
     """Hold a run's folder. Another holder is an error of exit code 4, or is waited for (a teacher)."""
-    plan.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KdrunError(
+            f"outputs={plan.config.outputs} cannot be written ({error.strerror}: {error.filename}); say outputs=FOLDER"
+        ) from error
     lock, holder = FileLock(plan.folder / ".lock"), plan.folder / ".holder.json"
     try:
         lock.acquire(timeout=0)

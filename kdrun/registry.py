@@ -73,7 +73,9 @@ class Registry:
         """One entry; an unknown name is an error with near matches."""
         known = self.entries()
         if name not in known:
-            raise KdrunError(f"no {self.kind} '{name}'. {choices(name, known)} (kdrun {self.kind}s shows them)")
+            raise KdrunError(
+                f"no {self.kind} '{name}'. {choices(name, known)} (kdrun {self.kind}s shows them; yours need plugins=[MODULE])"
+            )
         return known[name]
 
     def get(self, name: str) -> Any:

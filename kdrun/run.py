@@ -18,6 +18,9 @@ from kdrun.registry import MODELS
 class Normalised(nn.Module):
     """A student with its preprocessing: images (B, 3, H, W) as uint8, or as floats in [0, 1], to logits (B, classes)."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, model: nn.Module, mean: list[float], std: list[float]):
         super().__init__()
         self.model = model

@@ -30,6 +30,8 @@ class Screen:
         self.bar: Progress | None = None
         self.log: Path | None = None
         self.role = "student"
+        self.loss: float | None = None
+        self.test: float | None = None
 
     def say(self, line: str) -> None:
         """One line, on the screen and in the log."""

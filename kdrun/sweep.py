@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+
+from kdrun.errors import remove_empty
+
+NEXT = "kdrun method=rkd teacher=resnet110 student=resnet20   (CIFAR-10; downloads 170 MB)"
+
+
+BEGUN: list[Path] = []  # the folder of this process's sweep
+
+
+def forget() -> None:
+    """Take away the folder of a sweep that was refused before its first job: Hydra writes multirun.yaml before it looks."""
+    for folder in BEGUN:
+        if [path.name for path in folder.glob("*")] == ["multirun.yaml"]:
+            (folder / "multirun.yaml").unlink()
+            remove_empty(folder, levels=3)
 
 
 class Summary(Callback):
@@ -17,8 +34,15 @@ class Summary(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
+        BEGUN.append(folder)
         for old in [path for path in folder.glob("*") if path.name.isdigit()] if folder.is_dir() else []:
             shutil.rmtree(old)  # a fixed sweep folder (quickstart) keeps no states of an earlier sweep
+        asked = _asked(config)
+        if asked is not None:
+            count = math.prod(asked.values())
+            print(
+                f"{count} run{'s' * (count != 1)} asked for: " + ", ".join(f"{n} of {key}" for key, n in asked.items())
+            )
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
@@ -27,12 +51,29 @@ class Summary(Callback):
         runs = _runs(states)
         if runs:
             _print(runs, folder)
+        recorded = {path for _, path in runs}
+        for state in failed:
+            if state["folder"] is None or Path(state["folder"]) not in recorded:  # the table lists the others
+                print(f"failed      {' '.join(state.get('overrides', []))}: {state.get('error')}".replace("  : ", "  "))
         if failed:
             print(
                 f"{len(states) - len(failed)} done, {len(failed)} failed; the same command trains only what is missing",
                 file=sys.stderr,
             )
             raise SystemExit(3)
+
+
+def _asked(config: DictConfig) -> dict[str, int] | None:
+    """{key: number of values} of what a sweep varies; None where another sweeper than Hydra's own decides."""
+    if not config.hydra.sweeper["_target_"].endswith("BasicSweeper"):
+        return None
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    asked: dict[str, int] = {}
+    for override in OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task]):
+        asked.pop(override.key_or_group, None)  # the command line replaces what an experiment sweeps
+        if override.is_sweep_override():
+            asked[override.key_or_group] = sum(1 for _ in override.sweep_iterator())
+    return asked
 
 
 def _state(folder: Path) -> dict[str, Any]:
@@ -59,15 +100,18 @@ def _runs(states: list[dict[str, Any]]) -> list[tuple[dict[str, Any], Path]]:
 def _print(runs: list[tuple[dict[str, Any], Path]], folder: Path) -> None:
     from rich.console import Console
 
-    from kdrun.report.sweep import curves, summary
+    from kdrun.report.curves import curves
+    from kdrun.report.table import summary
 
     console = Console(highlight=False)
     console.print()
-    console.print(summary([record for record, _ in runs]))
+    console.print(summary([record for record, _ in runs], width=console.width), soft_wrap=True)
     done = [(record, path) for record, path in runs if record["status"] == "done"]
     if done:
-        print(f"\ncurves   {curves(done, folder / 'curves.png')}")
-        print(f"records  {_relative(done[0][1].parents[3])}")
+        print(f"\ncurves   {_relative(curves(done, folder / 'curves.png'))}")
+        print(f"runs     {_relative(done[0][1].parents[3])}")
+    if done and all(record["dataset"]["name"] == "digits" for record, _ in done):
+        print(f"next     {NEXT}")
 
 
 def _relative(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 import sys
@@ -12,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml  # comes with omegaconf
 from torch import Tensor, nn
 
 from kdrun import data
 from kdrun.config import Config
 from kdrun.data.loader import Augment, Loader
 from kdrun.engine import record as records
-from kdrun.engine.checkpoint import load_into, load_weights, weights_sha256
+from kdrun.engine.checkpoint import load_into, load_weights, save_text, weights_sha256
 from kdrun.engine.journal import RunJournal
 from kdrun.engine.loop import enter, evaluate, fit, weighted, weights_of
 from kdrun.engine.precision import Compute, resolve
@@ -113,7 +115,7 @@ def loaders(config: Config, dataset: Any, compute: Compute) -> tuple[Loader, dic
     recipe = config.recipe
     padding = recipe.padding if recipe.padding is not None else dataset.size // 8
     augment = Augment(recipe.crop, padding, recipe.flip and dataset.flip)
-    common = {"device": compute.device, "channels_last": True, "workers": config.engine.workers}
+    common: dict[str, Any] = {"device": compute.device, "channels_last": True, "workers": config.engine.workers}
     train = Loader(dataset.train, dataset, batch_size=recipe.batch_size, seed=config.seed, augment=augment, **common)
     splits = {"test": dataset.test} | ({"holdout": dataset.holdout} if dataset.holdout is not None else {})
     return train, {
@@ -174,6 +176,7 @@ def _train(plan: Plan, compute: Compute, parts: Parts, screen: Screen, role: str
     if before is not None:
         record["time"]["start"], record["resumed"] = before["time"]["start"], before["resumed"]
     records.write(plan.folder, record)
+    save_text(plan.folder / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
     screen.log = plan.folder / "log.txt"
     screen.note(f"engine {compute.said}")
     stage = None

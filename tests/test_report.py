@@ -7,12 +7,14 @@ import hashlib
 import json
 import math
 import random
+import re
+import warnings
 
 import pytest
 
 from kdrun.engine.record import validate
 from kdrun.errors import KdrunError
-from kdrun.report import sweep
+from kdrun.report import curves, groups, table
 from kdrun.report.stats import mean_sd, paired
 
 
@@ -119,49 +121,94 @@ def test_paired_edges():
 
 
 def test_a_group_is_a_row_with_its_paired_difference(records):
-    said = sweep.text(records)
+    said = table.text(records)
     gain, low, high = (100 * x for x in paired(KD, NONE))
     assert line(said, "none ") == "none 3 89.16 ± 0.76 89.56 ± 0.76"
     assert line(said, "kd ") == f"kd 3 90.62 ± 0.51 91.02 ± 0.51 {gain:+.2f} [{low:+.2f}, {high:+.2f}]"
     assert line(said, "teacher ") == "teacher resnet14 1 95.81"
     for word in (
-        "digits 1,200/597",
-        "student resnet8",
+        "digits 1,200/597 train/test",
+        "resnet14 -> resnet8 (78.0k params)",
         "last epoch",
-        "95 % interval, paired by seed",
-        "quick, 30 epochs",
+        "[95 % interval], paired by seed",
+        "quick | 30 epochs",
     ):
         assert word in said
     assert "note" not in said
 
 
 def test_pairs_are_made_by_seed_not_by_position(records):
-    assert sweep.text(records) == sweep.text(records[:3] + records[:2:-1])
-    assert "(2 seeds)" in line(sweep.text(records[1:]), "kd ")
-    assert line(sweep.text(records[:4]), "kd ").endswith("+2.02 one seed")
-    assert line(sweep.text(records[3:]), "kd ").endswith("91.02 ± 0.51")
-    assert line(sweep.text([records[0], records[4]]), "kd ").endswith("no seed in common")
+    assert table.text(records) == table.text(records[:3] + records[:2:-1])
+    assert "(n=2)" in line(table.text(records[1:]), "kd ")
+    assert line(table.text(records[:4]), "kd ").endswith("+2.02 one seed")
+    assert line(table.text(records[3:]), "kd ").endswith("91.02 ± 0.51")
+    assert line(table.text([records[0], records[4]]), "kd ").endswith("no seed in common")
 
 
 def test_other_initial_weights_are_no_pair(records):
     records[3]["student"]["init_sha256"] = sha("elsewhere")
-    said = sweep.text(records)
-    assert "(2 seeds)" in line(said, "kd ")
+    said = table.text(records)
+    assert "(n=2)" in line(said, "kd ")
     assert "kd seed 0 and none began from different weights" in said
 
 
 def test_groups_of_one_method_are_told_apart_and_meet_their_own_baseline(records):
     other = [make("none", 0, 0.80, lr=0.2), make("kd", 0, 0.83, lr=0.2), make("kd", 0, 0.7, lr=0.3)]
-    said = sweep.text(records + other)
+    said = table.text(records + other)
     assert line(said, "kd (recipe.lr=0.1)").endswith("]")
     assert line(said, "kd (recipe.lr=0.2)").endswith("+3.00 one seed")
-    assert line(said, "kd (recipe.lr=0.3)").endswith("no none of this recipe")
+    assert line(said, "kd (recipe.lr=0.3)").endswith("no none like it")
+
+
+def test_labels_take_the_fewest_keys_that_tell_groups_apart():
+    def labels(*changes: dict, method="fitnet"):
+        records = [make(method, lr=i) for i in range(len(changes))]
+        for record, change in zip(records, changes, strict=True):
+            record["identity"] |= {"recipe": {"lr": 0.1, "epochs": 30}} | change
+        return list(groups.labels(records).values())
+
+    paper = {"method": {"fitnet": {"stages": {"hints": {"epochs": 0.2}}, "variant": "paper", "weights": {"hint": 1.0}}}}
+    joint = {"method": {"fitnet": {"stages": {}, "variant": "joint", "weights": {"hint": 10.0}}}}
+    heavy = {"method": {"fitnet": {"stages": {}, "variant": "joint", "weights": {"hint": 20.0}}}}
+    assert labels(paper, joint) == ["fitnet (variant=paper)", "fitnet (variant=joint)"]
+    assert labels(paper, joint, heavy)[1:] == ["fitnet (weights.hint=10)", "fitnet (weights.hint=20)"]
+    kds = [{"method": {"kd": {"temperature": t, "weights": {"soft": t * w}}}} for t, w in ((2, 1), (4, 2))]
+    assert labels(*kds, method="kd") == ["kd (temperature=2)", "kd (temperature=4)"]
+    teachers = [{"teacher": {"name": name, "run": sha(name)[:16]}} for name in ("resnet14", "resnet20")]
+    assert labels(*teachers, method="kd") == ["kd (teacher=resnet14)", "kd (teacher=resnet20)"]
+    grid = [{"recipe": {"lr": lr, "epochs": epochs}} for lr in (0.1, 0.2) for epochs in (10, 20)]
+    assert labels(*grid, method="kd")[0] == "kd (recipe.epochs=10, recipe.lr=0.1)"
+    cube = [change | {"task_weight": weight} for change in grid for weight in (None, 1.0)]
+    assert all(
+        re.fullmatch(r"kd \(loss.task=(1|None), recipe.epochs=\d0\) \[\w{6}\]", label)
+        for label in labels(*cube, method="kd")
+    )
+    assert labels({"task_weight": 1}, method="kd") == ["kd"]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_cell_is_wrapped(records, width):
+    for record in records:
+        record["holdout"] = record["last"] | {"test_score": 0.9}
+    records += [
+        make("a_method_with_a_long_name+kd", s, x - s / 10, lr=lr) for s, x in enumerate(KD[:2]) for lr in (0.5, 0.7)
+    ]
+    said = table.text(records, width=width)
+    assert max(map(len, said.splitlines())) <= width
+    names = [row for row in said.splitlines() if row.startswith("a_method_with_a_long_name+kd (recipe.lr=0.5)")]
+    assert len(names) == 1
+    assert ("±" in names[0]) == (width == 120)
+
+
+def test_a_failure_is_one_line_however_long(records):
+    bad = make("sp", 2, status="failed", error="x" * 200)
+    assert table.text([*records, bad], width=80).splitlines()[-1] == f"failed      sp resnet8 seed 2: {'x' * 200}"
 
 
 def test_copies_count_once_and_different_results_are_not_averaged(records):
-    assert sweep.text([*records, copy.deepcopy(records[3])]) == sweep.text(records)
-    said = sweep.text([*records, make("kd", 0, 0.95, host="lab2")])
-    assert " ".join(line(sweep.text(records[:3] + records[4:]), "kd ").split()) in " ".join(said.split())
+    assert table.text([*records, copy.deepcopy(records[3])]) == table.text(records)
+    said = table.text([*records, make("kd", 0, 0.95, host="lab2")])
+    assert " ".join(line(table.text(records[:3] + records[4:]), "kd ").split()) in " ".join(said.split())
     assert "91.12" in line(said, "kd seed 0, result 1 of 2")
     assert "95.00" in line(said, "kd seed 0, result 2 of 2")
     assert "different results: 91.12 (lab1" in said
@@ -170,7 +217,7 @@ def test_copies_count_once_and_different_results_are_not_averaged(records):
 def test_mixed_sources_are_said(records):
     records[4]["code"]["method"]["kd"] = sha("edited")
     records[5]["teacher"]["sha256"] = sha("trained again")
-    assert "mixes different versions of the source of kd, the weights of teacher resnet14" in sweep.text(records)
+    assert "mixes different versions of the source of kd, the weights of teacher resnet14" in table.text(records)
 
 
 def test_protocol_picks_the_difference(records):
@@ -182,25 +229,25 @@ def test_protocol_picks_the_difference(records):
             "loss": 0.1,
             "test_score": record["score"] - 0.1 * len(record["method"][0]),
         }
-    said = sweep.text(records)
+    said = table.text(records)
     assert "+21.45 [" in line(said, "kd ")
     assert "epoch chosen on the holdout" in said
-    assert "+1.45 [" in sweep.text(records, "last")
+    assert "+1.45 [" in table.text(records, "last")
 
 
 def test_unfinished_runs_are_listed_with_their_reason(records):
     bad = make("sp", 2, status="nan", error="loss became NaN at step 4,113 (term sp.similarity)\nTraceback")
-    said = sweep.text([*records, bad, make("kd", 9, status="interrupted")])
+    said = table.text([*records, bad, make("kd", 9, status="interrupted")])
     assert line(said, "nan") == "nan sp resnet8 seed 2: loss became NaN at step 4,113 (term sp.similarity)"
     assert line(said, "interrupted") == "interrupted kd resnet8 seed 9"
     assert "Traceback" not in said
-    assert sweep.text([]) == "no runs\n"
+    assert table.text([]) == "no runs\n"
 
 
 def test_a_run_that_only_taught_is_a_teacher_row(records):
     teacher = make("none", 0, 0.9581, student="resnet14", id="77aa")
-    assert sweep.text([teacher, *records]) == sweep.text(records)
-    assert "student resnet14" in sweep.text([teacher])
+    assert table.text([teacher, *records]) == table.text(records)
+    assert "-> resnet14" in table.text([teacher])
 
 
 def test_curves(tmp_path, records):
@@ -210,14 +257,24 @@ def test_curves(tmp_path, records):
         points = [{"stage": "hints", "epoch": 1, "test": None}, {"stage": "distil", "epoch": 1, "test": None}]
         points += [{"stage": "distil", "epoch": e, "test": {"score": record["score"] * (1 - 1 / e)}} for e in (2, 3, 4)]
         (folder / "curves.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
-    assert sweep.read_curve(runs[0][1]) == {e: pytest.approx(NONE[0] * (1 - 1 / e)) for e in (2, 3, 4)}
-    png = sweep.curves(runs, tmp_path / "new" / "curves.png")
+    assert curves.read_curve(runs[0][1]) == {e: pytest.approx(NONE[0] * (1 - 1 / e)) for e in (2, 3, 4)}
+    png = curves.curves(runs, tmp_path / "new" / "curves.png")
     assert png.read_bytes().startswith(b"\x89PNG")
     (runs[0][1] / "curves.jsonl").write_text('{"stage": "dis')
     with pytest.raises(KdrunError, match=r"curves\.jsonl cannot be read"):
-        sweep.curves(runs, png)
+        curves.curves(runs, png)
     with pytest.raises(KdrunError, match="no run is done"):
-        sweep.curves([], png)
+        curves.curves([], png)
+
+
+def test_many_methods_draw_without_a_warning(tmp_path):
+    names = ["none", "kd", "attention_transfer_of_three_stages", *(f"method{i}" for i in range(9))]
+    runs = [(make(name, s, 0.8 + 0.01 * s), tmp_path) for name in names for s in (0, 1)]
+    runs += [(make(name, 0, 0.8, student="resnet20"), tmp_path) for name in names]
+    (tmp_path / "curves.jsonl").write_text(json.dumps({"stage": "distil", "epoch": 1, "test": {"score": 0.8}}) + "\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        curves.curves(runs, tmp_path / "curves.png")
 
 
 def test_made_up_records_are_valid(records):

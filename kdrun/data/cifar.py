@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
 
-from kdrun.errors import KdrunError
+from kdrun.errors import KdrunError, remove_empty
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,7 +81,10 @@ def _downloaded(name: str, root: str):
         Path(root).mkdir(parents=True, exist_ok=True)
         with FileLock(os.path.join(root, ".lock")), _timeout(TIMEOUT):
             return _present(name, root, download=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: what came does not have the published checksum
+    except (OSError, RuntimeError) as error:
+        Path(root, ".lock").unlink(missing_ok=True)
+        remove_empty(Path(root), levels=3)  # outputs/data/<name>, as far as this made them
+        # RuntimeError: what came does not have the published checksum
         offline = isinstance(error, (URLError, TimeoutError, ConnectionError)) and not isinstance(error, HTTPError)
         reason = "no network" if offline else " ".join(str(error).split())
         raise KdrunError(

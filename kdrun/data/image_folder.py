@@ -210,8 +210,11 @@ def _decoded(path: str, train: Split, test: Split, size: int) -> Tensor:
     if not os.path.exists(path):
         with FileLock(f"{path}.lock"):
             if not os.path.exists(path):
-                _decode(f"{path}.tmp", train, test, size)
-                os.replace(f"{path}.tmp", path)
+                try:
+                    _decode(f"{path}.tmp", train, test, size)
+                    os.replace(f"{path}.tmp", path)
+                finally:  # after a broken image nothing half-written stays
+                    Path(f"{path}.tmp").unlink(missing_ok=True)
     # "c": copy on write. Pages are shared between processes, and torch wants writable memory.
     return torch.from_numpy(np.load(path, mmap_mode="c"))
 

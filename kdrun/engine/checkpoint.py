@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,11 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     atomically(path, lambda temporary: _durably(temporary, save(plain)))
 
 
+def save_text(path: Path, text: str) -> None:
+    """A text file, whole or not at all."""
+    atomically(path, lambda temporary: _durably(temporary, text.encode()))
+
+
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """A resume state: tensors, numbers and strings only, so that it can be read without unpickling code."""
     atomically(path, lambda temporary: torch.save(state, temporary))
@@ -41,7 +47,10 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 def load_state(path: Path) -> dict[str, Any]:
     """A resume state of this program; anything else is an error that names the file."""
-    return _unpickle(path)
+    try:
+        return _unpickle(path)
+    except KdrunError as error:
+        raise KdrunError(f"{error}. This is a run's resume state: rerun=true starts the run over") from error
 
 
 def weights_sha256(state: dict[str, Tensor]) -> str:
@@ -98,14 +107,17 @@ def load_into(model: nn.Module, weights: dict[str, Tensor], path: str | Path, na
 
 def _unpickle(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, on pickles that it is about to refuse
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise KdrunError(
             f"{path} is refused: it is a pickle of more than tensors, and kdrun executes none. Save the state dict alone"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a broken file can break the reader anywhere
+        size = path.stat().st_size
         raise KdrunError(
-            f"{path} cannot be read ({str(error).splitlines()[0][:100]}); it may be truncated: copy it again"
+            f"{path} cannot be read ({size:,} bytes, no whole PyTorch file); it may be truncated: copy it again"
         ) from error
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from kdrun.engine import record as records
-from kdrun.engine.checkpoint import atomically, load_state, save_state, save_tensors, weights_sha256
+from kdrun.engine.checkpoint import load_state, save_state, save_text, save_tensors, weights_sha256
 from kdrun.engine.loop import Epoch, Progress
 from kdrun.engine.precision import Compute
 from kdrun.errors import KdrunError
@@ -191,7 +191,7 @@ class RunJournal:
     def _cut_curves(self) -> None:
         path = self.folder / "curves.jsonl"
         kept = path.read_text(encoding="utf-8").splitlines(keepends=True)[: self.lines] if path.is_file() else []
-        atomically(path, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
+        save_text(path, "".join(kept))
 
     def _label(self, stage: Stage) -> str:
         """The role, and the stage where there are several: "student hints"."""

@@ -26,12 +26,19 @@ def learning_rate(recipe: Recipe, epochs: int, epoch: int, share_of_epoch: float
 
 def check_schedule(where: str, schedule: Mapping[str, Any]) -> None:
     """`{kind: linear, to: 0.25}` and the like; anything else is an error."""
-    kind = schedule.get("kind", "")
+    if not isinstance(schedule, Mapping):
+        raise KdrunError(f"{where} is {schedule!r}; give a kind, as in {{kind: linear, to: 0.25}}")
+    kind = str(schedule.get("kind", ""))
     if kind not in KINDS:
-        raise KdrunError(f"{where}.kind is '{kind}'. {choices(str(kind), KINDS)}")
+        raise KdrunError(f"{where}.kind is '{kind}'. {choices(kind, KINDS)}")
     wanted = {"kind", *KINDS[kind]}
     if set(schedule) != wanted:
         raise KdrunError(f"{where} has keys {sorted(schedule)}; {kind} takes {sorted(wanted)}")
+    for key in KINDS[kind]:
+        value, most = schedule[key], math.inf if key == "to" else 1  # `until` and `after` are shares of the stage
+        if not isinstance(value, (int, float)) or not 0 <= value <= most or math.isinf(value):
+            said = "a number of 0 or more" if key == "to" else "a share of the stage, from 0 to 1"
+            raise KdrunError(f"{where}.{key} is {value!r}; it must be {said}")
 
 
 def factor(schedule: Mapping[str, Any] | None, progress: float) -> float:

@@ -89,6 +89,9 @@ class CRD(Method):
     """
 
     needs = ("label", "index")
+    bank_student: Tensor
+    bank_teacher: Tensor
+    z: Tensor
 
     def build(self, pair: Pair, *, dim: int, negatives: int, temperature: float, momentum: float) -> None:
         check_temperature("crd", temperature)
@@ -96,6 +99,8 @@ class CRD(Method):
             raise KdrunError(
                 f"method.crd wants negatives and dim of 1 or more and momentum in [0, 1); got {negatives}, {dim}, {momentum}"
             )
+        if len(pair.taps[0]) != 1:
+            raise KdrunError(f"crd takes one tap; method.crd.taps names {len(pair.taps[0])}")
         self.temperature, self.momentum = temperature, momentum
         student, teacher = pair.student.shapes[0], pair.teacher.shapes[0]  # type: ignore[union-attr]
         self.embed_student = nn.Linear(_size(student), dim)

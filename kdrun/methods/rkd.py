@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdrun.errors import KdrunError
 from kdrun.methods.base import Batch, Method, Pair, Terms
 from kdrun.registry import METHODS
 from kdrun.taps import Output
@@ -20,8 +21,8 @@ def distances(x_BD: Tensor) -> Tensor:
     squared_BB = (square_B[:, None] + square_B[None, :] - 2 * x_BD @ x_BD.T).clamp(min=1e-12)
     off_diagonal_BB = ~torch.eye(len(x_BD), dtype=torch.bool, device=x_BD.device)
     distance_BB = squared_BB.sqrt() * off_diagonal_BB
-    positive_BB = distance_BB > 0
-    return distance_BB / (distance_BB.sum() / positive_BB.sum().clamp(min=1))
+    mean = distance_BB.sum() / off_diagonal_BB.sum().clamp(min=1)
+    return distance_BB / mean.clamp(min=1e-12)  # the last batch may be a single image, without any distance
 
 
 def rkd_distance(s_BD: Tensor, t_BD: Tensor) -> Tensor:
@@ -50,6 +51,8 @@ class RKD(Method):
 
     def build(self, pair: Pair) -> None:
         """No hyper-parameters beyond the weights of the two terms."""
+        if len(pair.taps[0]) != 1:
+            raise KdrunError(f"rkd takes one tap; method.rkd.taps names {len(pair.taps[0])}")
 
     def loss(self, student: Output, teacher: Output, batch: Batch) -> Terms:
         (s_BD,), (t_BD,) = student.taps, teacher.taps

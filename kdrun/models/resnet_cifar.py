@@ -55,6 +55,10 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """Stem, three stages, average pooling, linear head."""
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+
     def __init__(self, depth: int, widths: tuple[int, int, int, int], classes: int, shortcut: str):
         super().__init__()
         if shortcut not in ("A", "B"):

@@ -1,49 +1,76 @@
-"""HEAD"""
-# ------------------------------------------------------------------------------------------------------ the picture
+"""The picture of a sweep: test score per epoch of every row, and each row against its baseline."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from kdrun.errors import KdrunError
+from kdrun.report.groups import Block, blocks, difference, teachers
+from kdrun.report.stats import mean_sd
+from kdrun.report.table import gain_text
+
+# Okabe and Ito's colours for all kinds of colour vision, less yellow (pale on white); the baseline is near black.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+BASELINE, TEACHER = "#222222", "#888888"
+DASHES = ("-", (0, (6, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
+# Inches. The figure grows with its names and its rows: nothing shrinks to make room for them.
+SIDE, ABOVE, BELOW, WIDE, BETWEEN = 0.65, 0.75, 0.6, 4.4, 0.35
+LINE, STEP, FONT = 0.18, 0.46, 9.5
 
 
 def curves(runs: list[tuple[dict, Path]], path: str | Path) -> Path:
-    """Draw the test score per epoch of every group of `runs` = [(record, folder)] into one PNG, and return its path.
+    """Draw the test score per epoch of every row of `runs` = [(record, folder)] into one PNG, and return its path.
 
-    Per block, left: mean over seeds, lowest to highest as a band, the teacher dashed; right: each group against `none`,
-    per seed and with the interval of the table. KdrunError if no run is done or a curves.jsonl cannot be read.
+    Per block, left: mean over seeds, lowest to highest as a band, the teacher dashed; right: each row against `none`, per
+    seed and with the interval of the table. KdrunError if no run is done or a curves.jsonl cannot be read.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     drawn = [block for block in blocks([record for record, _ in runs]) if any(row.runs for row in block.rows)]
     if not drawn:
         raise KdrunError("no curves to draw: no run is done")
     folders = {id(record): Path(folder) for record, folder in runs}
-    with plt.rc_context(
-        {
-            "font.size": 10,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "figure.constrained_layout.wspace": 0.05,
-        }
-    ):
-        heights = [max(4.4, 1.2 + 0.36 * len(block.rows)) for block in drawn]
-        figure, axes = plt.subplots(
-            len(drawn),
-            2,
-            figsize=(9, sum(heights)),
-            width_ratios=(1.75, 1),
-            height_ratios=heights,
-            squeeze=False,
-            layout="constrained",
-        )
-        for block, (left, right) in zip(drawn, axes, strict=True):
+    gains = [_gains(block) for block in drawn]
+    ends = [
+        [f"{row.label}  00.00" for row in b.rows] + [f"{label}  00.00" for label, _, _ in teachers(b)] for b in drawn
+    ]
+    margin = 0.3 + max(_inches(label) for labels in ends for label in labels)
+    right = max([2.6, *(_inches(_gain_label(*gain)) + 0.1 for found in gains for gain in found)])
+    wide = SIDE + WIDE + margin + (BETWEEN + right if any(gains) else 0.0) + 0.15
+    tall = [max(2.9, LINE * 1.2 * len(labels), STEP * len(found)) for labels, found in zip(ends, gains, strict=True)]
+    with rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+        size = wide, sum(tall) + len(drawn) * (ABOVE + BELOW)
+        figure = Figure(figsize=size)
+        FigureCanvasAgg(figure)
+        top = size[1]
+        for block, found, height in zip(drawn, gains, tall, strict=True):
+            bottom = top - ABOVE - height
             colours = _colours(block)
-            _draw_curves(left, block, folders, colours)
-            _draw_gains(right, block, colours)
+            _draw_curves(_axis(figure, SIDE, bottom, WIDE, height), block, folders, colours)
+            if found:
+                _draw_gains(_axis(figure, wide - 0.15 - right, bottom, right, height), block, found, colours)
+            top = bottom - BELOW
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=200, facecolor="white")
-        plt.close(figure)
+        figure.savefig(path, dpi=160, facecolor="white")
     return path
+
+
+def _axis(figure, left: float, bottom: float, width: float, height: float):
+    wide, tall = figure.get_size_inches()
+    return figure.add_axes((left / wide, bottom / tall, width / wide, height / tall))
+
+
+def _inches(label: str) -> float:
+    """The width of a text as it will be drawn."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    return float(TextPath((0, 0), label, size=FONT, prop=FontProperties()).get_extents().x1) / 72
 
 
 def read_curve(folder: str | Path) -> dict[int, float]:
@@ -80,7 +107,9 @@ def _draw_curves(axis, block: Block, folders: dict[int, Path], colours: dict) ->
             continue
         values = [[100 * line[epoch] for line in lines] for epoch in epochs]
         means, (colour, dashes) = [mean_sd(at)[0] for at in values], colours[row.label]
-        axis.plot(epochs, means, color=colour, linestyle=dashes, linewidth=1.8 if len(epochs) < 100 else 1.1, zorder=3)
+        width = 1.8 if len(epochs) < 100 else 1.1
+        marker = "" if len(epochs) > 1 else "o"  # one epoch makes no line
+        axis.plot(epochs, means, color=colour, linestyle=dashes, linewidth=width, marker=marker, zorder=3)
         lows, highs = [min(at) for at in values], [max(at) for at in values]
         if len(lines) > 1:
             axis.fill_between(epochs, lows, highs, color=colour, alpha=0.15 if len(block.rows) < 7 else 0.06, lw=0)
@@ -88,7 +117,7 @@ def _draw_curves(axis, block: Block, folders: dict[int, Path], colours: dict) ->
         late += lows[len(lows) // 3 :]
         tops += highs
         seeds.add(len(lines))
-    for label, teacher, _ in _teachers(block):
+    for label, teacher, _ in teachers(block):
         score = 100 * teacher["score"]
         axis.axhline(score, color=TEACHER, linestyle=(0, (4, 3)), linewidth=1.3, zorder=2)
         ends.append((score, f"{label}  {score:.2f}", TEACHER))
@@ -98,9 +127,11 @@ def _draw_curves(axis, block: Block, folders: dict[int, Path], colours: dict) ->
         low = sorted(late)[len(late) // 20]
         room = 0.06 * max(max(tops) - low, 0.5)
         axis.set_ylim(low - room, max(tops) + room)
+    from matplotlib.ticker import MaxNLocator
+
     record = block.rows[0].first
     axis.margins(x=0.02)
-    axis.locator_params(axis="x", integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.set_xlabel("epoch")
     axis.set_ylabel(f"{record['metric']['split']} {record['metric']['name']} (%)")
     count = "-".join(map(str, sorted({min(seeds), max(seeds)}))) if seeds else "0"
@@ -128,10 +159,10 @@ def _label_ends(axis, ends: list[tuple[float, str, str]]) -> None:
     low, high = axis.get_ylim()
     ends = sorted(ends)
     shares = [min(max((value - low) / (high - low), 0.0), 1.0) for value, _, _ in ends]
-    gap = 0.18 / (axis.figure.get_figheight() * axis.get_position().height)  # a line of text, 0.18 inch, of the height
+    gap = LINE / (axis.figure.get_figheight() * axis.get_position().height)
     for (_, label, colour), share, place in zip(ends, shares, _apart(shares, gap), strict=True):
         axis.plot((1.005, 1.035), (share, place), transform=axis.transAxes, color=colour, lw=0.8, clip_on=False)
-        axis.annotate(label, (1.045, place), xycoords="axes fraction", va="center", fontsize=9.5, color=_ink(colour))
+        axis.annotate(label, (1.045, place), xycoords="axes fraction", va="center", fontsize=FONT, color=_ink(colour))
 
 
 def _apart(places: list[float], gap: float) -> list[float]:
@@ -145,39 +176,49 @@ def _apart(places: list[float], gap: float) -> list[float]:
     return [place + i * gap for i, place in enumerate(moved)]
 
 
-def _draw_gains(axis, block: Block, colours: dict) -> None:
-    """Each group against `none` under the protocol of the records: a ring per seed, the mean and its interval."""
+def _protocol(block: Block) -> str:
     asked = {run["protocol"] for run in block.done}
-    protocol = asked.pop() if len(asked) == 1 else "last"
+    return asked.pop() if len(asked) == 1 else "last"
+
+
+def _gains(block: Block) -> list[tuple[str, tuple]]:
+    """(label, difference) of every row that can be compared with `none`, under the protocol of the records."""
     found = []
     for row in block.rows:
         base = block.baseline_of(row)
-        if base and (gains := difference(row, base, protocol))[0]:
-            found.append((row.label, gains))
-    if not found:
-        axis.set_axis_off()
-        return
-    for height, (label, (_, gain, low, high, each)) in enumerate(reversed(found)):
-        colour = colours[label][0]
+        if base and (gain := difference(row, base, _protocol(block)))[0]:
+            found.append((row.label, gain))
+    return found
+
+
+def _gain_label(label: str, gain: tuple) -> str:
+    return f"{label}   {gain_text(*gain[1:4])}"
+
+
+def _draw_gains(axis, block: Block, found: list[tuple[str, tuple]], colours: dict) -> None:
+    """A ring per seed, the mean and its interval."""
+    for height, (label, gain) in enumerate(reversed(found)):
+        colour, (_, mean, low, high, each) = colours[label][0], gain
         if low is not None and high is not None:
             axis.plot([100 * low, 100 * high], [height] * 2, color=colour, linewidth=2, solid_capstyle="butt", zorder=2)
-        axis.plot([100 * x for x in each], [height] * len(each), "o", ms=5, mfc="white", mec=colour, mew=1.1, zorder=3)
-        axis.plot([100 * gain], [height], "D", ms=6, color=colour, zorder=4)
+        axis.plot([100 * x for x in each], [height] * len(each), "o", ms=5, mfc="white", mec=colour, mew=1.1, zorder=4)
+        axis.plot([100 * mean], [height], "D", ms=6, color=colour, zorder=3)
         axis.annotate(
-            f"{label}   {_gain(gain, low, high)}",
+            _gain_label(label, gain),
             (0, height),
             xycoords=("axes fraction", "data"),
             xytext=(0, 9),
             textcoords="offset points",
-            fontsize=9.5,
+            fontsize=FONT,
             color=_ink(colour),
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},  # or the line at zero runs through the letters
         )
     axis.axvline(0, color=BASELINE, linewidth=1, zorder=1)
     axis.margins(x=0.08)
-    axis.set_ylim(-0.6, len(found) - 0.2)
+    spare = max(3 - len(found), 0) / 2  # one or two rows stand in the middle instead of far apart
+    axis.set_ylim(-0.6 - spare, len(found) - 0.2 + spare)
     axis.set_yticks([])
     axis.spines["left"].set_visible(False)
-    axis.set_xlabel(f"points over none ({protocol})")
-    several = any(gains[0] > 1 for _, gains in found)
-    _dress(axis, "x", "Against none", "a ring per seed; bar: 95 % interval" if several else "one seed: no interval")
+    axis.set_xlabel(f"points over none ({_protocol(block)})")
+    several = any(gain[0] > 1 for _, gain in found)
+    _dress(axis, "x", "Against none", "ring: a seed; bar: 95 % interval" if several else "one seed: no interval")

@@ -1,4 +1,25 @@
-"""HEAD"""
+"""What a table and a picture are made of: runs sorted into blocks and rows, and what each row is called.
+
+A row is the runs that differ in nothing but the seed. Rows are compared within a block: one dataset, one student.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+
+from kdrun.report.stats import paired
+
+# How the keys of an identity are written on the command line, where it is not the same; the order is that of preference.
+TYPED = {
+    "method.": "method.", "task_weight": "loss.task", "recipe.": "recipe.", "teacher.name": "teacher",
+    "teacher.": "teacher.", "precision": "engine.precision", "deterministic": "engine.deterministic",
+}  # fmt: skip
+
+
 @dataclass
 class Row:
     """The done runs of one group. A seed with different results is in `disputed`, and in nothing that is averaged."""
@@ -17,7 +38,7 @@ class Row:
         return self.first["method"] == ["none"]
 
     def scores(self, column: str) -> list[float]:
-        return [value for run in self.runs.values() if (value := _score(run, column)) is not None]
+        return [value for run in self.runs.values() if (value := score(run, column)) is not None]
 
 
 @dataclass
@@ -39,7 +60,7 @@ class Block:
             return [identity.get("recipe", record["recipe"]), identity.get("precision", record["engine"]["precision"])]
 
         def shared(other: Row) -> int:
-            return len(_flat(row.first["identity"]).items() & _flat(other.first["identity"]).items())
+            return len(flat(row.first["identity"]).items() & flat(other.first["identity"]).items())
 
         fitting = [other for other in self.rows if other.baseline and setting(other) == setting(row)]
         return None if row.baseline else max(fitting, key=shared, default=None)
@@ -61,15 +82,30 @@ def blocks(records: list[dict]) -> list[Block]:
     ]
 
 
+def teachers(block: Block) -> list[tuple[str, dict, str]]:
+    """(label, teacher, column) of each teacher with a score; the column says which of its epochs taught."""
+    found: dict[str, tuple[dict, str]] = {}
+    for run in block.done:
+        if run["teacher"] and run["teacher"]["score"] is not None:
+            asked = run["identity"].get("teacher")
+            best = isinstance(asked, dict) and asked.get("weights") == "best"
+            found.setdefault(run["teacher"]["sha256"], (run["teacher"], "best" if best else "last"))
+    names = Counter(teacher["name"] for teacher, _ in found.values())
+    return [
+        (f"teacher {teacher['name']}{f' [{sha[:6]}]' if names[teacher['name']] > 1 else ''}", teacher, column)
+        for sha, (teacher, column) in found.items()
+    ]
+
+
 def difference(row: Row, base: Row, column: str) -> tuple[int, float, float | None, float | None, list[float]]:
     """`row` against `base` over the seeds of both: (pairs, difference, low, high, differences per seed), as fractions.
 
     A pair needs one seed and the same initial weights; (0, nan, None, None, []) if there is none.
     """
     pairs = [
-        (_score(run, column), _score(base.runs[seed], column))
+        (score(run, column), score(base.runs[seed], column))
         for seed, run in sorted(row.runs.items())
-        if seed in base.runs and _is_pair(run, base.runs[seed])
+        if seed in base.runs and is_pair(run, base.runs[seed])
     ]
     pairs = [pair for pair in pairs if None not in pair]
     if not pairs:
@@ -78,16 +114,13 @@ def difference(row: Row, base: Row, column: str) -> tuple[int, float, float | No
     return len(pairs), *paired(ours, theirs), [x - y for x, y in zip(ours, theirs, strict=True)]
 
 
-def _is_pair(run: dict, other: dict) -> bool:
+def is_pair(run: dict, other: dict) -> bool:
     return run["student"]["init_sha256"] == other["student"]["init_sha256"]
-
-
-# ---------------------------------------------------------------------------------------------- grouping and names
 
 
 def _rows(records: list[dict]) -> list[Row]:
     """The rows of one block. Copies of one result count once; different results of one identity are not averaged."""
-    labels = _labels(records)
+    names = labels(records)
     found: dict[str, dict[int, list[dict]]] = {}
     for record in records:
         if record["status"] == "done":
@@ -96,7 +129,7 @@ def _rows(records: list[dict]) -> list[Row]:
                 results.append(record)
     rows = []
     for group, seeds in found.items():
-        row = Row(labels[group])
+        row = Row(names[group])
         for seed, results in seeds.items():
             if len(results) == 1:
                 row.runs[seed] = results[0]
@@ -107,50 +140,69 @@ def _rows(records: list[dict]) -> list[Row]:
 
 
 def _result(record: dict) -> tuple:
-    return record["student"]["sha256"], record["last"]["score"], record["best"]["score"], _score(record, "holdout")
+    return record["student"]["sha256"], record["last"]["score"], record["best"]["score"], score(record, "holdout")
 
 
-def _score(record: dict, column: str) -> float | None:
+def score(record: dict, column: str) -> float | None:
     """The test score of a candidate epoch, as a fraction."""
     chosen = record[column]
     return chosen and chosen["test_score" if column == "holdout" else "score"]
 
 
-def _labels(records: list[dict]) -> dict[str, str]:
-    """{group: label}: the methods joined by +, and what tells groups of the same ones apart: `kd (recipe.lr=0.1)`."""
+def labels(records: list[dict]) -> dict[str, str]:
+    """{group: label}: the methods joined by +, and the fewest keys that tell its groups apart: `kd (temperature=2)`."""
     groups = {record["group"]: record for record in records}
-    labels = {}
+    found = {}
     for group, record in groups.items():
-        rivals = [_flat(other["identity"]) for other in groups.values() if other["method"] == record["method"]]
-        keys = sorted({key for rival in rivals for key in rival if len({other.get(key, "-") for other in rivals}) > 1})
-        # A name that differs stands for all that lies under it.
-        named = {key.removesuffix("name") for key in keys if key.endswith(".name")}
-        keys = [key for key in keys if key.endswith(".name") or not any(key.startswith(name) for name in named)]
-        own, prefix = _flat(record["identity"]), f"method.{record['method'][0]}."
-        shown = [f"{key.removeprefix(prefix).removesuffix('.name')}={_short(own.get(key, '-'))}" for key in keys]
+        rivals = [flat(other["identity"]) for other in groups.values() if other["method"] == record["method"]]
+        own = flat(record["identity"])
+        shown = [f"{_typed(key, record['method'])}={_short(own.get(key, '-'))}" for key in _telling(rivals)]
         label = "+".join(record["method"])
-        labels[group] = f"{label} ({', '.join(shown[:3])}{', ...' if len(shown) > 3 else ''})" if shown else label
-    repeated = {label for label, count in Counter(labels.values()).items() if count > 1}
-    return {group: f"{label} [{group[:6]}]" if label in repeated else label for group, label in labels.items()}
+        found[group] = f"{label} ({', '.join(shown)})" if shown else label
+    repeated = {label for label, count in Counter(found.values()).items() if count > 1}
+    return {group: f"{label} [{group[:6]}]" if label in repeated else label for group, label in found.items()}
 
 
-def _flat(identity: dict, prefix: str = "") -> dict[str, str]:
+def _telling(rivals: list[dict[str, str]]) -> Sequence[str]:
+    """The fewest keys, two at most, whose values tell all rivals apart; if none do, the two that tell most apart."""
+
+    def told(keys: Sequence[str]) -> int:
+        return len({tuple(rival.get(key, "-") for key in keys) for rival in rivals})
+
+    keys = sorted({key for rival in rivals for key in rival if told([key]) > 1}, key=_rank)
+    for choice in [(), *((key,) for key in keys), *combinations(keys, 2)]:
+        if told(choice) == len(rivals):
+            return choice
+    return max([keys[:1], *combinations(keys, 2)], key=told)
+
+
+def _rank(key: str) -> tuple:
+    """A variant says most; then a method's own numbers before its lists and schedules, then the rest in TYPED's order."""
+    kind = next((i for i, start in enumerate(TYPED) if key.startswith(start)), len(TYPED))
+    plain = not any(part in key for part in (".taps", ".stages.", ".schedules.", "teacher.run"))
+    return not key.endswith(".variant"), not plain, kind, ".weights." in key, key
+
+
+def _typed(key: str, methods: list[str]) -> str:
+    start, typed = next(((s, t) for s, t in TYPED.items() if key.startswith(s)), ("", ""))
+    return (typed + key.removeprefix(start)).removeprefix(f"method.{methods[0]}.").removeprefix("method.")
+
+
+def flat(identity: dict, prefix: str = "") -> dict[str, str]:
     """{dotted key: value as text} of an identity, without its seed and schema number."""
-    flat: dict[str, str] = {}
+    found: dict[str, str] = {}
     for key, value in identity.items():
         if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         elif prefix or key not in ("seed", "schema"):
             is_number = isinstance(value, float) and value.is_integer()  # 4 and 4.0 are one number
-            flat[prefix + key] = str(int(value) if is_number else value).replace("'", "").replace(", ", ",")
-    return flat
+            found[prefix + key] = str(int(value) if is_number else value).replace("'", "").replace(", ", ",")
+    return found
 
 
 def _short(value: str) -> str:
-    return value if len(value) <= 24 else f"{value[:8]}..."
+    return value if len(value) <= 12 else f"{value[:8]}..."
 
 
-def _name(record: dict) -> str:
+def name(record: dict) -> str:
     return f"{'+'.join(record['method'])} {record['student']['name']} seed {record['seed']}"
-
-

@@ -1,130 +1,154 @@
-"""HEAD"""
-def summary(records: list[dict], protocol: str | None = None) -> Group:
-    """A rich renderable: per block a caption, a table and notes; then every run that is not done, with its error.
+"""What a sweep found, as a table of text: mean, spread and paired difference per row, with what a reader must know.
+
+Scores are fractions in the records and percent here. Nothing is cut or folded: where a table is wider than the screen, each
+row's name gets a line of its own; captions are laid out for the width; notes and failures are one line each.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from rich.text import Text
+
+from kdrun.report.groups import Block, Row, blocks, difference, is_pair, name, score, teachers
+from kdrun.report.stats import mean_sd
+
+PROTOCOLS = {
+    "last": "last epoch",
+    "best": "best epoch (chosen on the test set)",
+    "holdout": "epoch chosen on the holdout",
+}
+
+
+def summary(records: list[dict], protocol: str | None = None, width: int = 80) -> Text:
+    """Per block a caption, a table and notes; then every run that is not done, with its error. Print it with soft_wrap.
 
     `protocol` (last, best, holdout) picks the score that is compared: by default what the records agree on, else last.
     """
     asked = {record["protocol"] for record in records}
     protocol = protocol or (asked.pop() if len(asked) == 1 else "last")
-    parts: list = []
+    lines: list[tuple[str, str]] = []
     for block in blocks(records):
         if block.rows:
-            parts += [_caption(block, protocol), Text(), _table(block, protocol)]
-            parts += [Text(f"note: {note}", style="yellow") for note in _notes(block)]
-            parts.append(Text())
-    parts += _unfinished(records)
-    if not parts:
-        parts = [Text("no runs")]
-    return Group(*parts)
+            lines += [(line, "dim") for line in _caption(block, protocol, width)] + [("", "")]
+            lines += [(line, "" if number else "bold") for number, line in enumerate(_table(block, protocol, width))]
+            lines += [(f"note: {note}", "yellow") for note in _notes(block)] + [("", "")]
+    lines += [(line, "red") for line in _unfinished(records)]
+    while lines and not lines[-1][0]:
+        lines.pop()
+    return Text("\n").join(Text(*line) for line in lines) if lines else Text("no runs")
 
 
 def text(records: list[dict], protocol: str | None = None, width: int = 120) -> str:
-    """`summary` as plain text without colours, for files and logs."""
-    out = io.StringIO()
-    console = Console(file=out, width=width, color_system=None, force_terminal=False, highlight=False)
-    console.print(summary(records, protocol))
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+    """`summary` without colours, for files and logs."""
+    return f"{summary(records, protocol, width).plain}\n"
 
 
-# ------------------------------------------------------------------------------------------------------- the table
+def percent(value: float) -> str:
+    return f"{100 * value:.2f}"
 
 
-def _caption(block: Block, protocol: str) -> Text:
+def gain_text(gain: float, low: float | None, high: float | None) -> str:
+    """A difference in points, never without its interval or the words "one seed"."""
+    if low is None or high is None:
+        return f"{100 * gain:+.2f} one seed"
+    return f"{100 * gain:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+
+
+def _caption(block: Block, protocol: str, width: int) -> list[str]:
     record = block.rows[0].first
     data, student = record["dataset"], record["student"]
     sizes, parts = f"{data['train_n']:,}/{data['test_n']:,}", "train/test"
     if data["holdout_n"]:
         sizes, parts = f"{data['train_n']:,}/{data['holdout_n']:,}/{data['test_n']:,}", "train/holdout/test"
-    teachers = sorted({run["teacher"]["name"] for run in block.done if run["teacher"]})
+    names = sorted({run["teacher"]["name"] for run in block.done if run["teacher"]})
     recipes = {(run["recipe"].get("name"), run["recipe"].get("epochs")) for run in block.done}
-    name, epochs = recipes.pop() if len(recipes) == 1 else (None, None)
-    recipe = f"{name or ''}{', ' if name and epochs else ''}{f'{epochs} epochs' if epochs else ''}"
+    recipe, epochs = recipes.pop() if len(recipes) == 1 else (None, None)
     first = [
-        f"{data['name']} {sizes} ({parts})",
-        f"student {student['name']} ({_millions(student['params'])} params)",
-        f"teacher {' or '.join(teachers)}" if teachers else "no teacher",
+        f"{data['name']} {sizes} {parts}",
+        f"{' or '.join(names) or 'no teacher'} -> {student['name']} ({_millions(student['params'])})",
         recipe,
+        epochs and f"{epochs} epoch{'s' * (epochs != 1)}",
     ]
     metric = record["metric"]
-    second = f"{metric['split']} {metric['name']} in percent, mean ± sd over seeds; protocol: {PROTOCOLS[protocol]}"
+    second = [f"{metric['split']} {metric['name']} in %", "mean ± sd of n seeds", PROTOCOLS[protocol]]
+    third = ["[95 % interval], paired by seed", "covers seeds, not another draw of test images"]
     compared = any(block.baseline_of(row) for row in block.rows)
-    third = "95 % interval, paired by seed: it covers how seeds vary on this fixed test set, not other test images"
-    return Text("\n".join([" | ".join(filter(None, first)), second] + ([third] if compared else [])), style="dim")
+    return [*_fill(first, " | ", width), *_fill(second, ", ", width), *(_fill(third, ": ", width) if compared else [])]
+
+
+def _fill(parts: Iterable[str | None], between: str, width: int) -> list[str]:
+    """Join parts into as few lines of at most `width` as they need; a part is not divided."""
+    lines: list[str] = []
+    for part in filter(None, parts):
+        if lines and len(lines[-1]) + len(between) + len(part) <= width:
+            lines[-1] += between + part
+        else:
+            lines.append(part)
+    return lines
 
 
 def _millions(count: int) -> str:
-    return f"{count / 1e6:.2f}M" if count >= 1e5 else f"{count / 1e3:.1f}k"
+    return f"{count / 1e6:.2f}M params" if count >= 1e5 else f"{count / 1e3:.1f}k params"
 
 
-def _table(block: Block, protocol: str) -> Table:
+def _table(block: Block, protocol: str, width: int) -> list[str]:
     columns = ["last", "best"] + ["holdout"] * any(run["holdout"] for run in block.done)
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
-    table.add_column("")
-    table.add_column("seeds", justify="right")
-    for column in columns:
-        table.add_column(column, no_wrap=True)
     compared = any(block.baseline_of(row) for row in block.rows)
-    if compared:
-        table.add_column(f"against none ({protocol})", no_wrap=True)
+    head = ["", "n", *columns, *["against none" if protocol == "last" else f"against none ({protocol})"] * compared]
+    rows = [head]
     for row in block.rows:
         if row.runs:
             cells = [_spread(row.scores(column)) for column in columns]
-            _add(table, row.label, str(len(row.runs)), *cells, _against(row, block.baseline_of(row), protocol))
+            rows.append([row.label, str(len(row.runs)), *cells, _against(row, block.baseline_of(row), protocol)])
         for seed, results in row.disputed.items():
             for number, run in enumerate(results, start=1):
                 label = f"{row.label} seed {seed}, result {number} of {len(results)}"
-                _add(table, label, "-", *[_spread([value] if (value := _score(run, c)) else []) for c in columns], "")
-    for label, teacher, column in _teachers(block):
-        _add(table, label, "1", *[_percent(teacher["score"]) if c == column else "" for c in columns], "")
-    return table
+                rows.append(
+                    [label, "-", *[_spread([x for x in [score(run, column)] if x is not None]) for column in columns]]
+                )
+    for label, teacher, column in teachers(block):
+        rows.append([label, "1", *[percent(teacher["score"]) if c == column else "" for c in columns]])
+    return _layout([[*row, ""][: len(head)] for row in rows], width)
 
 
-def _add(table: Table, *cells: str) -> None:
-    # Text, not str: rich would read [+0.20, +2.26] as markup. The last cell has no column when nothing is compared.
-    table.add_row(*[Text(cell) for cell in cells[: len(table.columns)]])
+def _layout(rows: list[list[str]], width: int) -> list[str]:
+    """Columns side by side, the second one to the right; names on lines of their own where that is too wide."""
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    gap = next((gap for gap in (3, 2) if sum(wide) + gap * (len(wide) - 1) <= width), None)
+
+    def numbers(row: list[str], between: str) -> str:
+        cells = [row[1].rjust(wide[1]), *(cell.ljust(room) for cell, room in zip(row[2:], wide[2:], strict=True))]
+        return between.join(cells).rstrip()
+
+    if gap is None:
+        return [
+            line
+            for row in rows
+            for line in ([row[0]] if row[0] else []) + [f"    {numbers(row, '  ')}"]
+            if line.strip()
+        ]
+    return [f"{row[0].ljust(wide[0])}{' ' * gap}{numbers(row, ' ' * gap)}" for row in rows]
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f}"
-
-
-def _spread(scores: list[float]) -> str:
+def _spread(scores: Iterable[float]) -> str:
+    scores = list(scores)
     if not scores:
         return ""
     mean, sd = mean_sd(scores)
-    return _percent(mean) if sd is None else f"{_percent(mean)} ± {_percent(sd)}"
+    return percent(mean) if sd is None else f"{percent(mean)} ± {percent(sd)}"
 
 
 def _against(row: Row, base: Row | None, protocol: str) -> str:
     if row.baseline:
         return ""
     if base is None:
-        return "no none of this recipe"
+        return "no none like it"
     n, gain, low, high, _ = difference(row, base, protocol)
     if n == 0:
         return "no seed in common"
-    return f"{_gain(gain, low, high)}{f' ({n} seeds)' if 1 < n < len(row.runs) else ''}"
-
-
-def _gain(gain: float, low: float | None, high: float | None) -> str:
-    if low is None or high is None:
-        return f"{100 * gain:+.2f} one seed"
-    return f"{100 * gain:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
-
-
-def _teachers(block: Block) -> list[tuple[str, dict, str]]:
-    """(label, teacher, column) of each teacher with a score; the column says which of its epochs taught."""
-    found: dict[str, tuple[dict, str]] = {}
-    for run in block.done:
-        if run["teacher"] and run["teacher"]["score"] is not None:
-            asked = run["identity"].get("teacher")
-            best = isinstance(asked, dict) and asked.get("weights") == "best"
-            found.setdefault(run["teacher"]["sha256"], (run["teacher"], "best" if best else "last"))
-    names = Counter(teacher["name"] for teacher, _ in found.values())
-    return [
-        (f"teacher {teacher['name']}{f' [{sha[:6]}]' if names[teacher['name']] > 1 else ''}", teacher, column)
-        for sha, (teacher, column) in found.items()
-    ]
+    return f"{gain_text(gain, low, high)}{f' (n={n})' if 1 < n < len(row.runs) else ''}"
 
 
 def _notes(block: Block) -> list[str]:
@@ -133,13 +157,13 @@ def _notes(block: Block) -> list[str]:
     for row in block.rows:
         for seed, results in row.disputed.items():
             where = ", ".join(
-                f"{_percent(run['last']['score'])} ({run['host']}, {run['time']['end']})" for run in results
+                f"{percent(run['last']['score'])} ({run['host']}, {run['time']['end']})" for run in results
             )
-            found = f"{row.label} seed {seed} has {len(results)} different results: {where}"
-            notes.append(f"{found}; all are left out of the mean")
+            said = f"{row.label} seed {seed} has {len(results)} different results: {where}"
+            notes.append(f"{said}; all are left out of the mean")
         base = block.baseline_of(row)
         for seed, other in base.runs.items() if base else ():
-            if seed in row.runs and not _is_pair(row.runs[seed], other):
+            if seed in row.runs and not is_pair(row.runs[seed], other):
                 notes.append(f"{row.label} seed {seed} and none began from different weights: not a pair, left out")
     sources: dict[str, set] = {}
     for run in block.done:
@@ -157,14 +181,10 @@ def _notes(block: Block) -> list[str]:
     return notes + ([f"this table mixes different versions of {', '.join(mixed)}"] if mixed else [])
 
 
-def _unfinished(records: list[dict]) -> list[Text]:
+def _unfinished(records: list[dict]) -> list[str]:
     lines = []
     for record in records:
         if record["status"] != "done":
             message = ((record["error"] or {}).get("message") or "").strip().splitlines()
-            reason = f": {message[0]}" if message else ""
-            style = "red" if record["status"] in ("failed", "nan", "oom") else ""
-            lines.append(Text(f"{record['status']:<11} {_name(record)}{reason}", style=style))
+            lines.append(f"{record['status']:<11} {name(record)}{f': {message[0]}' if message else ''}")
     return lines
-
-

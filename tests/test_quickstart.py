@@ -1,0 +1,53 @@
+"""The first command of the README, for real but for one epoch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+COMMAND = ["experiment=quickstart", "recipe.epochs=1", "teacher.recipe.epochs=1"]
+
+
+@pytest.fixture
+def quickstart(tmp_path):
+    def run() -> str:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-m", "kdrun", *COMMAND],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stderr == ""
+        return done.stdout
+
+    return run
+
+
+def test_quickstart_in_an_empty_folder(quickstart, tmp_path):
+    said = quickstart()
+    assert said.startswith("6 runs asked for: 2 of method, 3 of seed\n")
+    assert said.count("done in") == 6
+    for words in (
+        "digits 1,200/597 train/test",
+        "-> resnet8",
+        "against none",
+        "\nnone    ",
+        "\nkd      ",
+        "\nteacher ",
+        "\ncurves   outputs/quickstart/curves.png\n",
+        "\nruns     outputs/runs/digits\n",
+        "\nnext     kdrun method=rkd teacher=resnet110 student=resnet20",
+    ):
+        assert words in said
+    assert (tmp_path / "outputs/quickstart/curves.png").read_bytes().startswith(b"\x89PNG")
+    again = quickstart()
+    assert again.count("already done") == 6
+    assert again.partition("digits ")[2] == said.partition("digits ")[2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs"]
