@@ -128,6 +128,10 @@ def method_names() -> list[str]:
 
 def check_user_folder(folder: str) -> None:
     """Refuse a file of --config-dir that has the name of a built-in: Hydra would take the built-in without a word."""
+    if not Path(folder).is_dir():
+        raise KdrunError(
+            f"--config-dir {folder} is no folder; give the one that holds your method/NAME.yaml and the like"
+        )
     for file in sorted(Path(folder).glob("*/*.yaml")):
         group, name = file.parent.name, file.stem
         models = [*MODELS.entries(), "none"] if group in ("teacher", "student") else []
@@ -182,7 +186,7 @@ def _fields(arguments: dict[str, Argument]) -> list[Any]:
 def method_schema(name: str) -> type:
     """The schema of `method.<name>`: the keyword-only arguments of its `build` and the keys that every method has."""
     parts = [
-        ("taps", Any, field(default_factory=list)),
+        ("taps", Any, None),  # a list, or a mapping with a list for each side
         ("weights", dict[str, float], field(default_factory=dict)),
         ("stages", dict[str, Any], field(default_factory=dict)),
         ("schedules", dict[str, Any], field(default_factory=dict)),
@@ -220,6 +224,8 @@ def validate(composed: DictConfig) -> Config:
     typed["method"] = {
         name: _typed(f"method.{name}", values or {}, method_schema(name)) for name, values in sorted(methods.items())
     }
+    for values in typed["method"].values():
+        values.taps = [] if values.taps is None else values.taps
     config = Config(**typed, **_scalars({key: value for key, value in plain.items() if key not in typed}))
     _check(config)
     return config
@@ -231,6 +237,9 @@ def _typed(where: str, values: dict[str, Any], node: type) -> Any:
         missing = OmegaConf.missing_keys(merged)
         if missing:
             key = sorted(missing)[0]
+            if "name" in missing and where in ("dataset", "recipe"):
+                known = [file.stem for file in (conf_folder() / where).glob("*.yaml")]
+                raise KdrunError(f"{where} has no value; say {where}=NAME. {choices('', known)}")
             raise KdrunError(f"{where}.{key} has no value; give one: {where}.{key}=VALUE")
         return OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
@@ -242,12 +251,10 @@ def _typed(where: str, values: dict[str, Any], node: type) -> Any:
 
 def _scalars(values: dict[str, Any]) -> dict[str, Any]:
     """seed, protocol, outputs and the like, typed."""
-    names = [f.name for f in fields(Config) if f.name in values]
+    given = {f.name: values[f.name] for f in fields(Config) if f.name in values}
     try:
-        merged = OmegaConf.merge(
-            OmegaConf.masked_copy(OmegaConf.structured(Config), names), {name: values[name] for name in names}
-        )
-        return OmegaConf.to_container(merged)  # type: ignore[return-value]
+        merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(Config), given))
+        return {name: merged[name] for name in given}  # type: ignore[index, call-overload]
     except OmegaConfBaseException as error:
         raise KdrunError(wrong_value(str(error.full_key or error.key), str(error).splitlines()[0])) from error
 
@@ -263,7 +270,9 @@ def _check(config: Config) -> None:
             raise KdrunError(f"{key} is {_get(config, key)}; it must be 0 or more")
     if not config.outputs:
         raise KdrunError("outputs has no value; say outputs=FOLDER, or leave it out for outputs=outputs")
-    weights = {f"method.{m}.weights.{term}": w for m, values in config.method.items() for term, w in values.weights.items()}
+    weights = {
+        f"method.{m}.weights.{term}": w for m, values in config.method.items() for term, w in values.weights.items()
+    }
     for key, weight in {"loss.task": config.loss.task, **weights}.items():
         if weight is not None and not math.isfinite(weight):
             raise KdrunError(f"{key} is {weight}; it must be a finite number")
@@ -273,7 +282,9 @@ def _check(config: Config) -> None:
         key = "log_every" if config.engine.log_every < 1 else "threads"
         raise KdrunError(f"engine.{key} is {getattr(config.engine, key)}; it must be 1 or more")
     if config.engine.workers < 0:
-        raise KdrunError(f"engine.workers is {config.engine.workers}; it must be 0 or more (0 reads in the main process)")
+        raise KdrunError(
+            f"engine.workers is {config.engine.workers}; it must be 0 or more (0 reads in the main process)"
+        )
     if config.protocol == "holdout" and not config.dataset.holdout:
         raise KdrunError(
             "protocol=holdout needs a holdout; say dataset.holdout=5000 (images taken from the training set)"
@@ -302,7 +313,9 @@ def check_recipe(where: str, recipe: Recipe) -> None:
     for key, shares in (("milestones", recipe.milestones), ("warmup", [recipe.warmup])):
         wrong = [share for share in shares if not 0 <= share <= 1]
         if wrong:
-            meant = f"; epoch {wrong[0]:g} of {recipe.epochs} is {wrong[0] / recipe.epochs:g}" * (1 < wrong[0] <= recipe.epochs)
+            meant = f"; epoch {wrong[0]:g} of {recipe.epochs} is {wrong[0] / recipe.epochs:g}" * (
+                1 < wrong[0] <= recipe.epochs
+            )
             raise KdrunError(f"{where}.{key} has {wrong[0]:g}; it wants shares of the epochs, between 0 and 1{meant}")
 
 

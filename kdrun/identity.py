@@ -74,7 +74,7 @@ def teacher_config(config: Config) -> Config:
     """The run that trains this run's teacher: method none on the teacher's model, by its own recipe and seed."""
     student = dataclasses.replace(config.teacher, checkpoint=None)
     return dataclasses.replace(
-        config, student=student, teacher=no_teacher(config.recipe), method={"none": method_schema("none")()}, recipe=config.teacher.recipe,
+        config, student=student, teacher=no_teacher(config.recipe), method={"none": method_schema("none")(taps=[])}, recipe=config.teacher.recipe,
         loss=Loss(), seed=config.teacher.seed, protocol="last", rerun=False,
     )  # fmt: skip
 

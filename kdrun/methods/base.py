@@ -242,7 +242,12 @@ RESERVED = ("taps", "weights", "stages", "schedules")  # keys of a method's yaml
 
 
 def _tap_names(name: str, taps: Any) -> tuple[list[str], list[str]]:
-    """`[stage1, stage2]` for both sides, or `{student: [...], teacher: [...]}`."""
+    """`[stage1, stage2]` for both sides, or one list each: `{student: [...], teacher: [...]}`, `[[...], [...]]`.
+
+    The nested list is for the command line, where a list cannot be replaced by a mapping.
+    """
+    if isinstance(taps, Sequence) and len(taps) == 2 and not any(isinstance(side, str) for side in taps):
+        taps = {"student": taps[0], "teacher": taps[1]}
     if isinstance(taps, Mapping):
         if set(taps) != {"student", "teacher"}:
             raise KdrunError(

@@ -1,0 +1,85 @@
+"""What the README tells a newcomer to write and to run works as it stands."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+SHORT = ["recipe.epochs=1", "teacher.recipe.epochs=1", "engine.threads=1"]  # added to every command, to save time
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every file that the README shows, and a tree of images."""
+    root = tmp_path_factory.mktemp("desk")
+    for _, block in BLOCKS:
+        first = block.partition("\n")[0]
+        if re.fullmatch(r"# \S+\.(py|yaml)", first):
+            file = root / first.removeprefix("# ")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(block)
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 70), ("test", 5)):
+        for label in ("cat", "dog"):
+            (root / "my_images" / split / label).mkdir(parents=True)
+            for i in range(count):
+                pixels = draw.integers(0, 255, (40, 36, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / "my_images" / split / label / f"{i}.png")
+    return root
+
+
+def commands(words: str) -> list[str]:
+    """The commands of the README that hold these words."""
+    lines = "\n".join(block for language, block in BLOCKS if language == "bash").replace("\\\n", " ").splitlines()
+    return [line.partition("  #")[0].strip() for line in lines if words in line]
+
+
+@pytest.mark.parametrize("words", ["dataset=image_folder", "student=import", "plugins="])
+def test_bring_your_own(words: str, desk: Path) -> None:
+    """Images, a model and a method of one's own: files and command straight from the README."""
+    (line,) = commands(words)
+    arguments = shlex.split(line)[1:]
+    done = subprocess.run(
+        [sys.executable, "-m", "kdrun", *arguments, *SHORT],
+        cwd=desk, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "record   outputs/runs/" in done.stdout
+
+
+def test_every_command_composes(desk: Path) -> None:
+    """Every kdrun command of the README names keys and choices that exist."""
+    for line in commands("kdrun "):
+        arguments = shlex.split(line.partition("&&")[2] or line)
+        if arguments[0] != "kdrun" or "=" not in " ".join(arguments):
+            continue
+        arguments = [a for a in arguments[1:] if a != "-m"]
+        swept = [re.sub(r"=([\w]+),.*", r"=\1", a) for a in arguments]  # one job of a sweep
+        done = subprocess.run(
+            [sys.executable, "-m", "kdrun", *swept, "--cfg", "job"], cwd=desk, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, (line, done.stderr)
+
+
+def test_losses_in_a_loop_of_ones_own() -> None:
+    """The README's lines for a loop of one's own run as they stand."""
+    (block,) = (block for language, block in BLOCKS if language == "python" and "rkd_angle" in block)
+    s_embedding, t_embedding = torch.randn(8, 16, requires_grad=True), torch.randn(8, 24)
+    names = {"F": F, "logits": torch.randn(8, 3, requires_grad=True), "labels": torch.arange(8) % 3}
+    names |= {"s_embedding": s_embedding, "t_embedding": t_embedding}
+    exec(block, names)
+    names["loss"].backward()
+    assert s_embedding.grad is not None
+    assert s_embedding.grad.isfinite().all()
