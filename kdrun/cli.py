@@ -60,9 +60,12 @@ def _say(error: Exception, debug: bool, arguments: Sequence[str]) -> int:
 
 def message(error: BaseException, arguments: Sequence[str] = ()) -> str:
     """One line for any exception; an unexpected one names its type and place."""
-    from kdrun.explain import explain
+    from kdrun.explain import explain, one_line
 
-    return explain(error, arguments)
+    try:
+        return explain(error, arguments)
+    except Exception:  # the words of a library have changed: what it said is still better than a traceback of ours
+        return f"{type(error).__name__}: {one_line(error)}"
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -121,7 +124,9 @@ def _check_usage(arguments: Sequence[str]) -> str | None:
     from hydra._internal.utils import get_args_parser
 
     def refuse(message: str) -> None:
-        error = KdrunError(f"{message.partition(' (choose')[0]}. Options come as key=value; flags: -m, --cfg job, --help")
+        error = KdrunError(
+            f"{message.partition(' (choose')[0]}. Options come as key=value; flags: -m, --cfg job, --help"
+        )
         error.status = 2
         raise error
 

@@ -57,8 +57,6 @@ def _missing(error: Any, arguments: Sequence[str]) -> str:
     missing = str(getattr(error, "missing_cfg_file", "") or "")
     group, _, name = missing.rpartition("/")
     if not group:
-        if "config directory" in str(error):
-            return f"{one_line(error)}; give the folder that holds method/NAME.yaml or dataset/NAME.yaml of yours"
         return one_line(error)
     options = getattr(error, "options", None) or _options(group)
     if name == "null":
@@ -105,7 +103,9 @@ def unknown_key(full: str, parent: Any) -> str:
     where, _, key = full.rpartition(".")
     known = [str(k) for k in parent if not str(k).startswith("hydra")] if hasattr(parent, "keys") else []
     if where == "method" and key in _options("method"):
-        return f"{full} is set, and this run has method={'+'.join(known)}; say method={key} too, or method.{known[0]}.KEY"
+        return (
+            f"{full} is set, and this run has method={'+'.join(known)}; say method={key} too, or method.{known[0]}.KEY"
+        )
     deeper = [] if where else [path for path in _paths(parent) if path.rpartition(".")[2] == key]
     if deeper:
         return f"no key '{key}' in the config. Did you mean {' or '.join(deeper[:3])}?"
@@ -124,6 +124,8 @@ def wrong_value(key: str, words: str) -> str:
         return f"{key} is '{value}'; it must be {wanted}"
     if "is not Optional" in words or "non-Optional" in words:
         return f"{key} is null; it must have a value: {key}=VALUE"
+    if "to Dict[" in words:
+        return f"{key} must hold names with values, as in {key}.NAME=VALUE"
     if "is not a ListConfig, list or tuple" in words:
         return f"{key} must be a list, as in '{key}=[VALUE]'"
     return f"{key}: {words}"
@@ -131,13 +133,19 @@ def wrong_value(key: str, words: str) -> str:
 
 def _paths(node: Any, path: str = "") -> Iterator[str]:
     """Every key below `node` with its path; Hydra's own and the teacher's recipe (a copy of the recipe) left out."""
+    from omegaconf import OmegaConf
+
     for key in node:
         below = f"{path}.{key}".lstrip(".")
-        if below in ("hydra", "teacher.recipe") or (hasattr(node, "_is_missing") and node._is_missing(key)):
+        if (
+            below in ("hydra", "teacher.recipe")
+            or OmegaConf.is_missing(node, key)
+            or OmegaConf.is_interpolation(node, key)
+        ):
             continue
         yield below
-        if isinstance(child := node._get_node(key) if hasattr(node, "_get_node") else node[key], Mapping):
-            yield from _paths(child, below)
+        if isinstance(node[key], Mapping):
+            yield from _paths(node[key], below)
 
 
 def _hydra(error: BaseException, arguments: Sequence[str]) -> str:
@@ -151,5 +159,7 @@ def _hydra(error: BaseException, arguments: Sequence[str]) -> str:
     if "Ambiguous value" in text:
         override = next((a for a in arguments if f"'{a}'" in text), text.split("'")[1])
         key, _, value = override.partition("=")
-        return f"{override} gives several values: add -m to sweep over them, or make one list of them: '{key}=[{value}]'"
+        return (
+            f"{override} gives several values: add -m to sweep over them, or say '{key}=[{value}]' if a list is meant"
+        )
     return text

@@ -73,9 +73,10 @@ def folder(config: Config, found: dict[str, Any]) -> Path:
 def teacher_config(config: Config) -> Config:
     """The run that trains this run's teacher: method none on the teacher's model, by its own recipe and seed."""
     student = dataclasses.replace(config.teacher, checkpoint=None)
+    none = {"none": method_schema("none")(taps=[])}
     return dataclasses.replace(
-        config, student=student, teacher=no_teacher(config.recipe), method={"none": method_schema("none")(taps=[])}, recipe=config.teacher.recipe,
-        loss=Loss(), seed=config.teacher.seed, protocol="last", rerun=False,
+        config, student=student, teacher=no_teacher(config.recipe), method=none, recipe=config.teacher.recipe, loss=Loss(),
+        seed=config.teacher.seed, protocol="last", rerun=False,
     )  # fmt: skip
 
 

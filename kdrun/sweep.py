@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ValueType
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -38,11 +39,9 @@ class Summary(Callback):
         for old in [path for path in folder.glob("*") if path.name.isdigit()] if folder.is_dir() else []:
             shutil.rmtree(old)  # a fixed sweep folder (quickstart) keeps no states of an earlier sweep
         asked = _asked(config)
-        if asked is not None:
+        if asked:
             count = math.prod(asked.values())
-            print(
-                f"{count} run{'s' * (count != 1)} asked for: " + ", ".join(f"{n} of {key}" for key, n in asked.items())
-            )
+            print(f"{count} run{'s' * (count != 1)} asked for: {' x '.join(f'{n} {key}' for key, n in asked.items())}")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
@@ -63,15 +62,17 @@ class Summary(Callback):
             raise SystemExit(3)
 
 
-def _asked(config: DictConfig) -> dict[str, int] | None:
-    """{key: number of values} of what a sweep varies; None where another sweeper than Hydra's own decides."""
+def _asked(config: DictConfig) -> dict[str, int]:
+    """{key: number of values} of what a sweep varies; empty where only the sweeper knows."""
     if not config.hydra.sweeper["_target_"].endswith("BasicSweeper"):
-        return None
+        return {}
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     asked: dict[str, int] = {}
     for override in OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task]):
         asked.pop(override.key_or_group, None)  # the command line replaces what an experiment sweeps
         if override.is_sweep_override():
+            if override.value_type == ValueType.GLOB_CHOICE_SWEEP or not override.is_discrete_sweep():
+                return {}
             asked[override.key_or_group] = sum(1 for _ in override.sweep_iterator())
     return asked
 

@@ -225,10 +225,6 @@ def _plain(error: BaseException) -> BaseException:
         return KdrunError(
             f"{os.strerror(error.errno)} while writing {error.filename or 'the run'}; free space and start it again, it goes on"
         )
-    if isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error):  # torch.save's words for a full disk
-        return KdrunError(
-            "the resume state could not be written (is the disk full?); free space and start it again, it goes on"
-        )
     return error
 
 

@@ -16,13 +16,20 @@ from kdrun.registry import METHODS, MODELS
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     """The installed command, telling which modules it imported."""
-    program = "import sys; from kdrun.cli import run; code = run(sys.argv[1:]); print('torch' in sys.modules, file=sys.stderr); sys.exit(code)"
+    program = "import sys; from kdrun.cli import run; code = run(sys.argv[1:]); "
+    program += "print('torch' in sys.modules, file=sys.stderr); sys.exit(code)"
     return subprocess.run(
-        [sys.executable, "-c", program, *arguments], env={**os.environ, **environment}, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
 
 
-@pytest.mark.parametrize("arguments", [["methods"], ["models"], ["--version"], ["--help"], ["--cfg", "job"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["methods"], ["models"], ["--version"], ["--help"], ["--cfg", "job"]], ids=" ".join
+)
 def test_answers_without_torch(arguments: list[str]) -> None:
     """Looking around costs no import of torch."""
     done = command(*arguments)

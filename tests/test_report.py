@@ -128,10 +128,10 @@ def test_a_group_is_a_row_with_its_paired_difference(records):
     assert line(said, "teacher ") == "teacher resnet14 1 95.81"
     for word in (
         "digits 1,200/597 train/test",
-        "resnet14 -> resnet8 (78.0k params)",
+        "resnet14 -> resnet8 (78.0k)",
         "last epoch",
         "[95 % interval], paired by seed",
-        "quick | 30 epochs",
+        "| quick, 30 epochs",
     ):
         assert word in said
     assert "note" not in said

@@ -24,12 +24,11 @@ def counted(self):
         os.kill(os.getpid(), signal.SIGKILL)
 Distillation.after_step = counted
 """
-COMMON = (
-    "dataset=digits teacher=resnet8 student=resnet8 recipe=quick recipe.epochs=3 teacher.recipe.epochs=1 engine.threads=1 "
-    "engine.precision=fp32 engine.log_every=4"
-).split()
-STEPS = 10  # of an epoch: 1,200 images in batches of 128
-CASES = {  # name -> overrides, step of the kill
+COMMON = [
+    "dataset=digits", "teacher=resnet8", "student=resnet8", "recipe=quick", "recipe.epochs=3", "teacher.recipe.epochs=1",
+    "engine.threads=1", "engine.precision=fp32", "engine.log_every=4",
+]  # fmt: skip
+CASES = {  # name -> overrides, step of the kill; an epoch has 10
     "kd": (["method=kd"], 15),
     "fitnet, in the hints": (["method=fitnet", "method.fitnet.stages.hints.epochs=0.5"], 15),
     "fitnet, in the distillation": (["method=fitnet", "method.fitnet.stages.hints.epochs=0.5", "seed=1"], 36),
@@ -98,7 +97,10 @@ def test_resume_is_bit_exact(case: str, whole: Path, tmp_path: Path) -> None:
     for key in ("id", "group", "last", "best", "agreement", "score", "student", "teacher", "weights"):
         assert mine[key] == theirs[key], key
     curves = [[json.loads(line) for line in (f / "curves.jsonl").read_text().splitlines()] for f in (folder, expected)]
-    timeless = [[{k: v for k, v in line.items() if k not in ("images_per_s", "data_wait", "seconds")} for line in c] for c in curves]
+    timeless = [
+        [{k: v for k, v in line.items() if k not in ("images_per_s", "data_wait", "seconds")} for line in c]
+        for c in curves
+    ]
     assert timeless[0] == timeless[1]
     assert points(folder) == points(expected)
 

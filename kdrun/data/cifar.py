@@ -77,14 +77,14 @@ def _downloaded(name: str, root: str):
     from filelock import FileLock
 
     title, archive, _ = ARCHIVES[name]
+    made = sum(not path.exists() for path in (Path(root), *Path(root).parents))  # folders that only a download needs
     try:
         Path(root).mkdir(parents=True, exist_ok=True)
         with FileLock(os.path.join(root, ".lock")), _timeout(TIMEOUT):
             return _present(name, root, download=True)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: what came does not have the published checksum
         Path(root, ".lock").unlink(missing_ok=True)
-        remove_empty(Path(root), levels=3)  # outputs/data/<name>, as far as this made them
-        # RuntimeError: what came does not have the published checksum
+        remove_empty(Path(root), levels=made)
         offline = isinstance(error, (URLError, TimeoutError, ConnectionError)) and not isinstance(error, HTTPError)
         reason = "no network" if offline else " ".join(str(error).split())
         raise KdrunError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import pickle
 import warnings
@@ -42,7 +43,11 @@ def save_text(path: Path, text: str) -> None:
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """A resume state: tensors, numbers and strings only, so that it can be read without unpickling code."""
-    atomically(path, lambda temporary: torch.save(state, temporary))
+    buffer = (
+        io.BytesIO()
+    )  # written by us: a full disk is then an OSError, which torch's own writer hides behind its words
+    torch.save(state, buffer)
+    atomically(path, lambda temporary: _durably(temporary, buffer.getbuffer()))
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -121,7 +126,7 @@ def _unpickle(path: Path) -> Any:
         ) from error
 
 
-def _durably(path: Path, content: bytes) -> None:
+def _durably(path: Path, content: bytes | memoryview) -> None:
     with open(path, "wb") as file:
         file.write(content)
         file.flush()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from kdrun.engine import record as records
-from kdrun.engine.checkpoint import load_state, save_state, save_text, save_tensors, weights_sha256
+from kdrun.engine.checkpoint import load_state, save_state, save_tensors, save_text, weights_sha256
 from kdrun.engine.loop import Epoch, Progress
 from kdrun.engine.precision import Compute
 from kdrun.errors import KdrunError

@@ -6,6 +6,8 @@ The x4 variants are those of the CRD tables (Tian et al., ICLR 2020): a 32-wide 
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -68,7 +70,7 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.act1 = nn.ReLU()
         self.taps = {"stem": "act1", "pooled": "head:in", "logits": "head"}
-        for stage, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+        for stage, (inputs, outputs) in enumerate(pairwise(widths), start=1):
             layers = [BasicBlock(inputs, outputs, 1 if stage == 1 else 2, shortcut)]
             layers += [BasicBlock(outputs, outputs, 1, shortcut) for _ in range(blocks - 1)]
             setattr(self, f"layer{stage}", nn.Sequential(*layers))

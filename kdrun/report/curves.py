@@ -114,7 +114,7 @@ def _draw_curves(axis, block: Block, folders: dict[int, Path], colours: dict) ->
         if len(lines) > 1:
             axis.fill_between(epochs, lows, highs, color=colour, alpha=0.15 if len(block.rows) < 7 else 0.06, lw=0)
         ends.append((means[-1], f"{row.label}  {means[-1]:.2f}", colour))
-        late += lows[len(lows) // 3 :]
+        late += lows[len(lows) // 2 :]
         tops += highs
         seeds.add(len(lines))
     for label, teacher, _ in teachers(block):
@@ -123,7 +123,7 @@ def _draw_curves(axis, block: Block, folders: dict[int, Path], colours: dict) ->
         ends.append((score, f"{label}  {score:.2f}", TEACHER))
         tops.append(score)
     if late:
-        # The first third of the epochs may leave below: the end of training is what is compared.
+        # The first half of the epochs may leave below: the end of training is what is compared.
         low = sorted(late)[len(late) // 20]
         room = 0.06 * max(max(tops) - low, 0.5)
         axis.set_ylim(low - room, max(tops) + room)

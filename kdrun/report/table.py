@@ -68,8 +68,7 @@ def _caption(block: Block, protocol: str, width: int) -> list[str]:
     first = [
         f"{data['name']} {sizes} {parts}",
         f"{' or '.join(names) or 'no teacher'} -> {student['name']} ({_millions(student['params'])})",
-        recipe,
-        epochs and f"{epochs} epoch{'s' * (epochs != 1)}",
+        ", ".join(filter(None, [recipe, epochs and f"{epochs} epoch{'s' * (epochs != 1)}"])),
     ]
     metric = record["metric"]
     second = [f"{metric['split']} {metric['name']} in %", "mean ± sd of n seeds", PROTOCOLS[protocol]]
@@ -78,7 +77,7 @@ def _caption(block: Block, protocol: str, width: int) -> list[str]:
     return [*_fill(first, " | ", width), *_fill(second, ", ", width), *(_fill(third, ": ", width) if compared else [])]
 
 
-def _fill(parts: Iterable[str | None], between: str, width: int) -> list[str]:
+def _fill(parts: Iterable[str], between: str, width: int) -> list[str]:
     """Join parts into as few lines of at most `width` as they need; a part is not divided."""
     lines: list[str] = []
     for part in filter(None, parts):
@@ -90,7 +89,7 @@ def _fill(parts: Iterable[str | None], between: str, width: int) -> list[str]:
 
 
 def _millions(count: int) -> str:
-    return f"{count / 1e6:.2f}M params" if count >= 1e5 else f"{count / 1e3:.1f}k params"
+    return f"{count / 1e6:.2f}M" if count >= 1e5 else f"{count / 1e3:.1f}k"
 
 
 def _table(block: Block, protocol: str, width: int) -> list[str]:

@@ -1,0 +1,226 @@
+"""What a user can type or hand over wrong: one line that says what and how to mend it, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+TINY = "dataset=digits recipe=quick recipe.epochs=1 teacher=resnet8 student=resnet8"
+ALONE = f"{TINY} method=none"
+FOLDER = "dataset=image_folder recipe=quick recipe.batch_size=4 student=resnet8 method=none"
+
+
+def kdrun(arguments: list[str], folder: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "kdrun", *arguments],
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+class Bomb:
+    """A pickle that leaves a file where it is executed."""
+
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+def images(root: Path, classes=("cat", "dog")) -> Path:
+    for part in ("train", "test"):
+        for name in classes:
+            (root / part / name).mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (8, 8), (60 * i, 40, 90)).save(root / part / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory) -> Path:
+    """Broken checkpoints and folders, and one checkpoint of a resnet8 for digits."""
+    import torch
+
+    from kdrun.engine.checkpoint import save_tensors
+    from kdrun.registry import MODELS
+
+    root = tmp_path_factory.mktemp("files")
+    save_tensors(root / "digits.safetensors", MODELS.get("resnet8")(10).state_dict())
+    save_tensors(root / "hundred.safetensors", MODELS.get("resnet8")(100).state_dict())
+    whole = (root / "digits.safetensors").read_bytes()
+    (root / "half.safetensors").write_bytes(whole[: len(whole) // 2])
+    torch.save({"state_dict": MODELS.get("resnet8")(10).state_dict()}, root / "digits.pt")
+    whole = (root / "digits.pt").read_bytes()
+    (root / "half.pt").write_bytes(whole[: len(whole) // 2])
+    (root / "empty.pt").write_bytes(b"")
+    (root / "bomb.pt").write_bytes(pickle.dumps(Bomb()))
+    torch.save({"state_dict": Bomb()}, root / "bomb-torch.pt")
+    torch.save([1, 2], root / "list.pt")
+
+    (images(root / "corrupt") / "train" / "dog" / "2.png").write_bytes(b"\x89PNG and no more")
+    (images(root / "void") / "train" / "dog2").mkdir()
+    images(root / "extra")
+    images(root / "extra2", ("cow",)).joinpath("test").rename(root / "extra" / "val")
+    (root / "extra" / "test").rename(root / "extra" / "gone")
+    (root / "bare").mkdir()
+    (root / "conf" / "method").mkdir(parents=True)
+    (root / "conf" / "method" / "kd.yaml").write_text("kd: {temperature: 2.0}\n")
+    (root / "mine" / "method").mkdir(parents=True)
+    (root / "mine" / "method" / "mine.yaml").write_text("mine: {}\n")
+    (root / "nets.py").write_text("def wrong(classes):\n    return 3\n")
+    return root
+
+
+# (id, arguments, words that stand in the line, exit code). {files}: the folder above. Spaces part arguments; | does too
+# where an argument has spaces of its own.
+CONFIG = [
+    ("method", "method=rdk", "no method 'rdk'|Did you mean rkd?|Choices: |kdrun methods", 1),
+    ("method-case", "method=KD", "'KD'|Did you mean kd?", 1),
+    ("method-plus", "method=kd+at", "'kd+at'|method=[kd,at]", 1),
+    ("method-null", "method=null", "method=null|method=none", 1),
+    ("method-empty-list", "method=[]", "method has no value|method=NAME|Choices: ", 1),
+    ("method-taken", "~method", "method has no value|method=NAME", 1),
+    ("method-several", "method=kd,at", "method=kd,at|-m|[kd,at]", 1),
+    ("method-bracket", "method=[kd", "method=[kd|key=value|quote", 1),
+    ("methods", "methods=kd", "'methods'|Did you mean method?", 1),
+    ("method-not-in-run", "method.at.power=3", "method.at|method=kd|method=at", 1),
+    ("teacher", "teacher=resnet111", "no teacher 'resnet111'|Did you mean resnet110?|kdrun models", 1),
+    ("teacher-null", "teacher=null", "teacher=null|teacher=none", 1),
+    ("teacher-none", "teacher=none", "method 'kd'|teacher=none|teacher=MODEL|method=none", 1),
+    ("student", "student=resnet", "no student 'resnet'|Choices: ", 1),
+    ("student-option", "student.width=4", "no key 'width' in student|Choices: checkpoint", 1),
+    ("student-path-missing", f"{ALONE} student=import", "student.path has no value|student.path=VALUE", 1),
+    ("dataset", "dataset=cifar", "no dataset 'cifar'|Did you mean cifar10?", 1),
+    ("dataset-taken", "~dataset", "dataset has no value|dataset=NAME|digits", 1),
+    ("recipe", "recipe=kdzo", "no recipe 'kdzo'|Did you mean kdzoo?", 1),
+    ("recipe-taken", "~recipe", "~recipe|recipe=NAME|kdzoo", 1),
+    ("recipe-null", "recipe=null", "recipe=null|kdzoo", 1),
+    ("experiment", "experiment=quikstart", "no experiment 'quikstart'", 1),
+    ("experiment-plus", "+experiment=foo", "no experiment 'foo'", 1),
+    ("launcher", "hydra/launcher=slurmm", "'slurmm'|Choices: |basic|pip install", 1),
+    ("key", "recipe.epoch=3", "no key 'epoch' in recipe|Did you mean epochs?", 1),
+    ("key-without-path", "lr=0.1", "no key 'lr'|recipe.lr", 1),
+    ("key-of-method", "temperature=2", "no key 'temperature'|method.kd.temperature", 1),
+    ("key-added", "+foo=1", "no key 'foo' in the config|Choices: ", 1),
+    ("group", "recipee.epochs=3", "no key 'recipee'|Did you mean recipe?", 1),
+    ("stage", "method=fitnet method.fitnet.stages.hint.epochs=1", "no key 'hint'|Did you mean hints?", 1),
+    ("stage-key", "method=fitnet method.fitnet.stages.hints.lr=1", "'lr'|+method.fitnet.stages.hints.lr=VALUE", 1),
+    ("type-int", "recipe.epochs=ten", "recipe.epochs|'ten'|a whole number", 1),
+    ("type-int-fraction", "seed=1.5", "seed|'1.5'|a whole number", 1),
+    ("type-float", "recipe.lr=1e", "recipe.lr|'1e'|a number", 1),
+    ("type-bool", "rerun=maybe", "rerun|'maybe'|true or false", 1),
+    ("type-list", "recipe.milestones=0.5", "recipe.milestones|must be a list", 1),
+    ("type-mapping", "method.kd.weights=1", "method.kd.weights|NAME=VALUE", 1),
+    ("type-added", "~seed +seed=abc", "seed|'abc'|a whole number", 1),
+    ("missing-value", "recipe.epochs=", "recipe.epochs has no value|a whole number", 1),
+    ("null-value", "seed=null", "seed is null|seed=VALUE", 1),
+    ("sweep-without-m", "seed=0,1", "seed=0,1|-m", 1),
+    ("interpolation", "recipe.lr=${foo}", "recipe.lr|'foo' not found", 1),
+    ("no-equals", "recipe=quick epochs", "cannot read 'epochs'|key=value", 1),
+    ("epochs-zero", "recipe.epochs=0", "recipe.epochs is 0|1 or more", 1),
+    ("teacher-epochs-zero", "teacher.recipe.epochs=0", "teacher.recipe.epochs is 0|1 or more", 1),
+    ("batch-zero", "recipe.batch_size=0", "recipe.batch_size is 0|1 or more", 1),
+    ("seed-negative", "seed=-1", "seed is -1|0 or more", 1),
+    ("holdout-negative", "dataset.holdout=-5", "dataset.holdout is -5|0 or more", 1),
+    ("lr-nan", "recipe.lr=nan", "recipe.lr is nan|above 0", 1),
+    ("gamma-negative", "recipe.gamma=-1", "recipe.gamma is -1|0 or more", 1),
+    ("weight-nan", "method.kd.weights.soft=nan", "method.kd.weights.soft is nan|finite", 1),
+    ("milestones-in-epochs", "recipe.milestones=[100]", "recipe.milestones has 100|shares|of 200 is 0.5", 1),
+    ("optimizer", "recipe.optimizer=adam", "recipe.optimizer is 'adam'|Did you mean adamw?|sgd", 1),
+    ("device", "engine.device=gpu", "engine.device is 'gpu'|cuda", 1),
+    ("protocol", "protocol=lastt", "protocol is 'lastt'|Did you mean last?|holdout", 1),
+    ("protocol-without-holdout", "protocol=holdout", "protocol=holdout|dataset.holdout=", 1),
+    ("outputs-empty", "outputs=", "outputs has no value|outputs=FOLDER", 1),
+    ("outputs-below-file", f"{ALONE} outputs=/dev/null/x", "outputs=/dev/null/x|/dev/null is a file|outputs=FOLDER", 1),
+    ("config-dir-missing", "--config-dir /nope", "/nope|method/NAME.yaml", 1),
+    ("config-dir-built-in", "--config-dir {files}/conf", "conf/method/kd.yaml|built-in method=kd|rename", 1),
+    ("config-dir-no-class", f"--config-dir {{files}}/mine {TINY} method=mine", "no method 'mine'|plugins=[MODULE]", 1),
+    ("plugin-missing", "plugins=[nomod]", "nomod|plugins=[nomod]|current folder", 1),
+    ("checkpoint-missing", "teacher.checkpoint=nope.pt", "teacher.checkpoint=nope.pt|looked from", 1),
+    ("checkpoint-equals", "teacher.checkpoint=a=b.pt", "a=b.pt|quote", 1),
+    ("folder-not-set", FOLDER, "dataset.root=FOLDER|train/<class>", 1),
+    ("folder-missing", f"{FOLDER} dataset.root=/nope", "/nope is not a folder|train/<class>", 1),
+    ("folder-bare", f"{FOLDER} dataset.root={{files}}/bare", "bare has no test or val folder|train/<class>", 1),
+    ("folder-class-empty", f"{FOLDER} dataset.root={{files}}/void", "void/train/dog2 is empty|remove it", 1),
+    ("folder-class-unknown", f"{FOLDER} dataset.root={{files}}/extra", "class cow|Choices: cat, dog", 1),
+    ("verb", "train method=kd", "no verb 'train'|Choices: |key=value", 2),
+    ("spaces", "method = kd", "'method = kd'|without spaces|method=kd", 2),
+    ("flag", "--method=kd", "--method=kd|key=value", 2),
+    ("flag-value", "--cfg jobb", "'jobb'|--cfg job", 2),
+    ("flag-without-value", "-cd", "--config-dir|expected one argument", 2),
+    ("sweep-choice", f"-m {TINY} method=none,kdd", "no method 'kdd'|Did you mean kd?", 1),
+]
+# These import torch: 2 to 8 s each on a busy pair of cores.
+BUILD = [
+    ("batch-above-dataset", f"{ALONE} recipe.batch_size=5000", "5000|1,200|recipe.batch_size=1200", 1),
+    ("holdout-too-large", f"{ALONE} dataset.holdout=100000", "dataset.holdout=100000|1,199", 1),
+    ("size-fixed", f"{ALONE} dataset.size=32", "dataset.size=32|8 px|image_folder", 1),
+    ("path-no-function", f"{ALONE} student=import student.path=foo", "'foo'|module:function", 1),
+    ("path-no-module", f"{ALONE} student=import student.path=nomod:f", "nomod|path=nomod:f|Looked in", 1),
+    ("path-no-model", f"{ALONE} student=import student.path=nets:wrong", "nets:wrong|int|nn.Module", 1),
+    ("tap", f"{TINY} method=at method.at.taps=[stage9]", "no tap 'stage9'|Did you mean stage3?|Choices: ", 1),
+    ("variant", f"{TINY} method=at method.at.variant=foo", "'foo'|code|paper", 1),
+    ("temperature", f"{TINY} method.kd.temperature=-1", "method.kd.temperature|-1|above 0", 1),
+    ("networks", f"{TINY} method=dml method.dml.networks=1", "method.dml.networks is 1|at least 2", 1),
+    ("stages-together", f"{TINY} method=[fitnet,kd]", "fitnet|stands alone|method=fitnet", 1),
+    ("term", f"{TINY} +method.kd.weights.foo=1", "'foo'|Choices: |soft", 1),
+    ("stage-added", f"{TINY} method=fitnet +method.fitnet.stages.hint.epochs=1", "no stage 'hint'|Did you mean hints?", 1),
+    ("outputs-refused", f"{ALONE} outputs=/proc/nowhere", "outputs=/proc/nowhere|cannot be written|outputs=FOLDER", 1),
+    ("offline", "dataset=cifar10 method=none", "CIFAR-10|outputs/data/cifar10|cifar-10-python.tar.gz|experiment=quickstart", 1),
+    ("image-corrupt", f"{FOLDER} dataset.root={{files}}/corrupt", "train/dog/2.png|repair or remove", 1),
+    ("architecture", f"{TINY} teacher=resnet14 teacher.checkpoint={{files}}/digits.safetensors", "does not fit resnet14|tensors", 1),
+    ("classes", f"{TINY} teacher.checkpoint={{files}}/hundred.safetensors", "(100,)|(10,)|number of classes", 1),
+    ("shortcut", f"{TINY} teacher=resnet8x4 teacher.checkpoint={{files}}/digits.pt", "does not fit resnet8x4|in the file", 1),
+    ("truncated-safetensors", f"{TINY} teacher.checkpoint={{files}}/half.safetensors", "half.safetensors|truncated", 1),
+    ("truncated-pt", f"{TINY} teacher.checkpoint={{files}}/half.pt", "half.pt|truncated", 1),
+    ("empty-pt", f"{TINY} teacher.checkpoint={{files}}/empty.pt", "empty.pt|0 bytes|truncated", 1),
+    ("pickle", f"{TINY} teacher.checkpoint={{files}}/bomb.pt", "bomb.pt is refused|executes none|state dict", 1),
+    ("pickle-torch", f"{TINY} teacher.checkpoint={{files}}/bomb-torch.pt", "bomb-torch.pt is refused|executes none", 1),
+    ("not-tensors", f"{TINY} teacher.checkpoint={{files}}/list.pt", "list.pt|no state dict", 1),
+]  # fmt: skip
+QUICK = {"tap", "classes", "image-corrupt", "pickle", "truncated-pt"}  # of BUILD; the others are marked slow
+
+
+def cases():
+    for case in CONFIG:
+        yield pytest.param(*case[1:], id=case[0])
+    for case in BUILD:
+        yield pytest.param(*case[1:], id=case[0], marks=[] if case[0] in QUICK else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("arguments", "words", "status"), [*cases()])
+def test_one_line(arguments, words, status, files, tmp_path):
+    for name in ("nets.py",) if "nets:" in arguments else ():
+        (tmp_path / name).symlink_to(files / name)
+    before = set(tmp_path.rglob("*"))
+    done = kdrun(arguments.format(files=files).split() if "{files}" in arguments else arguments.split(), tmp_path)
+    lines = done.stderr.splitlines()
+    assert done.returncode == status, done.stderr + done.stdout
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("kdrun: ")
+    assert "Traceback" not in done.stderr
+    assert not [word for word in words.split("|") if word not in lines[0]], lines[0]
+    assert done.stdout == "" or "-m" in arguments.split()  # a sweep says first how many runs it was asked for
+    left = {path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts} - before
+    cache = tmp_path / "outputs" / "cache"  # checksums and decoded images of a folder are worth keeping
+    left = {
+        path
+        for path in left
+        if path not in (cache.parent, cache) and (cache not in path.parents or ".tmp" in path.name)
+    }
+    assert not left
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    done = kdrun(["method=rdk", "engine.debug=true"], tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback")
+    assert "kdrun: no method 'rdk'" in done.stderr.splitlines()[-1]

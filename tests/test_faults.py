@@ -1,0 +1,220 @@
+"""What happens to a run from outside or in its numbers: NaN, signals, a full disk, a second process, changed source."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+TINY = ["dataset=digits", "recipe=quick", "student=resnet8", "recipe.batch_size=200"]
+ALONE = [*TINY, "method=none", "recipe.epochs=2"]
+LONG = [*TINY, "method=none", "recipe.epochs=30"]  # epochs of 0.2 s
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "kdrun", *arguments]
+
+
+def kdrun(folder: Path, *arguments: str, **settings) -> subprocess.CompletedProcess:
+    settings = {"env": ENVIRONMENT, "capture_output": True, "text": True, "timeout": 120, **settings}
+    return subprocess.run(command(*arguments), cwd=folder, **settings)
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command(*arguments), cwd=folder, env=ENVIRONMENT, **pipes)
+
+
+def records(folder: Path) -> dict[Path, dict]:
+    return {path.parent: json.loads(path.read_text()) for path in (folder / "outputs").rglob("record.json")}
+
+
+def only(folder: Path) -> tuple[Path, dict]:
+    (found,) = records(folder).items()
+    return found
+
+
+def wait_for(folder: Path, name: str, process: subprocess.Popen, seconds: float = 60) -> Path:
+    """The first file `name` below outputs/, once there is one."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        found = sorted((folder / "outputs").rglob(name))
+        if found:
+            return found[0]
+        time.sleep(0.05)
+    raise AssertionError(f"no {name}: {process.communicate()}")
+
+
+def temporaries(folder: Path) -> list[Path]:
+    return [p for p in folder.rglob("*") if ".tmp" in p.name or p.name.startswith(".record.json.")]
+
+
+def one_line(stderr: str) -> str:
+    (line,) = stderr.splitlines()
+    assert line.startswith("kdrun: ")
+    return line
+
+
+@pytest.mark.slow
+def test_nan_stops_and_says_where(tmp_path):
+    arguments = [*ALONE, "recipe.lr=1e30", "recipe.warmup=0"]
+    line = one_line((done := kdrun(tmp_path, *arguments)).stderr)
+    assert done.returncode == 1
+    assert "NaN at step" in line
+    assert "term task" in line
+    _, record = only(tmp_path)
+    assert record["status"] == "nan"
+    assert record["error"]["term"] == "task"
+    assert record["error"]["step"] >= 1
+    again = kdrun(tmp_path, *arguments)
+    assert again.returncode == 1
+    assert "rerun=true" in one_line(again.stderr)
+
+
+@pytest.mark.slow
+def test_nan_keeps_the_last_good_checkpoint(tmp_path):
+    """Two epochs are good; the rate of the third, after the milestone, is 1e30 times the first's."""
+    arguments = [*LONG, "recipe.epochs=4", "recipe.schedule=step", "recipe.milestones=[0.5]", "recipe.gamma=1e30"]
+    done = kdrun(tmp_path, *arguments, "recipe.warmup=0")
+    assert done.returncode == 1
+    assert "checkpoint is kept" in one_line(done.stderr)
+    import torch
+
+    folder, record = only(tmp_path)
+    assert record["last"]["epoch"] == 2
+    state = torch.load(folder / "last.ckpt", weights_only=True)
+    assert state["progress"]["epoch"] == 2
+    assert all(v.isfinite().all() for v in state["distillation"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_cleanly_and_the_same_command_goes_on(number, status, tmp_path):
+    process = start(tmp_path, *LONG)
+    wait_for(tmp_path, "last.ckpt", process)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert "the same command goes on" in one_line(stderr)
+    folder, record = only(tmp_path)
+    assert record["status"] == "interrupted"
+    assert not temporaries(tmp_path)
+    assert not (folder / ".holder.json").exists()
+    done = kdrun(tmp_path, *LONG)
+    assert done.returncode == 0, done.stderr
+    _, record = only(tmp_path)
+    assert (record["status"], record["resumed"], record["last"]["epoch"]) == ("done", 1, 30)
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_the_old_checkpoint_whole(tmp_path):
+    """The disk is a limit on the size of a file, which writes meet as they meet a full disk."""
+    process = start(tmp_path, *LONG)
+    checkpoint = wait_for(tmp_path, "last.ckpt", process)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    before = checkpoint.read_bytes()
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write then fails with EFBIG
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
+
+    done = kdrun(tmp_path, *LONG, preexec_fn=limit)
+    assert done.returncode == 1
+    assert "free space" in one_line(done.stderr)
+    assert checkpoint.read_bytes() == before
+    assert not temporaries(tmp_path)
+    assert only(tmp_path)[1]["status"] == "failed"
+    assert kdrun(tmp_path, *LONG).returncode == 0
+    assert only(tmp_path)[1]["status"] == "done"
+
+
+@pytest.mark.slow
+def test_a_second_process_names_the_holder(tmp_path):
+    process = start(tmp_path, *LONG, "recipe.epochs=100")
+    try:
+        wait_for(tmp_path, "last.ckpt", process)
+        second = kdrun(tmp_path, *LONG, "recipe.epochs=100")
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert second.returncode == 4
+    assert f"process {process.pid} on" in one_line(second.stderr)
+
+
+@pytest.mark.slow
+def test_a_teacher_that_another_process_trains_is_waited_for(tmp_path):
+    pair = [*TINY, "teacher=resnet14", "method=kd", "recipe.epochs=1", "teacher.recipe.epochs=40"]
+    first = start(tmp_path, *pair)
+    wait_for(tmp_path, "last.ckpt", first)
+    second = start(tmp_path, *pair, "seed=1")
+    out, stderr = second.communicate(timeout=120)
+    _, first_err = first.communicate(timeout=120)
+    assert (first.returncode, second.returncode) == (0, 0), stderr + first_err
+    assert "waiting for it" in out
+    assert f"process {first.pid}" in out
+    found = list(records(tmp_path).values())
+    teachers = [record for record in found if record["method"] == ["none"]]
+    assert len(found) == 3
+    assert len(teachers) == 1
+    assert teachers[0]["resumed"] == 0
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    done = kdrun(folder, *ALONE)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_a_finished_run_answers_without_torch(finished):
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "kdrun", *ALONE],
+        cwd=finished, env=ENVIRONMENT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    seconds = time.perf_counter() - began
+    assert done.returncode == 0
+    assert "already done" in done.stdout
+    assert not [
+        line for line in done.stderr.splitlines() if line.rpartition("|")[2].strip() in ("torch", "torchvision")
+    ]
+    assert seconds < 2
+
+
+@pytest.mark.slow
+def test_another_protocol_trains_nothing(finished):
+    folder, _ = only(finished)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    done = kdrun(finished, *ALONE, "protocol=best")
+    assert done.returncode == 0
+    assert "already done" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+@pytest.mark.slow
+def test_a_method_whose_source_changed_says_so(tmp_path):
+    source = (ROOT / "kdrun" / "methods" / "kd.py").read_text().replace("class KD(", "class MyKD(")
+    (tmp_path / "mine.py").write_text(source)
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    (tmp_path / "conf" / "method" / "mykd.yaml").write_text("mykd:\n  temperature: 4.0\n  weights: {soft: 0.1}\n")
+    pair = [*TINY, "teacher=resnet8", "recipe.epochs=1", "method=mykd", "plugins=[mine]", "--config-dir", "conf"]
+    first = kdrun(tmp_path, *pair)
+    assert first.returncode == 0, first.stderr
+    assert "has changed" not in kdrun(tmp_path, *pair).stdout
+    (tmp_path / "mine.py").write_text(source + "\n# another weight, perhaps\n")
+    again = kdrun(tmp_path, *pair)
+    assert again.returncode == 0
+    assert "source of mykd has changed" in again.stdout
+    assert "rerun=true" in again.stdout.splitlines()[-1]
