@@ -185,7 +185,7 @@ def _fields(arguments: dict[str, Argument]) -> list[Any]:
 @lru_cache
 def method_schema(name: str) -> type:
     """The schema of `method.<name>`: the keyword-only arguments of its `build` and the keys that every method has."""
-    parts = [
+    parts: list[Any] = [
         ("taps", Any, None),  # a list, or a mapping with a list for each side
         ("weights", dict[str, float], field(default_factory=dict)),
         ("stages", dict[str, Any], field(default_factory=dict)),
@@ -211,24 +211,28 @@ def validate(composed: DictConfig) -> Config:
         "teacher": _node("none", {}, "teacher") if plain["teacher"]["name"] == "none"
         else model_node(MODELS.entry(plain["teacher"]["name"]), "teacher"),
     }  # fmt: skip
-    methods = plain.get("method")
-    if not isinstance(methods, dict) or not methods:
-        raise KdrunError(
-            f"method has no value; say method=NAME, or method=none for the student alone. {choices('', method_names())}"
-        )
     unknown = set(plain) - {f.name for f in fields(Config)} - {"experiment", "hydra"}
     if unknown:
         name = sorted(unknown)[0]
         raise KdrunError(f"no key '{name}' in the config. {choices(name, [f.name for f in fields(Config)])}")
     typed = {key: _typed(key, plain.get(key) or {}, node) for key, node in schema.items()}
-    typed["method"] = {
-        name: _typed(f"method.{name}", values or {}, method_schema(name)) for name, values in sorted(methods.items())
-    }
-    for values in typed["method"].values():
-        values.taps = [] if values.taps is None else values.taps
-    config = Config(**typed, **_scalars({key: value for key, value in plain.items() if key not in typed}))
+    typed["method"] = _methods(plain.get("method"))
+    config = Config(**typed, **_scalars({str(key): value for key, value in plain.items() if key not in typed}))
     _check(config)
     return config
+
+
+def _methods(given: Any) -> dict[str, Any]:
+    """Each method's settings, typed; sorted by name, since the order of `method=[a,b]` does not count."""
+    if not isinstance(given, dict) or not given:
+        raise KdrunError(
+            f"method has no value; say method=NAME, or method=none for the student alone. {choices('', method_names())}"
+        )
+    methods = {str(name): values or {} for name, values in given.items()}
+    found = {name: _typed(f"method.{name}", methods[name], method_schema(name)) for name in sorted(methods)}
+    for values in found.values():
+        values.taps = [] if values.taps is None else values.taps
+    return found
 
 
 def _typed(where: str, values: dict[str, Any], node: type) -> Any:
