@@ -136,14 +136,13 @@ def clear(plan: Plan) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def describe(plan: Plan) -> list[str]:
-    """The plan as lines: what will be trained and what is already there."""
+def describe(plan: Plan, sizes: str) -> list[str]:
+    """The plan as lines: what will be trained and what is already there; `sizes` is train/test."""
     config = plan.config
     methods = "+".join(config.method)
     holdout = f", {config.dataset.holdout:,} held out" if config.dataset.holdout else ""
-    lines = [
-        f"plan     {config.dataset.name}{holdout} | {methods} | student {config.student.name} seed {config.seed} | {_recipe(config.recipe)}"
-    ]
+    student = f"student {config.student.name} seed {config.seed}"
+    lines = [f"plan     {config.dataset.name} {sizes}{holdout} | {methods} | {student} | {_recipe(config.recipe)}"]
     if config.teacher.name != "none":
         lines.append(f"teacher  {config.teacher.name} {_teacher(plan)}")
     weights = {f"{m}.{term}": weight for m, values in config.method.items() for term, weight in values.weights.items()}

@@ -51,7 +51,7 @@ def train(plan: Plan, screen: Screen, *, wait: bool = False) -> dict[str, Any]:
         if plan.config.rerun:
             clear(plan)
         if not wait and not screen.brief:
-            for line in [*describe(plan), f"engine   {compute.said}"]:
+            for line in [*describe(plan, parts.sizes), f"engine   {compute.said}"]:
                 screen.say(line)
         return _train(plan, compute, parts, screen, f"teacher {plan.config.student.name}" if wait else "student")
 
@@ -67,6 +67,10 @@ class Parts:
     evals: dict[str, Loader]
     weights: dict[str, float]
     schedules: dict[str, dict[str, Any]]
+
+    @property
+    def sizes(self) -> str:
+        return f"{len(self.dataset.train.labels):,}/{len(self.dataset.test.labels):,}"
 
 
 def build(config: Config, compute: Compute) -> Parts:
@@ -179,7 +183,6 @@ def _train(plan: Plan, compute: Compute, parts: Parts, screen: Screen, role: str
     save_text(plan.folder / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
     screen.log = plan.folder / "log.txt"
     screen.note(f"engine {compute.said}")
-    stage = None
     try:
         teacher_logits = ready_teacher(plan, parts, record, screen)
         screen.log, screen.role = plan.folder / "log.txt", role
@@ -195,7 +198,6 @@ def _train(plan: Plan, compute: Compute, parts: Parts, screen: Screen, role: str
         journal.finish()
         record |= {"status": "done", "score": score(record, config.protocol), "error": None}
     except BaseException as error:
-        stage = distillation.stages[0].name if stage is None else stage
         record |= failure(error)
         raise _plain(error) from error
     finally:
@@ -254,9 +256,7 @@ def ready_teacher(plan: Plan, parts: Parts, record: dict[str, Any], screen: Scre
     if plan.teacher is None:
         path, sha256 = Path(config.teacher.checkpoint), file_sha256(config.teacher.checkpoint)
     else:
-        theirs = plan.teacher.finished()
-        if theirs is None:
-            theirs = train_teacher(plan.teacher, screen)
+        theirs = finished_teacher(plan.teacher, screen)
         which = config.teacher.weights
         path = plan.teacher.folder / ("student.safetensors" if which == "last" else "student-best.safetensors")
         sha256, score_then = file_sha256(path), theirs[which]["score"]
@@ -275,10 +275,23 @@ def ready_teacher(plan: Plan, parts: Parts, record: dict[str, Any], screen: Scre
     return logits
 
 
-def train_teacher(plan: Plan, screen: Screen) -> dict[str, Any]:
-    """A teacher is a run like any other; one that another process trains is waited for."""
+def finished_teacher(plan: Plan, screen: Screen) -> dict[str, Any]:
+    """The record of the teacher's run, trained if need be: a run like any other; one that another process trains is waited for.
+
+    A teacher that diverged is an error of this run, not its NaN: it goes on once there is another teacher.
+    """
     began = time.perf_counter()
-    record = train(plan, screen, wait=True)
+    try:
+        record = plan.finished()
+        if record is not None:
+            return record
+        record = train(plan, screen, wait=True)
+    except KdrunError as error:
+        name = plan.config.student.name
+        raise KdrunError(
+            f"the teacher could not be trained: {error}. Its settings are teacher.recipe.lr=..., teacher.seed=...; the same one again: "
+            f"kdrun teacher=none method=none student={name} ... rerun=true"
+        ) from error
     if screen.brief:
         screen.say(
             f"  teacher   {plan.config.student.name:<10} test {100 * record['last']['score']:.2f}   {time.perf_counter() - began:.0f} s"

@@ -29,7 +29,12 @@ OVERRIDES = (
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "kdrun", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=240
+        [sys.executable, "-m", "kdrun", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
 
 
@@ -74,7 +79,9 @@ def test_record_matches_its_schema_and_its_documentation(folder: Path) -> None:
 def test_files_of_a_run(folder: Path) -> None:
     """Exactly the files that the contract names (and the lock)."""
     names = {path.name for path in folder.iterdir()} - {".lock"}
-    expected = "config.yaml record.json curves.jsonl student.safetensors student-best.safetensors student-holdout.safetensors"
+    expected = (
+        "config.yaml record.json curves.jsonl student.safetensors student-best.safetensors student-holdout.safetensors"
+    )
     assert names == {*expected.split(), "last.ckpt", "test_logits.safetensors", "tb", "log.txt"}
 
 
@@ -99,7 +106,13 @@ def test_tensorboard_tags(folder: Path) -> None:
     board.Reload()
     terms = ["task", "kd.soft", "rkd.distance", "rkd.angle"]
     expected = {f"distil/{kind}/{term}" for kind in ("loss", "weight") for term in terms}
-    expected |= {"distil/loss/total", "distil/lr", "distil/train/accuracy", "eval/test/accuracy", "eval/holdout/accuracy"}
+    expected |= {
+        "distil/loss/total",
+        "distil/lr",
+        "distil/train/accuracy",
+        "eval/test/accuracy",
+        "eval/holdout/accuracy",
+    }
     expected |= {"eval/test/agreement", "teacher/test/accuracy", "speed/images_per_s", "speed/data_wait"}
     assert set(board.Tags()["scalars"]) == expected
     assert [event.step for event in board.Scalars("eval/test/accuracy")] == [8, 16]
@@ -165,7 +178,14 @@ def test_seed_is_in_the_identity_and_not_in_the_group() -> None:
 def test_all_students_share_one_teacher() -> None:
     """seed, the student's recipe, method and model leave the teacher's run as it is."""
     teacher = digest(identity(teacher_config(composed(*BASE)), "c"))
-    for overrides in (["seed=3"], ["recipe.lr=0.2"], ["method=rkd"], ["student=resnet14"], ["protocol=best"], ["loss.task=0.1"]):
+    for overrides in (
+        ["seed=3"],
+        ["recipe.lr=0.2"],
+        ["method=rkd"],
+        ["student=resnet14"],
+        ["protocol=best"],
+        ["loss.task=0.1"],
+    ):
         assert digest(identity(teacher_config(composed(*BASE, *overrides)), "c")) == teacher
 
 

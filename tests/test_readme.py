@@ -68,7 +68,11 @@ def test_every_command_composes(desk: Path) -> None:
         arguments = [a for a in arguments[1:] if a != "-m"]
         swept = [re.sub(r"=([\w]+),.*", r"=\1", a) for a in arguments]  # one job of a sweep
         done = subprocess.run(
-            [sys.executable, "-m", "kdrun", *swept, "--cfg", "job"], cwd=desk, capture_output=True, text=True, timeout=60
+            [sys.executable, "-m", "kdrun", *swept, "--cfg", "job"],
+            cwd=desk,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert done.returncode == 0, (line, done.stderr)
 

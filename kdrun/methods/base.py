@@ -196,7 +196,6 @@ class Distillation(nn.Module):
             x = x.detach().requires_grad_(True)
         teacher = None
         if self.teacher is not None:
-            self.teacher.eval()
             with torch.set_grad_enabled(self.wants_gradients and torch.is_grad_enabled()):
                 teacher = self.teacher(x)
         return self.student(x), teacher
