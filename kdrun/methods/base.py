@@ -130,8 +130,8 @@ class Distillation(nn.Module):
         self.student = Tapped(student, [tap for taps, _ in self._taps.values() for tap in taps], autocast)
         self._teacher: list[Tapped] = []
         if teacher is not None:
-            teacher.requires_grad_(False).eval()
-            self._teacher.append(Tapped(teacher, [tap for _, taps in self._taps.values() for tap in taps], autocast))
+            tapped = Tapped(teacher, [tap for _, taps in self._taps.values() for tap in taps], autocast)
+            self._teacher.append(tapped.requires_grad_(False).eval())
         self._make_peer = lambda i: Tapped(_required(fresh)(i), (), autocast)
         self.methods: Mapping[str, Method] = nn.ModuleDict()  # type: ignore[assignment]
         self._build(methods)
