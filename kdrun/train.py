@@ -7,7 +7,6 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -195,7 +194,7 @@ def _train(plan: Plan, compute: Compute, parts: Parts, screen: Screen, role: str
             distillation, parts.train, parts.evals, config.recipe, parts.weights, parts.schedules, journal,
             progress=progress, correct=image.correct, log_every=config.engine.log_every,
         )  # fmt: skip
-        journal.finish()
+        journal.finish(evaluate(distillation, distillation.student.module, parts.evals["test"]))
         record |= {"status": "done", "score": score(record, config.protocol), "error": None}
     except BaseException as error:
         record |= failure(error)
@@ -335,6 +334,3 @@ def parameters(model: nn.Module) -> int:
 def command() -> str:
     """The command line as typed."""
     return " ".join([Path(sys.argv[0]).name.replace("__main__.py", "kdrun"), *sys.argv[1:]])
-
-
-Trainer = Callable[[Plan, Screen], dict[str, Any]]  # the seam for other trainers (detection): a plan in, a record out

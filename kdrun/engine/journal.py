@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ class RunJournal:
             self.record["student"]["init_sha256"] = state["record"]["init_sha256"]
             self.record["resumed"] += 1
         self._cut_curves()
+        if not progress.step:
+            shutil.rmtree(self.folder / "tb", ignore_errors=True)  # points of a first epoch that was never finished
         self.board = SummaryWriter(self.folder / "tb", purge_step=progress.step + 1 if progress.step else None)
         return progress
 
@@ -94,21 +97,16 @@ class RunJournal:
         self.board.flush()
         self.screen.end_epoch(epoch, line["test"]["score"] if line["test"] else None)
 
-    def finish(self) -> None:
-        """The last files: weights of the last epoch (and of the peers), test logits, the record as done."""
+    def finish(self, test_logits: Tensor) -> None:
+        """The last files: weights of the last epoch (and of the peers), and its test logits (N, K)."""
         student = self.distillation.student.module.state_dict()
         save_tensors(self.folder / "student.safetensors", student)
         for name, model in self.distillation.stages[-1].evaluates.items():
             if name != "student":
                 save_tensors(self.folder / f"{name}.safetensors", model.state_dict())
-        if self.test_logits is not None:
-            save_tensors(
-                self.folder / "test_logits.safetensors", {"logits": self.test_logits, "labels": self.labels["test"]}
-            )
+        save_tensors(self.folder / "test_logits.safetensors", {"logits": test_logits, "labels": self.labels["test"]})
         self.record["student"]["sha256"] = weights_sha256(student)
         self.board.close()
-
-    test_logits: Tensor | None = None
 
     def _line(self, epoch: Epoch) -> dict[str, Any]:
         line: dict[str, Any] = {
@@ -152,7 +150,6 @@ class RunJournal:
     def _candidates(self, epoch: Epoch, line: dict[str, Any]) -> None:
         """last, best (highest test score, the earliest of equals) and holdout (highest holdout score, scored on test)."""
         test, held = line["test"], line["holdout"]
-        self.test_logits = epoch.logits["student"]["test"]
         self.record["last"] = {"epoch": epoch.epoch, "score": test["score"], "loss": test["loss"]}
         self.record["agreement"] = test["agreement"]
         student = self.distillation.student.module.state_dict()
