@@ -30,8 +30,10 @@ def kdrun(folder: Path, *arguments: str, **settings) -> subprocess.CompletedProc
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    """A run in the background that Ctrl-C reaches, even where the tests themselves were started with SIGINT ignored (`&`)."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command(*arguments), cwd=folder, env=ENVIRONMENT, **pipes)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    return subprocess.Popen(command(*arguments), cwd=folder, env=ENVIRONMENT, preexec_fn=heard, **pipes)
 
 
 def records(folder: Path) -> dict[Path, dict]:
