@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import sys
@@ -54,18 +53,10 @@ def run(arguments: Sequence[str]) -> int:
 def _say(error: Exception, debug: bool, arguments: Sequence[str]) -> int:
     if debug:
         traceback.print_exc()
+    from kdrun.explain import message
+
     print(f"kdrun: {message(error, arguments)}", file=sys.stderr)
     return getattr(error, "status", 1)
-
-
-def message(error: BaseException, arguments: Sequence[str] = ()) -> str:
-    """One line for any exception; an unexpected one names its type and place."""
-    from kdrun.explain import explain, one_line
-
-    try:
-        return explain(error, arguments)
-    except Exception:  # the words of a library have changed: what it said is still better than a traceback of ours
-        return f"{type(error).__name__}: {one_line(error)}"
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -139,24 +130,14 @@ def _import_plugins(arguments: Sequence[str]) -> None:
     """Import `plugins=[module, ...]` and the entry points of the group kdrun.plugins before the config is composed."""
     from importlib.metadata import entry_points
 
+    from kdrun.registry import import_plugin
+
     for point in entry_points(group="kdrun.plugins"):
         point.load()
     for argument in arguments:
         if argument.startswith("plugins="):
             for module in argument.removeprefix("plugins=").strip("'\"[]").split(","):
                 import_plugin(module.strip(" '\""))
-
-
-def import_plugin(module: str) -> None:
-    """Import a user's module; one that cannot be found is an error that says where it was looked for."""
-    if not module:
-        return
-    try:
-        importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise KdrunError(
-            f"cannot import {module} of plugins=[{module}]: {error}. It is looked for from the current folder on"
-        ) from error
 
 
 def _flags_first(arguments: list[str]) -> list[str]:

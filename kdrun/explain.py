@@ -15,6 +15,14 @@ GROUPS = ("dataset", "teacher", "student", "method", "recipe", "engine", "experi
 OPEN = ("taps", "weights", "stages", "schedules")  # keys of a method under which +key=value may add what the yaml lacks
 
 
+def message(error: BaseException, arguments: Sequence[str] = ()) -> str:
+    """One line for any exception; an unexpected one names its type and place."""
+    try:
+        return explain(error, arguments)
+    except Exception:  # the words of a library have changed: what it said is still better than a traceback of ours
+        return f"{type(error).__name__}: {one_line(error)}"
+
+
 def explain(error: BaseException, arguments: Sequence[str] = ()) -> str:
     """The line. Near matches come from the attributes of Hydra's exceptions, not from parsing their words."""
     from hydra.errors import HydraException, MissingConfigException, OverrideParseException

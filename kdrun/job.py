@@ -38,7 +38,7 @@ def job(composed: DictConfig) -> float:
 
 def prepare(composed: DictConfig) -> Plan:
     """The plan of a composed config."""
-    from kdrun.cli import import_plugin
+    from kdrun.registry import import_plugin
 
     for module in composed.get("plugins") or []:
         import_plugin(module)
@@ -47,7 +47,7 @@ def prepare(composed: DictConfig) -> Plan:
 
 def sweep_job(composed: DictConfig) -> float:
     """A job of a sweep: one line on the screen, its state in Hydra's folder for the job, its score or NaN as result."""
-    from kdrun.cli import message
+    from kdrun.explain import message
 
     number = HydraConfig.get().job.num
     state: dict[str, Any] = {

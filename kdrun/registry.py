@@ -84,6 +84,18 @@ class Registry:
         return getattr(importlib.import_module(entry.module), entry.symbol)
 
 
+def import_plugin(module: str) -> None:
+    """Import a user's module; one that cannot be found is an error that says where it was looked for."""
+    if not module:
+        return
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise KdrunError(
+            f"cannot import {module} of plugins=[{module}]: {error}. It is looked for from the current folder on"
+        ) from error
+
+
 @lru_cache
 def _entries(package: str) -> dict[str, Entry]:
     folder = Path(__file__).parent / package.rpartition(".")[2]
