@@ -117,7 +117,9 @@ def unknown_key(full: str, parent: Any) -> str:
     deeper = [] if where else [path for path in _paths(parent) if path.rpartition(".")[2] == key]
     if deeper:
         return f"no key '{key}' in the config. Did you mean {' or '.join(deeper[:3])}?"
-    adds = where.startswith("method.") and (key in OPEN or any(part in OPEN for part in where.split(".")))
+    parts = where.split(".")
+    adds = where.startswith("method.") and (key in OPEN or any(part in OPEN and part != "weights" for part in parts))
+    adds = adds or parts[-1] in ("arguments", "taps")  # open dicts of an imported model
     return f"no key '{key}' in {where or 'the config'}. {choices(key, known)}" + (f"; +{full}=VALUE adds it" * adds)
 
 

@@ -28,17 +28,27 @@ class Normalised(nn.Module):
         self.register_buffer("std", torch.tensor(std)[:, None, None])
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
+        if images_BCHW.ndim != 4 or images_BCHW.shape[1] != 3:
+            raise ValueError(f"images have shape {tuple(images_BCHW.shape)}; (B, 3, H, W) is wanted")
+        if images_BCHW.dtype != torch.uint8 and not 0 <= images_BCHW.min() <= images_BCHW.max() <= 1:
+            raise ValueError("images of floats must lie in [0, 1]; pixels from 0 to 255 are given as uint8")
         x_BCHW = images_BCHW.float() / 255 if images_BCHW.dtype == torch.uint8 else images_BCHW
         return self.model((x_BCHW - self.mean) / self.std)
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """`student` in eval mode, `record` as in docs/records.md, `folder` where its files lie."""
 
     student: nn.Module
     record: dict[str, Any]
     folder: Path
+
+    def __repr__(self) -> str:
+        name, score = "+".join(self.record["method"]), 100 * self.record["last"]["score"]
+        return (
+            f"Run({name} {self.record['student']['name']} seed {self.record['seed']}, last {score:.2f}, {self.folder})"
+        )
 
     def logits(self) -> tuple[Tensor, Tensor]:
         """The last epoch's test logits (N, classes) and labels (N,)."""

@@ -111,7 +111,7 @@ def _print(runs: list[tuple[dict[str, Any], Path]], folder: Path) -> None:
     if done:
         print(f"\ncurves   {_relative(curves(done, folder / 'curves.png'))}")
         print(f"runs     {_relative(done[0][1].parents[3])}")
-    if done and all(record["dataset"]["name"] == "digits" for record, _ in done):
+    if done and folder.name == "quickstart":
         print(f"next     {NEXT}")
 
 

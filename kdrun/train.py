@@ -288,7 +288,7 @@ def finished_teacher(plan: Plan, screen: Screen) -> dict[str, Any]:
     except KdrunError as error:
         name = plan.config.student.name
         raise KdrunError(
-            f"the teacher could not be trained: {error}. Its settings are teacher.recipe.lr=..., teacher.seed=...; the same one again: "
+            f"the teacher could not be trained: {error}. The teacher has settings of its own: teacher.recipe.epochs, .batch_size, .lr ..., teacher.seed; the same one again: "
             f"kdrun teacher=none method=none student={name} ... rerun=true"
         ) from error
     if screen.brief:

@@ -107,8 +107,8 @@ def test_resume_is_bit_exact(case: str, whole: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_precision_cannot_change_in_the_middle(whole: Path, tmp_path: Path) -> None:
-    """A run begun in one precision refuses to go on in another: `auto` may mean different things on two machines."""
+def test_precision_and_source_cannot_change_in_the_middle(whole: Path, tmp_path: Path) -> None:
+    """A run begun in one precision refuses to go on in another, or with another source of its method."""
     overrides, step = CASES["kd"]
     shutil.copytree(whole / "outputs/runs/digits/none", tmp_path / "outputs/runs/digits/none")
     kdrun(tmp_path, *overrides, kill_at=step)
@@ -120,3 +120,9 @@ def test_precision_cannot_change_in_the_middle(whole: Path, tmp_path: Path) -> N
     refused = kdrun(tmp_path, *overrides)
     assert refused.returncode == 1
     assert "begun with precision bf16, not fp32" in refused.stderr
+
+    torch.save({**state, "code": {"method": {"kd": "another"}, "student": None}}, folder / "last.ckpt")
+    refused = kdrun(tmp_path, *overrides)
+    assert refused.returncode == 1
+    assert "the source of kd" in refused.stderr
+    assert "rerun=true" in refused.stderr

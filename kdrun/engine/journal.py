@@ -57,6 +57,11 @@ class RunJournal:
                         f"{self.folder} was begun with {key} {state[key]}, not {mine}: it would not end with the same bits. "
                         f"Say engine.{key}={state[key]}, or rerun=true to start over"
                     )
+            if state["code"] != self.record["code"]:
+                raise KdrunError(
+                    f"the source of {'+'.join(self.record['method'])} or of its model has changed since {self.folder} was begun: "
+                    "half of it would be trained with each. Put the source back, or say rerun=true to start over"
+                )
             self.distillation.load_state_dict(state["distillation"])
             progress = Progress(**state["progress"])
             self.lines = state["lines"]
@@ -169,6 +174,7 @@ class RunJournal:
         kept = {key: self.record[key] for key in ("last", "best", "holdout", "agreement")}
         state = {
             "device": self.compute.device.type, "precision": self.compute.precision, "lines": self.lines,
+            "code": self.record["code"],
             "progress": dict(progress.__dict__), "distillation": self.distillation.state_dict(),
             "record": {**kept, "init_sha256": self.record["student"]["init_sha256"]},
         }  # fmt: skip

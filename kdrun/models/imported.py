@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from typing import Any
 
 from torch import nn
@@ -22,7 +21,7 @@ def imported(classes: int, *, path: str, arguments: dict[str, Any] = {}, taps: d
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise KdrunError(
-            f"cannot import {module} of path={path}: {error}. Looked in: {', '.join(sys.path[:3])}, ..."
+            f"cannot import {module} of path={path}: {error}. It is looked for from the current folder on"
         ) from error
     if not hasattr(found, name):
         raise KdrunError(
