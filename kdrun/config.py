@@ -229,6 +229,10 @@ def _methods(given: Any) -> dict[str, Any]:
             f"method has no value; say method=NAME, or method=none for the student alone. {choices('', method_names())}"
         )
     methods = {str(name): values or {} for name, values in given.items()}
+    if "none" in methods and len(methods) > 1:
+        raise KdrunError(
+            f"method={'+'.join(methods)}: none is the student alone and combines with nothing; leave it out"
+        )
     found = {name: _typed(f"method.{name}", methods[name], method_schema(name)) for name in sorted(methods)}
     for values in found.values():
         values.taps = [] if values.taps is None else values.taps
@@ -328,6 +332,11 @@ def _check_teacher(config: Config) -> None:
     if all(METHODS.entry(name).attributes.get("teacher", "outputs") == "none" for name in config.method):
         config.teacher = no_teacher(config.recipe)
         return
+    kinds = {METHODS.entry(name).attributes.get("teacher", "outputs") for name in config.method}
+    if "fresh" in kinds and kinds & {"outputs", "gradients"}:
+        raise KdrunError(
+            f"method={'+'.join(config.method)}: dml trains its peers from scratch and has no teacher for the others"
+        )
     for name in config.method:
         wants = METHODS.entry(name).attributes.get("teacher", "outputs")
         if config.teacher.name == "none" and wants not in ("none", "fresh"):

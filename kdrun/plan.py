@@ -54,6 +54,8 @@ class Plan:
         found = None if self.config.rerun else self.record()
         if found is None:
             return None
+        if found["id"] != self.id:
+            raise KdrunError(f"{self.folder} holds another run ({found['id']}, not {self.id}); rerun=true replaces it")
         if found["status"] == "nan":
             raise KdrunError(f"{self.folder} ended in NaN: {found['error']['message']}. rerun=true starts it over")
         return found if found["status"] == "done" else None
@@ -90,6 +92,8 @@ def code(config: Config) -> dict[str, Any]:
     student = None
     if getattr(config.student, "path", None):
         student = _module_sha256(config.student.path.partition(":")[0])
+    elif not MODELS.entry(config.student.name).module.startswith("kdrun."):
+        student = file_sha256(MODELS.entry(config.student.name).file)
     return {"method": {name: _method_sha256(name) for name in config.method}, "student": student}
 
 
@@ -97,7 +101,7 @@ def changed_code(config: Config, record: dict[str, Any]) -> list[str]:
     """Names whose source differs from the one that a finished run was trained with."""
     now = code(config)
     names = [name for name, value in record["code"]["method"].items() if now["method"].get(name) != value]
-    return names + ([config.student.path] if now["student"] != record["code"]["student"] else [])
+    return names + ([f"model {config.student.name}"] if now["student"] != record["code"]["student"] else [])
 
 
 @contextmanager

@@ -16,12 +16,12 @@ import yaml  # comes with omegaconf
 from torch import Tensor, nn
 
 from kdrun import data
-from kdrun.config import Config
+from kdrun.config import Config, Recipe, check_recipe
 from kdrun.data.loader import Augment, Loader
 from kdrun.engine import record as records
 from kdrun.engine.checkpoint import load_into, load_weights, save_text, weights_sha256
 from kdrun.engine.journal import RunJournal
-from kdrun.engine.loop import enter, evaluate, fit, weighted, weights_of
+from kdrun.engine.loop import enter, evaluate, fit, stage_recipe, weighted, weights_of
 from kdrun.engine.precision import Compute, resolve
 from kdrun.engine.random import stream
 from kdrun.engine.schedule import check_schedule, factor
@@ -94,7 +94,7 @@ def build(config: Config, compute: Compute) -> Parts:
     teacher = None
     if config.teacher.name != "none" and not is_fresh(config):
         teacher = model(config.teacher, 0)
-    peer = config.teacher if config.teacher.name != "none" else config.student
+    peer = dataclasses.replace(config.teacher if config.teacher.name != "none" else config.student, checkpoint=None)
     labels = torch.full((len(dataset.train.labels) + config.dataset.holdout,), -1)
     labels[dataset.train.index] = dataset.train.labels
     distillation = Distillation(
@@ -109,7 +109,7 @@ def build(config: Config, compute: Compute) -> Parts:
     )
     weights, schedules = term_weights(config)
     parts = Parts(distillation, teacher, dataset, train, evals, weights, schedules)
-    rehearse(parts)
+    rehearse(parts, config.recipe)
     return parts
 
 
@@ -146,7 +146,7 @@ def term_weights(config: Config) -> tuple[dict[str, float], dict[str, dict[str, 
     return weights, schedules
 
 
-def rehearse(parts: Parts) -> None:
+def rehearse(parts: Parts, recipe: Recipe) -> None:
     """Run every stage once on a few images, without learning: shapes, taps and weights are wrong now or never.
 
     The rehearsal leaves no trace: weights and buffers are put back.
@@ -156,6 +156,7 @@ def rehearse(parts: Parts) -> None:
     batch = {key: value[:8] for key, value in next(iter(parts.train.epoch(0))).items()}
     met: set[str] = set()
     for number, stage in enumerate(distillation.stages):
+        check_recipe(f"stage {stage.name}", stage_recipe(recipe, stage))
         enter(distillation, stage)
         distillation.begin_epoch(number, 0)
         _, terms = distillation(batch, stage)
@@ -178,6 +179,7 @@ def _train(plan: Plan, compute: Compute, parts: Parts, screen: Screen, role: str
     before = plan.record()
     if before is not None:
         record["time"]["start"], record["resumed"] = before["time"]["start"], before["resumed"]
+        record["command"] = before["command"]
     records.write(plan.folder, record)
     save_text(plan.folder / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
     screen.log = plan.folder / "log.txt"
@@ -198,7 +200,10 @@ def _train(plan: Plan, compute: Compute, parts: Parts, screen: Screen, role: str
         record |= {"status": "done", "score": score(record, config.protocol), "error": None}
     except BaseException as error:
         record |= failure(error)
-        raise _plain(error) from error
+        plain = _plain(error)
+        if plain is error:
+            raise  # "from" itself would keep the models alive through the traceback
+        raise plain from error
     finally:
         screen.stop()
         record["time"]["end"] = records.now()
@@ -256,6 +261,7 @@ def ready_teacher(plan: Plan, parts: Parts, record: dict[str, Any], screen: Scre
         path, sha256 = Path(config.teacher.checkpoint), file_sha256(config.teacher.checkpoint)
     else:
         theirs = finished_teacher(plan.teacher, screen)
+        screen.log = plan.folder / "log.txt"
         which = config.teacher.weights
         path = plan.teacher.folder / ("student.safetensors" if which == "last" else "student-best.safetensors")
         sha256, score_then = file_sha256(path), theirs[which]["score"]
@@ -288,7 +294,8 @@ def finished_teacher(plan: Plan, screen: Screen) -> dict[str, Any]:
     except KdrunError as error:
         name = plan.config.student.name
         raise KdrunError(
-            f"the teacher could not be trained: {error}. The teacher has settings of its own: teacher.recipe.epochs, .batch_size, .lr ..., teacher.seed; the same one again: "
+            f"the teacher could not be trained: {error}. The teacher has settings of its own: teacher.recipe.epochs, .batch_size, "
+            f".lr ..., teacher.seed; the same one again: "
             f"kdrun teacher=none method=none student={name} ... rerun=true"
         ) from error
     if screen.brief:

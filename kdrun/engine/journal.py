@@ -57,6 +57,11 @@ class RunJournal:
                         f"{self.folder} was begun with {key} {state[key]}, not {mine}: it would not end with the same bits. "
                         f"Say engine.{key}={state[key]}, or rerun=true to start over"
                     )
+            teacher = self.record["teacher"] and self.record["teacher"]["sha256"]
+            if (state["id"], state["teacher"]) != (self.record["id"], teacher):
+                raise KdrunError(
+                    f"{self.folder} was begun as another run or with another teacher; rerun=true starts it over"
+                )
             if state["code"] != self.record["code"]:
                 raise KdrunError(
                     f"the source of {'+'.join(self.record['method'])} or of its model has changed since {self.folder} was begun: "
@@ -174,7 +179,8 @@ class RunJournal:
         kept = {key: self.record[key] for key in ("last", "best", "holdout", "agreement")}
         state = {
             "device": self.compute.device.type, "precision": self.compute.precision, "lines": self.lines,
-            "code": self.record["code"],
+            "id": self.record["id"], "code": self.record["code"],
+            "teacher": self.record["teacher"] and self.record["teacher"]["sha256"],
             "progress": dict(progress.__dict__), "distillation": self.distillation.state_dict(),
             "record": {**kept, "init_sha256": self.record["student"]["init_sha256"]},
         }  # fmt: skip

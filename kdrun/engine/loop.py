@@ -99,6 +99,12 @@ def fit(
             )
             for name, model in stage.evaluates.items():
                 line.logits[name] = {split: evaluate(distillation, model, loader) for split, loader in evals.items()}
+            if not all(logits.isfinite().all() for splits in line.logits.values() for logits in splits.values()):
+                raise DivergedError(
+                    stage.name, progress.step, "weights"
+                )  # the last update broke them, after a finite loss
+            if not stage.evaluates:
+                line.train_score = None  # the head is not trained: its accuracy says nothing
             enter(distillation, stage)
             progress.epoch, progress.optimizer = epoch + 1, optimizer.state_dict()
             journal.end_epoch(line, progress)
@@ -166,15 +172,18 @@ def enter(distillation: Distillation, stage: Stage) -> None:
         module.requires_grad_(True).train()
 
 
+STAGE_KEYS = {  # the others belong to the loader, which all stages share
+    "epochs", "optimizer", "lr", "momentum", "nesterov", "weight_decay", "schedule", "milestones", "gamma", "warmup",
+}  # fmt: skip
+
+
 def stage_recipe(recipe: Recipe, stage: Stage) -> Recipe:
     """The recipe with the stage's own settings; `epochs` there is a share of the recipe's, at least one epoch."""
     settings = dict(stage.settings)
-    unknown = set(settings) - {f.name for f in dataclasses.fields(Recipe)}
+    unknown = set(settings) - STAGE_KEYS
     if unknown:
         key = sorted(unknown)[0]
-        raise KdrunError(
-            f"no key '{key}' in stage {stage.name}. {choices(key, [f.name for f in dataclasses.fields(Recipe)])}"
-        )
+        raise KdrunError(f"no key '{key}' in stage {stage.name}. {choices(key, STAGE_KEYS)}")
     if "epochs" in settings:
         share = settings["epochs"]
         if not isinstance(share, (int, float)) or not 0 < share <= 1:

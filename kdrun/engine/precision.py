@@ -39,6 +39,7 @@ def resolve(engine: Engine) -> Compute:
     torch.use_deterministic_algorithms(engine.deterministic, warn_only=True)
     torch.backends.cudnn.benchmark = not engine.deterministic
     torch.backends.cudnn.deterministic = engine.deterministic
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     said = f"{device.type}{threads}, {precision}{' (losses fp32)' if precision != 'fp32' else ''}, channels_last"
     return Compute(device, precision, torch.bfloat16 if precision == "bf16" else None, said)

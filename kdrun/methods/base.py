@@ -202,7 +202,7 @@ class Distillation(nn.Module):
 
     def begin_epoch(self, stage: int, epoch: int) -> None:
         """Reseed: dropout from the student's stream, each method's generator from its own. No generator state is saved."""
-        torch.manual_seed(stream(self.seed, "dropout", stage, epoch))
+        torch.manual_seed(stream(self.seed, "dropout", self.stages[stage].name, epoch))
         for name, method in self.methods.items():
             method.generator.manual_seed(stream(self.seed, "method", name, stage, epoch))
 

@@ -118,7 +118,16 @@ class CRD(Method):
         t_BD = F.normalize(self.embed_teacher(teacher.taps[0].flatten(1)), dim=1)
         index_B = batch["index"]
         contrast_BK = torch.cat([index_B[:, None], self.negatives.draw(batch["label"], self.generator)], dim=1)
-        value, z = contrast(s_BD, t_BD, self.bank_student, self.bank_teacher, contrast_BK, self.temperature, self.z)
+        value, z = contrast(
+            s_BD,
+            t_BD,
+            self.bank_student,
+            self.bank_teacher,
+            contrast_BK,
+            self.temperature,
+            self.z,
+            len(self.negatives.rows_M),
+        )
         self._pending = (index_B, s_BD.detach(), t_BD.detach(), z)
         return {"contrast": value}
 
@@ -137,14 +146,16 @@ def contrast(
     contrast_BK: Tensor,
     temperature: float,
     z_2: Tensor,
+    rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The loss of both directions, and the constants Z (2,) to keep; z_2 below 0 means "not set yet".
 
-    Embeddings have unit length; contrast_BK names rows of the banks, the positive in column 0.
+    Embeddings have unit length; contrast_BK names rows of the banks, the positive in column 0. `rows` is how many rows
+    negatives are drawn from: all of the bank, unless a holdout lies in it.
     """
     student_BK = similarities(s_BD, bank_t_ND, contrast_BK, temperature)
     teacher_BK = similarities(t_BD, bank_s_ND, contrast_BK, temperature)
-    rows = len(bank_s_ND)
+    rows = len(bank_s_ND) if rows is None else rows
     first_2 = torch.stack([partition(student_BK, rows), partition(teacher_BK, rows)])
     z_2 = torch.where(z_2 > 0, z_2, first_2)  # no look at the value: the device is not waited for
     return noise_contrastive(student_BK, z_2[0], rows) + noise_contrastive(teacher_BK, z_2[1], rows), z_2
