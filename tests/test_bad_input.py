@@ -164,7 +164,7 @@ BUILD = [
     ("holdout-too-large", f"{ALONE} dataset.holdout=100000", "dataset.holdout=100000|1,199", 1),
     ("size-fixed", f"{ALONE} dataset.size=32", "dataset.size=32|8 px|image_folder", 1),
     ("path-no-function", f"{ALONE} student=import student.path=foo", "'foo'|module:function", 1),
-    ("path-no-module", f"{ALONE} student=import student.path=nomod:f", "nomod|path=nomod:f|Looked in", 1),
+    ("path-no-module", f"{ALONE} student=import student.path=nomod:f", "nomod|path=nomod:f|current folder", 1),
     ("path-no-model", f"{ALONE} student=import student.path=nets:wrong", "nets:wrong|int|nn.Module", 1),
     ("tap", f"{TINY} method=at method.at.taps=[stage9]", "no tap 'stage9'|Did you mean stage3?|Choices: ", 1),
     ("variant", f"{TINY} method=at method.at.variant=foo", "'foo'|code|paper", 1),
