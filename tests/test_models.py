@@ -132,7 +132,7 @@ def test_import_builds_a_model_with_arguments_and_taps(own):
     [
         ("own_models", {}, "path 'own_models' is not module:function"),
         (":net", {}, "path ':net' is not module:function"),
-        ("own_model:net", {}, "cannot import own_model of path=own_model:net: .*Looked in"),
+        ("own_model:net", {}, "cannot import own_model of path=own_model:net: .*current folder"),
         ("own_models:nett", {}, "module own_models has no 'nett'. Did you mean net"),
         ("own_models:net", {"widht": 6}, "own_models:net could not be called with classes=7, {'widht': 6}"),
         ("own_models:number", {}, "own_models:number returned int, not an nn.Module"),
