@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kdrun.errors import KdrunError
 from kdrun.models import register
+from kdrun.models.parts import he_fan_out
 
 
 class PadShortcut(nn.Module):
@@ -76,11 +77,10 @@ class ResNet(nn.Module):
             setattr(self, f"layer{stage}", nn.Sequential(*layers))
             self.taps[f"stage{stage}"] = f"layer{stage}"
             self.taps[f"stage{stage}_pre"] = f"layer{stage}.{blocks - 1}.act2:in"  # before the last activation
+        self.taps |= {"last": self.taps["stage3"], "last_pre": self.taps["stage3_pre"]}  # what is pooled
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(widths[3], classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        he_fan_out(self)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         x_BCHW = self.act1(self.bn1(self.conv1(x_BCHW)))
