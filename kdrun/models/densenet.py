@@ -1,6 +1,9 @@
 """Densely connected networks with bottlenecks and compression (DenseNet-BC), for 32 px images.
 
 Huang et al., Densely Connected Convolutional Networks, CVPR 2017, https://arxiv.org/abs/1608.06993.
+
+Taps: stageN is what leaves the dense block, before any norm; stageN_pre is the same after the batch norm that follows, before its
+activation; last is the map after the final activation. stem is the first convolution's output.
 """
 
 from __future__ import annotations
@@ -45,11 +48,7 @@ class Transition(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """Stem convolution, three dense blocks with transitions between, batch norm and activation, average pooling, linear head.
-
-    stageN is what leaves the dense block, before any norm; stageN_pre is the same after the batch norm that follows, before its
-    activation; last is the map after the final activation.
-    """
+    """Stem convolution, three dense blocks with transitions between, batch norm and activation, average pooling, linear head."""
 
     layer1: nn.Sequential
     layer2: nn.Sequential

@@ -3,6 +3,9 @@
 Sandler et al., MobileNetV2: Inverted Residuals and Linear Bottlenecks, CVPR 2018, https://arxiv.org/abs/1801.04381.
 As in the CRD tables (Tian et al., ICLR 2020): the stem strides, the second group does not, so that 32 px end as 2x2; ReLU and not
 ReLU6; the first block expands by 1 with a convolution of its own; no dropout.
+
+Taps: a stage ends in a linear bottleneck, so stageN_pre is stageN; last is the map of the 1x1 convolution behind the stages, after
+its activation, and no stage of its own.
 """
 
 from __future__ import annotations
@@ -47,11 +50,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """Stem, four stages of inverted residuals, a 1x1 convolution, average pooling, linear head.
-
-    A stage ends in a linear bottleneck, so stageN_pre is stageN; last is the 1x1 convolution's map after its activation and no
-    stage of its own.
-    """
+    """Stem, four stages of inverted residuals, a 1x1 convolution, average pooling, linear head."""
 
     layer1: nn.Sequential
     layer2: nn.Sequential

@@ -2,6 +2,9 @@
 
 Ma et al., ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design, ECCV 2018, https://arxiv.org/abs/1807.11164.
 As in the CRD tables (Tian et al., ICLR 2020): a 1x1 stem of stride 1 without max-pooling.
+
+Taps: last is the map of the 1x1 convolution behind the stages, after its activation, and no stage of its own. stageN_pre has the
+channel order of stageN, after the shuffle; the code of the CRD tables gives it in the order before.
 """
 
 from __future__ import annotations
@@ -44,7 +47,6 @@ class Unit(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
         self.splits, half = stride == 1, outputs // 2
-        self.branch = Branch(half if self.splits else inputs, half, stride)
         self.side: nn.Module = nn.Identity()
         if not self.splits:
             self.side = nn.Sequential(
@@ -53,6 +55,7 @@ class Unit(nn.Module):
                 nn.Conv2d(inputs, half, 1, bias=False),
                 nn.BatchNorm2d(half),
             )
+        self.branch = Branch(half if self.splits else inputs, half, stride)
         self.shuffle = Shuffle(2)
         self.act = nn.ReLU()
 
@@ -62,10 +65,7 @@ class Unit(nn.Module):
 
 
 class ShuffleNetV2(nn.Module):
-    """Stem, three stages, a 1x1 convolution, average pooling, linear head; every stage halves the map.
-
-    last is the 1x1 convolution's map after its activation and no stage of its own.
-    """
+    """Stem, three stages, a 1x1 convolution, average pooling, linear head; every stage halves the map."""
 
     layer1: nn.Sequential
     layer2: nn.Sequential

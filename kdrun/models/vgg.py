@@ -2,7 +2,9 @@
 
 Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition, ICLR 2015,
 https://arxiv.org/abs/1409.1556. As in the CRD tables (Tian et al., ICLR 2020): three max-poolings rather than five, average
-pooling and one linear layer in the place of three; vgg8 is theirs. Pooling rounds odd sizes up, as strided convolutions do.
+pooling and one linear layer in the place of three; vgg8 is theirs. Max-pooling rounds odd sizes up, as strided convolutions do.
+
+Taps: stem is the map of the first group of convolutions, stage1 to stage4 those of the other four.
 """
 
 from __future__ import annotations

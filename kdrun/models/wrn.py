@@ -2,6 +2,9 @@
 
 Zagoruyko and Komodakis, Wide Residual Networks, BMVC 2016, https://arxiv.org/abs/1605.07146.
 wrn_D_K has D layers and stages of 16K, 32K and 64K channels.
+
+Taps: stageN is the sum that leaves the stage, before any norm; stageN_pre is that sum after the batch norm that follows, before its
+activation; last is the map after the final activation. stem is the first convolution's output.
 """
 
 from __future__ import annotations
@@ -40,11 +43,7 @@ class PreActivationBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """Stem convolution, three stages, batch norm and activation, average pooling, linear head.
-
-    stageN is the sum that leaves the stage, before any norm; stageN_pre is that sum after the batch norm that follows, before
-    its activation (the margins of overhaul are those of this norm); last is the map after the final activation.
-    """
+    """Stem convolution, three stages, batch norm and activation, average pooling, linear head."""
 
     layer1: nn.Sequential
     layer2: nn.Sequential
