@@ -133,11 +133,15 @@ def held(plan: Plan, wait: bool, say: Any = print) -> Iterator[None]:
 
 
 def clear(plan: Plan) -> None:
-    """Empty a run's folder (rerun=true), but for its lock."""
-    for path in plan.folder.iterdir():
-        if path.name in (".lock", ".holder.json"):
-            continue
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Empty a run's folder (rerun=true), but for its lock.
+
+    A kill in between is harmless by the order: without the resume state nothing goes on from half a folder, and without the
+    record nothing takes the folder for a finished run; until the record is gone, all that it names is there.
+    """
+    first = ("last.ckpt", "record.json")
+    paths = {path.name: path for path in plan.folder.iterdir() if path.name not in (".lock", ".holder.json")}
+    for name in sorted(paths, key=lambda name: first.index(name) if name in first else len(first)):
+        shutil.rmtree(paths[name]) if paths[name].is_dir() else paths[name].unlink()
 
 
 def describe(plan: Plan, sizes: str) -> list[str]:

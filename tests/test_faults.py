@@ -66,6 +66,33 @@ def one_line(stderr: str) -> str:
     return line
 
 
+@pytest.mark.parametrize("kept", [0, 1, 2, 3])
+def test_a_kill_while_a_run_is_cleared_is_harmless(kept, tmp_path, monkeypatch):
+    """rerun=true killed after any number of files: never a record whose weights are gone, never a resume from half a folder."""
+    from kdrun.plan import Plan, clear
+
+    names = ["config.yaml", "curves.jsonl", "last.ckpt", "record.json", "student.safetensors", "student-best.safetensors"]
+    for name in [*names, ".lock"]:
+        (tmp_path / name).touch()
+    left, unlink = [kept], Path.unlink
+
+    def killed(path, **arguments):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        unlink(path, **arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            clear(Plan(None, {}, tmp_path))  # type: ignore[arg-type]
+    found = {path.name for path in tmp_path.iterdir()}
+    assert "last.ckpt" not in found or found >= {*names}
+    assert "record.json" not in found or found >= {*names} - {"last.ckpt"}
+    clear(Plan(None, {}, tmp_path))  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
 @pytest.mark.slow
 def test_nan_stops_and_says_where(tmp_path):
     arguments = [*ALONE, "recipe.lr=1e30", "recipe.warmup=0"]
