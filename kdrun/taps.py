@@ -18,8 +18,14 @@ class Output:
 
     logits: Any  # the model's output: (B, classes) for images
     taps: tuple[Tensor, ...]  # in the order asked for
+    live: tuple[Tensor, ...]  # the same as the model made them, in its precision: what a gradient can be taken of
     input: Tensor  # requires a gradient where a method wants input gradients
     again: Callable[[Tensor], Output]  # the same model on other inputs
+
+    def detach(self) -> Output:
+        """The same values without their graph."""
+        taps, live = (tuple(tap.detach() for tap in side) for side in (self.taps, self.live))
+        return Output(self.logits.detach(), taps, live, self.input, self.again)
 
 
 def paths(model: nn.Module) -> dict[str, str]:
@@ -59,9 +65,9 @@ class Tapped(nn.Module):
             raise KdrunError(
                 f"tap '{missing[0]}' did not fire: the forward pass of {self._kind()} does not use that module"
             )
-        taps = tuple(_float(self._caught[name][0]) for name in self.names)
+        live = tuple(self._caught[name][0] for name in self.names)
         self._caught.clear()
-        return Output(_float(raw), taps, x, self.forward)
+        return Output(_float(raw), tuple(_float(tap) for tap in live), live, x, self.forward)
 
     def _run(self, x: Tensor) -> Any:
         self._caught.clear()
@@ -126,9 +132,17 @@ class Tapped(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
-        return list(
-            dict.fromkeys(m for m in fired if any(True for _ in m.parameters()) or any(True for _ in m.buffers()))
-        )
+        found = [
+            *dict.fromkeys(m for m in fired if any(True for _ in m.parameters()) or any(True for _ in m.buffers()))
+        ]
+        for module in found:  # training it trains what it contains, so all of that must lie before the tap too
+            behind = [m for m in module.modules() if m not in found and any(True for _ in m.parameters(recurse=False))]
+            if behind:
+                raise KdrunError(
+                    f"the part of {self._kind()} up to '{tap}' cannot be told apart: {type(module).__name__} has parameters of"
+                    f" its own and layers behind the tap, such as {type(behind[0]).__name__}"
+                )
+        return found
 
 
 def evaluate(model: nn.Module, x: Tensor) -> Any:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
@@ -21,21 +21,17 @@ from kdrun.engine.loop import enter, make_optimizer, weighted
 from kdrun.engine.precision import resolve
 from kdrun.errors import KdrunError
 from kdrun.methods.adapters import connector
-from kdrun.methods.at import attention_transfer
 from kdrun.methods.base import DataFacts, Distillation
-from kdrun.methods.crd import Negatives, contrast, similarities, update
-from kdrun.methods.dml import mutual
-from kdrun.methods.kd import soft_targets
-from kdrun.methods.rkd import rkd_angle, rkd_distance
-from kdrun.methods.sobolev import input_gradient
 from kdrun.models.resnet_cifar import ResNet
-from kdrun.registry import METHODS
+from kdrun.registry import METHODS, MODELS
 from kdrun.tasks import image
 
 CLASSES, ROWS, SIZE = 5, 24, 8
 NARROW, WIDER = (4, 4, 8, 16), (6, 8, 16, 24)
 ALL = method_names()
-ONE_STAGE = [name for name in ALL if name not in ("fitnet", "none")]  # what can stand beside another method
+STAGED = ("ab", "fitnet", "fsp", "ft")  # what has stages of its own and stands alone
+ONE_STAGE = [name for name in ALL if name not in (*STAGED, "none")]  # what can stand beside another method
+KEYS = {name: next(iter(OmegaConf.load(conf_folder() / "method" / f"{name}.yaml"))) for name in ALL}
 RECIPE = Recipe(**OmegaConf.to_container(OmegaConf.load(conf_folder() / "recipe" / "quick.yaml")))
 LABELS = torch.arange(ROWS) % CLASSES
 
@@ -43,6 +39,11 @@ LABELS = torch.arange(ROWS) % CLASSES
 def net(widths=NARROW, seed: int = 0, depth: int = 8) -> nn.Module:
     torch.manual_seed(seed)
     return ResNet(depth, widths, CLASSES, "B")
+
+
+def teacher_of(*names: str) -> nn.Module:
+    """A teacher for these methods: wider than the student, but for fsp, which wants one width."""
+    return net(NARROW if "fsp" in names else WIDER, seed=1, depth=14)
 
 
 def batch(size: int = 6, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -61,7 +62,7 @@ def build(*names: str, student: nn.Module | None = None, teacher: nn.Module | No
     """A Distillation as train.build makes it; `changes` are settings of the first method."""
     found = settings(*names)
     next(iter(found.values())).update(changes)
-    teacher = teacher or net(WIDER, seed=1, depth=14)
+    teacher = teacher or teacher_of(*names)
     distillation = Distillation(
         student or net(),
         teacher.eval(),
@@ -70,8 +71,11 @@ def build(*names: str, student: nn.Module | None = None, teacher: nn.Module | No
         task=image.loss,
         fresh=fresh or (lambda i: net(WIDER, seed=10 + i)),
     )
-    weights = {f"{m}.{t}": weight for m, values in found.items() for t, weight in values.get("weights", {}).items()}
-    return distillation, {"task": 1.0, **weights}
+    weights = {(m, t): weight for m, values in found.items() for t, weight in values.get("weights", {}).items()}
+    return distillation, {
+        "task": 1.0,
+        **{t if t == "task" else f"{m}.{t}": weight for (m, t), weight in weights.items()},
+    }
 
 
 def step(distillation: Distillation, weights: dict[str, float], number: int = 0, seed: int = 0):
@@ -152,7 +156,7 @@ def test_hints_train_the_student_up_to_the_guided_layer():
 @pytest.mark.parametrize("name", ALL)
 def test_construction_leaves_the_models_as_they_were(name):
     """Dry runs at construction change no weight and no batch norm statistic of student or teacher."""
-    student, teacher = net(), net(WIDER, seed=1)
+    student, teacher = net(), teacher_of(name)
     before = snapshot(student), snapshot(teacher)
     build(name, student=student, teacher=teacher)
     assert same(before[0], student.state_dict())
@@ -162,7 +166,7 @@ def test_construction_leaves_the_models_as_they_were(name):
 @pytest.mark.parametrize("name", ALL)
 def test_teacher_does_not_drift(name):
     """Weights and batch norm buffers of the teacher stay as they were, and it is no part of the state dict."""
-    teacher = net(WIDER, seed=1)
+    teacher = teacher_of(name)
     before = snapshot(teacher)
     distillation, weights = build(name, teacher=teacher)
     distillation.train()
@@ -175,39 +179,57 @@ def test_teacher_does_not_drift(name):
     assert not shared & {value.data_ptr() for value in distillation.state_dict().values()}
 
 
-ZERO = {"kd.soft", "at.attention", "rkd.distance", "rkd.angle", "fitnet.hint", "fitnet.soft", "dml.mutual", "sobolev.gradient"}  # fmt: skip
+# terms that a perfect copy of the teacher still pays: layers of the method's own stand between the two, or a margin
+PAID = {
+    "dml.peers", "crd.contrast", "ab.boundary", "ft.reconstruction", "ft.factor", "vid.likelihood", "ofd.distance", "mgd.generation",
+    "reviewkd.review",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name not in ("none", "crd")])
+@pytest.mark.parametrize("name", [name for name in ALL if name != "none"])
 def test_a_student_that_equals_its_teacher_has_nothing_to_learn(name):
-    """Student == teacher (for DML: peers) gives 0 for every loss but DML's supervised one, in both stages of FitNet."""
+    """Student == teacher (for DML: peers) gives 0 for every loss that compares the two directly, in every stage."""
     student = net()
+    student.head.weight.data *= 50  # predictions far from uniform, where dist's 1e-8 would show
     distillation, _ = build(
         name, student=student, teacher=copy.deepcopy(student), fresh=lambda i: copy.deepcopy(student)
     )
     distillation.eval()
     for stage in distillation.stages:
         _, terms = distillation(batch(), stage)
-        assert ZERO & terms.keys()
-        assert all(abs(terms[term].item()) < 1e-6 for term in ZERO & terms.keys())
-        assert terms.keys() - ZERO <= {"task", "dml.peers"}
+        for term, value in terms.items():
+            if term not in PAID | {"task"}:
+                assert abs(value.item()) < (1e-3 if name == "dist" else 1e-5), term
 
 
-@pytest.mark.parametrize("pair", list(itertools.combinations(ONE_STAGE, 2)), ids="+".join)
-def test_methods_combine(pair):
+@pytest.fixture(scope="module")
+def alone():
+    """The terms of a first step of each method by itself, computed when asked for."""
+    return functools.cache(lambda name: step(*build(name)))
+
+
+PAIRS = [pair for pair in itertools.combinations(ONE_STAGE, 2) if KEYS[pair[0]] != KEYS[pair[1]]]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="+".join)
+def test_methods_combine(pair, alone):
     """Two methods give the union of their terms, each with the value it has alone, and train together."""
     together = step(*build(*pair))
-    alone = {term: value for name in pair for term, value in step(*build(name)).items()}
-    assert together.keys() == alone.keys()
-    for term, value in alone.items():
+    expected = {term: value for name in pair for term, value in alone(name).items()}
+    if "label_smoothing" in pair:
+        expected["task"] = alone("label_smoothing")["task"]
+    assert together.keys() == expected.keys()
+    for term, value in expected.items():
         torch.testing.assert_close(together[term], value, rtol=1e-6, atol=0, msg=term)
 
 
-@pytest.mark.parametrize("other", [name for name in ONE_STAGE if name != "fitnet_joint"])
-def test_a_method_with_stages_stands_alone(other):
-    """FitNet's paper variant beside another method stops with one sentence, in either order."""
-    for names in (("fitnet", other), (other, "fitnet")):
-        with pytest.raises(KdrunError, match="fitnet has training stages of its own and stands alone: method=fitnet"):
+@pytest.mark.parametrize("staged", STAGED)
+@pytest.mark.parametrize("other", ["kd", "crd", "at"])
+def test_a_method_with_stages_stands_alone(staged, other):
+    """A method of several stages beside another stops with one sentence, in either order."""
+    for names in ((staged, other), (other, staged)):
+        message = f"{staged} has training stages of its own and stands alone: method={staged}"
+        with pytest.raises(KdrunError, match=message):
             build(*names)
 
 
@@ -273,6 +295,12 @@ def test_the_state_dict_holds_all_that_the_next_loss_needs(name):
 def test_unlike_widths(name, widths):
     """Student and teacher of different channels train under every method."""
     student, teacher = widths
+    if name == "fsp":
+        with pytest.raises(
+            KdrunError, match=r"fsp needs the same channels .* \[\d+, .* in the student and \[\d+, .* Choose"
+        ):
+            build(name, student=net(student), teacher=net(teacher, seed=1))
+        return
     distillation, weights = build(name, student=net(student), teacher=net(teacher, seed=1))
     for number in range(len(distillation.stages)):
         assert all(value.isfinite() for value in step(distillation, weights, number).values())
@@ -282,7 +310,7 @@ def test_unlike_widths(name, widths):
     ("name", "changes", "message"),
     [
         ("kd", {"temperature": 0.0}, "method.kd.temperature is 0.0; it must be above 0"),
-        ("at", {"variant": "papr"}, "no variant 'papr' of at. Choices: code"),
+        ("at", {"variant": "papr"}, "no variant 'papr' of at. Did you mean paper.*Choices: code"),
         ("at", {"taps": ["pooled"]}, "at needs taps of feature maps .* names pooled"),
         ("at", {"taps": []}, "at needs taps of feature maps .* names none"),
         ("at", {"taps": "stage1"}, "method.at.taps is 'stage1'; give a list"),
@@ -293,7 +321,6 @@ def test_unlike_widths(name, widths):
         ("fitnet", {"taps": ["stage1", "stage2"]}, "fitnet takes one guided layer; .* names 2"),
         ("fitnet", {"stages": {"hint": {"epochs": 0.2}}}, "no stage 'hint' in method.fitnet.stages. Did you mean hints"),
         ("fitnet", {"taps": {"student": ["pooled"], "teacher": ["stage2"]}}, "no adapter from the student's tap of shape"),
-        ("fitnet", {"taps": {"student": ["stage3"], "teacher": ["stage1"]}}, "student's map of 2x2 to the teacher's 8x8"),
         ("crd", {"momentum": 1.0}, "method.crd wants negatives and dim of 1 or more"),
         ("crd", {"temperature": -1.0}, "method.crd.temperature is -1.0"),
         ("dml", {"networks": 1}, "method.dml.networks is 1; mutual learning needs at least 2"),
@@ -323,6 +350,54 @@ def test_a_method_that_needs_a_teacher_says_so():
         )  # fmt: skip
 
 
+FAMILIES = [
+    ("resnet14", "resnet8"),
+    ("resnet32x4", "shufflenetv2"),
+    ("vgg13", "mobilenetv2"),
+    ("wrn_40_2", "resnet8x4"),
+]
+
+
+@pytest.fixture(scope="module")
+def models():
+    """One of each model of FAMILIES, made once."""
+    torch.manual_seed(0)
+    return {name: MODELS.get(name)(CLASSES) for pair in FAMILIES for name in pair}
+
+
+@pytest.mark.parametrize("pair", FAMILIES, ids="-".join)
+@pytest.mark.parametrize("name", ALL)
+def test_families(name, pair, models):
+    """Every method takes a step in each stage for models of one family and of two, at 32 px; fsp says why where it cannot."""
+    teacher, student = (copy.deepcopy(models[model]) for model in pair)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    data = {"input": images, "label": LABELS[:4], "index": torch.arange(4)}
+    found = settings(name)
+
+    def make() -> Distillation:
+        methods = {key: (METHODS.get(key), values) for key, values in found.items()}
+        facts = DataFacts(ROWS, LABELS, CLASSES, images[:2])
+        return Distillation(
+            student, teacher.eval(), methods, data=facts, task=image.loss, fresh=lambda _: copy.deepcopy(student)
+        )
+
+    if name == "fsp" and pair != FAMILIES[0]:
+        with pytest.raises(KdrunError, match="fsp needs the same channels on both sides"):
+            make()
+        return
+    distillation = make()
+    for number, stage in enumerate(distillation.stages):
+        enter(distillation, stage)
+        distillation.begin_epoch(number, 0)
+        _, terms = distillation(data, stage)
+        sum(terms.values()).backward()
+        distillation.after_step()
+        assert all(value.isfinite() for value in terms.values())
+        learned = [p for module in stage.trains for p in module.parameters()]
+        assert any(p.grad is not None for p in learned)
+        assert all(p.grad.isfinite().all() for p in learned if p.grad is not None)
+
+
 # Adapters -------------------------------------------------------------------------------------------------------------
 
 
@@ -336,213 +411,6 @@ def test_a_method_that_needs_a_teacher_says_so():
 def test_connector_gives_the_teachers_shape(student, teacher):
     """Equal, halved (odd sides too), doubled and cropped maps, square or not, and vectors."""
     assert connector(student, teacher)(torch.randn(student)).shape == teacher
-
-
-# KD and DML -----------------------------------------------------------------------------------------------------------
-
-
-def test_kd_at_high_temperature_matches_centred_logits():
-    """As T grows the loss tends to half the squared distance of centred logits over K (section 2.1 of the paper)."""
-    s_BK, t_BK = torch.randn(2, 7, CLASSES, dtype=torch.float64)
-    centred_BK = (s_BK - t_BK) - (s_BK - t_BK).mean(1, keepdim=True)
-    expected = centred_BK.square().sum(1).mean() / (2 * CLASSES)
-    torch.testing.assert_close(soft_targets(s_BK, t_BK, 1e4), expected, rtol=1e-3, atol=0)
-
-
-def test_kd_ignores_a_shift_of_the_logits():
-    """A constant added to an image's logits, of student or teacher, changes nothing."""
-    s_BK, t_BK = torch.randn(2, 7, CLASSES)
-    shifted = soft_targets(s_BK + torch.randn(7, 1), t_BK + torch.randn(7, 1), 4.0)
-    torch.testing.assert_close(shifted, soft_targets(s_BK, t_BK, 4.0))
-
-
-def test_kd_is_a_divergence():
-    """Positive for different predictions, and finite where the teacher is certain."""
-    s_BK, t_BK = torch.randn(2, 7, CLASSES)
-    assert soft_targets(s_BK, t_BK, 1.0) > 0
-    assert soft_targets(s_BK, F.one_hot(torch.arange(7) % CLASSES) * 1e4, 1.0).isfinite()
-
-
-def test_dml_averages_over_peers_and_detaches_them():
-    """Equation 8: the mean over the n - 1 peers; a network's loss moves that network alone."""
-    logits = [torch.randn(7, CLASSES, requires_grad=True) for _ in range(3)]
-    losses = mutual(logits)
-    expected = (soft_targets(logits[0], logits[1], 1.0) + soft_targets(logits[0], logits[2], 1.0)) / 2
-    torch.testing.assert_close(losses[0], expected)
-    losses[0].backward()
-    assert logits[0].grad is not None
-    assert logits[1].grad is None
-    assert logits[2].grad is None
-
-
-def test_dml_evaluates_its_peers():
-    """Peers stand beside the student in the evaluation, and three networks mean two of them."""
-    distillation, _ = build("dml", networks=3)
-    assert list(distillation.stages[0].evaluates) == ["student", "peer1", "peer2"]
-
-
-# AT -------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("variant", ["code", "paper"])
-def test_at_ignores_scale_sign_and_channel_order(variant):
-    """A map's size, the sign of its channels and their order do not matter."""
-    s_BCHW, t_BCHW = torch.randn(5, 6, 4, 3), torch.randn(5, 9, 4, 3)
-    expected = attention_transfer(s_BCHW, t_BCHW, 2.0, variant)
-    moved = attention_transfer(-7 * s_BCHW.flip(1), 0.1 * t_BCHW, 2.0, variant)
-    torch.testing.assert_close(moved, expected)
-
-
-def test_at_pools_the_larger_map_whichever_it_is():
-    """Maps of different size meet at the smaller one, on either side."""
-    large_BCHW, small_BCHW = torch.randn(5, 6, 8, 6), torch.randn(5, 9, 4, 3)
-    pooled_BCHW = F.avg_pool2d(large_BCHW, 2)
-    torch.testing.assert_close(attention_transfer(large_BCHW, small_BCHW), attention_transfer(pooled_BCHW, small_BCHW))
-    torch.testing.assert_close(attention_transfer(small_BCHW, large_BCHW), attention_transfer(small_BCHW, pooled_BCHW))
-
-
-def test_at_averages_over_its_pairs_of_layers():
-    """The term is the mean over the taps (KD-Zoo), so its weight does not depend on how many there are."""
-    one = [step(*build("at", taps=[tap]))["at.attention"] for tap in ("stage1", "stage3")]
-    both = step(*build("at", taps=["stage1", "stage3"]))["at.attention"]
-    torch.testing.assert_close(both, torch.stack(one).mean())
-
-
-# RKD ------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("loss", [rkd_distance, rkd_angle])
-def test_rkd_sees_relations_alone(loss):
-    """Rotating, moving and scaling the embeddings changes nothing, nor does the order of the batch."""
-    s_BD, t_BD = torch.randn(7, 5), torch.randn(7, 9)
-    rotation_DD = torch.linalg.qr(torch.randn(5, 5)).Q
-    expected = loss(s_BD, t_BD)
-    assert expected > 1e-3
-    torch.testing.assert_close(loss(3 * s_BD @ rotation_DD + torch.randn(5), t_BD), expected, rtol=1e-4, atol=1e-6)
-    order = torch.randperm(7)
-    torch.testing.assert_close(loss(s_BD[order], t_BD[order]), expected, rtol=1e-4, atol=1e-6)
-    assert loss(3 * s_BD @ rotation_DD, s_BD) < 1e-6
-
-
-@pytest.mark.parametrize("loss", [rkd_distance, rkd_angle])
-@pytest.mark.parametrize("rows", [[0, 1, 0, 2, 2], [0, 0, 0, 0], [0]], ids=["repeated", "all alike", "one image"])
-def test_rkd_has_a_finite_gradient_with_repeated_images(loss, rows):
-    """Distances of zero, and a batch of one, give finite losses and gradients."""
-    s_BD = torch.randn(3, 5)[rows].requires_grad_()
-    value = loss(s_BD, torch.randn(3, 9)[rows])
-    value.backward()
-    assert value.isfinite()
-    assert s_BD.grad.isfinite().all()
-
-
-# CRD ------------------------------------------------------------------------------------------------------------------
-
-UNEVEN = torch.tensor([0] * 4 + [1] * 7 + [2] * 9 + [-1] * 5)[torch.randperm(25, generator=torch.Generator().manual_seed(0))]  # fmt: skip
-
-
-@pytest.mark.parametrize("count", [1, 5, 16384])
-def test_crd_negatives_are_distinct_rows_of_other_classes(count):
-    """Never the image's own class, never a row twice, never a row of the holdout, never more than there are."""
-    negatives = Negatives(UNEVEN, count, torch.device("cpu"))
-    assert negatives.count == min(count, 4 + 7)  # the largest class has that many rows outside it
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(20):
-        label_B = torch.randint(0, 3, (6,), generator=generator)
-        drawn_BK = negatives.draw(label_B, generator)
-        assert drawn_BK.shape == (6, negatives.count)
-        classes_BK = UNEVEN[drawn_BK]
-        assert (classes_BK >= 0).all()
-        assert (classes_BK != label_B[:, None]).all()
-        assert all(len(set(row)) == negatives.count for row in drawn_BK.tolist())
-
-
-def test_crd_negatives_are_uniform():
-    """Each row of another class is drawn equally often: chi-square over 3,000 draws, at about five sigma."""
-    negatives, generator = Negatives(UNEVEN, 3, torch.device("cpu")), torch.Generator().manual_seed(0)
-    draws = torch.stack([negatives.draw(torch.tensor([1]), generator) for _ in range(3000)]).flatten()
-    observed = torch.bincount(draws, minlength=len(UNEVEN))[(UNEVEN >= 0) & (UNEVEN != 1)].double()
-    expected = len(draws) / len(observed)
-    degrees = len(observed) - 1
-    assert ((observed - expected) ** 2 / expected).sum() < degrees + 5 * (2 * degrees) ** 0.5
-
-
-def test_crd_draws_from_its_own_stream():
-    """The same stream gives the same negatives; one class alone is an error in one sentence."""
-    negatives, label_B = Negatives(UNEVEN, 5, torch.device("cpu")), torch.tensor([0, 1, 2])
-    first, second, third = (negatives.draw(label_B, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
-    assert torch.equal(first, second)
-    assert not torch.equal(first, third)
-    with pytest.raises(KdrunError, match="at least two classes"):
-        Negatives(torch.zeros(5, dtype=torch.long), 5, torch.device("cpu"))
-
-
-def test_crd_scoring_then_gathering_is_gathering_then_scoring():
-    """One product with the whole bank gives what the published (B, K, D) gather gives."""
-    anchor_BD, bank_ND = F.normalize(torch.randn(4, 6), dim=1), F.normalize(torch.randn(11, 6), dim=1)
-    contrast_BK = torch.randint(0, 11, (4, 5))
-    expected_BK = torch.einsum("bd,bkd->bk", anchor_BD, bank_ND[contrast_BK]).div(0.1).exp()
-    torch.testing.assert_close(similarities(anchor_BD, bank_ND, contrast_BK, 0.1), expected_BK)
-
-
-def test_crd_fixes_z_at_the_first_batch():
-    """Z is set once, is the mean score times the rows, and later batches use it as it is."""
-    bank_s, bank_t = F.normalize(torch.randn(2, 11, 6), dim=2)
-    s_BD, t_BD = F.normalize(torch.randn(2, 4, 6), dim=2)
-    contrast_BK = torch.randint(0, 11, (4, 5))
-    _, z = contrast(s_BD, t_BD, bank_s, bank_t, contrast_BK, 0.1, torch.full((2,), -1.0))
-    torch.testing.assert_close(z[0], similarities(s_BD, bank_t, contrast_BK, 0.1).mean() * 11)
-    _, later = contrast(t_BD, s_BD, bank_s, bank_t, contrast_BK, 0.1, z)
-    assert torch.equal(later, z)
-
-    distillation, weights = build("crd")
-    method = distillation.methods["crd"]
-    assert (method.z < 0).all()
-    step(distillation, weights)
-    first = method.z.clone()
-    assert (first > 0).all()
-    step(distillation, weights, seed=1)
-    assert torch.equal(method.z, first)
-
-
-def test_crd_updates_the_rows_of_the_batch_alone():
-    """The bank's other rows keep their bits; the batch's move towards their embeddings at unit length."""
-    bank_ND, s_BD = F.normalize(torch.randn(11, 6), dim=1), F.normalize(torch.randn(3, 6), dim=1)
-    before, index_B = bank_ND.clone(), torch.tensor([7, 2, 5])
-    update(bank_ND, index_B, s_BD, 0.5)
-    others = [row for row in range(11) if row not in index_B]
-    assert torch.equal(bank_ND[others], before[others])
-    torch.testing.assert_close(bank_ND.norm(dim=1), torch.ones(11))
-    assert ((bank_ND[index_B] * s_BD).sum(1) > (before[index_B] * s_BD).sum(1)).all()
-
-
-# Sobolev --------------------------------------------------------------------------------------------------------------
-
-
-def test_sobolev_input_gradient_is_the_slope_of_the_true_logit():
-    """The gradient along random directions equals a central difference of the true-class logits."""
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.LazyLinear(CLASSES)).double()
-    x_BCHW = torch.randn(3, 3, 6, 5, dtype=torch.float64, requires_grad=True)
-    label_B = torch.tensor([0, 3, 1])
-    gradient_BD = input_gradient(model(x_BCHW), x_BCHW, label_B, create_graph=False)
-    for _ in range(3):
-        direction_BCHW = torch.randn_like(x_BCHW)
-        ahead, behind = (model(x_BCHW + h * direction_BCHW) for h in (1e-5, -1e-5))
-        slope_B = (ahead - behind).gather(1, label_B[:, None])[:, 0] / 2e-5
-        ours_B = (gradient_BD * direction_BCHW.flatten(1)).sum(1)
-        torch.testing.assert_close(ours_B, slope_B, rtol=1e-5, atol=1e-6)
-
-
-def test_sobolev_leaves_no_gradient_in_the_images_or_the_teacher():
-    """The caller's batch keeps its tensor without a gradient, and the student learns through the second derivative."""
-    distillation, weights = build("sobolev")
-    images = batch()
-    enter(distillation, distillation.stages[0])
-    _, terms = distillation(images, distillation.stages[0])
-    (weights["sobolev.gradient"] * terms["sobolev.gradient"]).backward()
-    assert images["input"].grad is None
-    assert not images["input"].requires_grad
-    assert all(p.grad is None for p in distillation.teacher.parameters())
-    assert distillation.student.module.conv1.weight.grad.abs().max() > 0
 
 
 # The interface --------------------------------------------------------------------------------------------------------

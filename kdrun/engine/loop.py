@@ -139,10 +139,13 @@ def train_epoch(
 
         output, terms = distillation(batch, stage)
         now = {name: weights_of(weights, name) * factor(schedules.get(name), share) for name in terms}
-        total = weighted(terms, now)
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        optimizer.step()
+        if any(now.values()):
+            total = weighted(terms, now)
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            optimizer.step()
+        else:  # schedules hold every term at 0 as yet: no update, not even of weight decay
+            total = torch.zeros_like(next(iter(terms.values())))
         distillation.after_step()
 
         progress.step += 1

@@ -10,6 +10,7 @@ from kdrun.config import Recipe
 from kdrun.errors import KdrunError, choices
 
 KINDS = {"constant": (), "linear": ("to",), "cosine": ("to",), "warmup": ("until",), "off": ("after",)}
+OPTIONAL = {"linear": ("start", "until"), "cosine": ("start", "until")}
 
 
 def learning_rate(recipe: Recipe, epochs: int, epoch: int, share_of_epoch: float) -> float:
@@ -31,11 +32,12 @@ def check_schedule(where: str, schedule: Mapping[str, Any]) -> None:
     kind = str(schedule.get("kind", ""))
     if kind not in KINDS:
         raise KdrunError(f"{where}.kind is '{kind}'. {choices(kind, KINDS)}")
-    wanted = {"kind", *KINDS[kind]}
-    if set(schedule) != wanted:
-        raise KdrunError(f"{where} has keys {sorted(schedule)}; {kind} takes {sorted(wanted)}")
-    for key in KINDS[kind]:
-        value, most = schedule[key], math.inf if key == "to" else 1  # `until` and `after` are shares of the stage
+    wanted, optional = {"kind", *KINDS[kind]}, set(OPTIONAL.get(kind, ()))
+    if not wanted <= set(schedule) <= wanted | optional:
+        may = f", and may have {sorted(optional)}" if optional else ""
+        raise KdrunError(f"{where} has keys {sorted(schedule)}; {kind} takes {sorted(wanted)}{may}")
+    for key in sorted(set(schedule) - {"kind"}):
+        value, most = schedule[key], math.inf if key == "to" else 1  # the others are shares of the stage
         if not isinstance(value, (int, float)) or not 0 <= value <= most or math.isinf(value):
             said = "a number of 0 or more" if key == "to" else "a share of the stage, from 0 to 1"
             raise KdrunError(f"{where}.{key} is {value!r}; it must be {said}")
@@ -44,14 +46,19 @@ def check_schedule(where: str, schedule: Mapping[str, Any]) -> None:
 def factor(schedule: Mapping[str, Any] | None, progress: float) -> float:
     """What a term's weight is multiplied by at `progress` in [0, 1] of its stage.
 
-    constant: 1. linear and cosine: from 1 to `to`. warmup: from 0 to 1 at `until`. off: 1, then 0 from `after` on.
+    constant: 1. linear and cosine: from 1 at 0 to `to` at `until` (1), and 0 before `start` (0). warmup: from 0 to 1 at
+    `until`. off: 1, then 0 from `after` on.
     """
     if schedule is None or schedule["kind"] == "constant":
         return 1.0
-    if schedule["kind"] == "linear":
-        return 1 + (schedule["to"] - 1) * progress
-    if schedule["kind"] == "cosine":
-        return schedule["to"] + (1 - schedule["to"]) * 0.5 * (1 + math.cos(math.pi * progress))
     if schedule["kind"] == "warmup":
         return min(1.0, progress / schedule["until"]) if schedule["until"] else 1.0
-    return 0.0 if progress >= schedule["after"] else 1.0
+    if schedule["kind"] == "off":
+        return 0.0 if progress >= schedule["after"] else 1.0
+    if progress < schedule.get("start", 0):
+        return 0.0
+    until = schedule.get("until", 1)
+    way = min(1.0, progress / until) if until else 1.0
+    if schedule["kind"] == "linear":
+        return 1 + (schedule["to"] - 1) * way
+    return schedule["to"] + (1 - schedule["to"]) * 0.5 * (1 + math.cos(math.pi * way))

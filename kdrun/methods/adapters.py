@@ -1,18 +1,21 @@
-"""Layers that bring a student's tensor to the shape of its teacher's."""
+"""What brings the tensors of two unlike models together: layers that are trained with the student, and pooling."""
 
 from __future__ import annotations
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from kdrun.errors import KdrunError
 
+Shape = tuple[int, ...]  # of a tap: (B, C, H, W) or (B, D)
 
-def connector(student: tuple[int, ...], teacher: tuple[int, ...]) -> nn.Module:
-    """Identity where the shapes agree, else the regressor of RepDistiller's FitNet: convolution, batch norm, ReLU.
 
-    Shapes are (B, C, H, W) of the two taps. Equal sides take a 1x1 convolution, a student of twice the side a strided
-    3x3, one of half the side a transposed 4x4, a larger one otherwise a kernel of 1 + the difference. Vectors (B, D) take
-    a linear layer.
+def connector(student: Shape, teacher: Shape, *, tail: str = "bn+relu", bias: bool = True) -> nn.Module:
+    """Identity where the shapes agree, else a convolution to the teacher's channels and side, and its tail.
+
+    tail: "bn+relu" is the regressor of RepDistiller's FitNet, "bn" leaves the ReLU out, "" is the convolution alone. Equal
+    sides take a 1x1 convolution, a student of twice the side a strided 3x3, one of half the side a transposed 4x4; any
+    other is resized first (averaged down, nearest up) and takes a 1x1. Vectors (B, D) take a linear layer.
     """
     if student[1:] == teacher[1:]:
         return nn.Identity()
@@ -24,17 +27,46 @@ def connector(student: tuple[int, ...], teacher: tuple[int, ...]) -> nn.Module:
         )
     inputs, outputs = student[1], teacher[1]
     (s_H, s_W), (t_H, t_W) = student[2:], teacher[2:]
-    layer: nn.Module
-    if (s_H, s_W) == (t_H, t_W):
-        layer = nn.Conv2d(inputs, outputs, 1)
-    elif ((s_H + 1) // 2, (s_W + 1) // 2) == (t_H, t_W):
-        layer = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1)
+    layers: list[nn.Module]
+    if ((s_H + 1) // 2, (s_W + 1) // 2) == (t_H, t_W) != (s_H, s_W):
+        layers = [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=bias)]
     elif (2 * s_H, 2 * s_W) == (t_H, t_W):
-        layer = nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1)
-    elif s_H >= t_H and s_W >= t_W:
-        layer = nn.Conv2d(inputs, outputs, (1 + s_H - t_H, 1 + s_W - t_W))
+        layers = [nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=bias)]
     else:
-        raise KdrunError(
-            f"no adapter from the student's map of {s_H}x{s_W} to the teacher's {t_H}x{t_W}; tap another layer"
-        )
-    return nn.Sequential(layer, nn.BatchNorm2d(outputs), nn.ReLU())
+        layers = [nn.Conv2d(inputs, outputs, 1, bias=bias)]
+        if (s_H, s_W) != (t_H, t_W):
+            layers.insert(0, Resize((t_H, t_W)))
+    if "bn" in tail:
+        layers.append(nn.BatchNorm2d(outputs))
+    if "relu" in tail:
+        layers.append(nn.ReLU())
+    return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
+
+
+class Resize(nn.Module):
+    """Maps of another side: averaged where that side is smaller, nearest neighbour where it is larger."""
+
+    def __init__(self, side: tuple[int, int]):
+        super().__init__()
+        self.side = side
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return resize(x_BCHW, self.side)
+
+    def extra_repr(self) -> str:
+        return f"{self.side[0]}x{self.side[1]}"
+
+
+def resize(x_BCHW: Tensor, side: tuple[int, int]) -> Tensor:
+    """Averaged down to `side` (H, W), or up by nearest neighbours; the same tensor where it has that side."""
+    if tuple(x_BCHW.shape[2:]) == tuple(side):
+        return x_BCHW
+    if x_BCHW.shape[2] >= side[0] and x_BCHW.shape[3] >= side[1]:
+        return F.adaptive_avg_pool2d(x_BCHW, side)
+    return F.interpolate(x_BCHW, side, mode="nearest")
+
+
+def same_side(s_BCHW: Tensor, t_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Both maps at the smaller height and width of the two, averaged down; channels as they are."""
+    side = min(s_BCHW.shape[2], t_BCHW.shape[2]), min(s_BCHW.shape[3], t_BCHW.shape[3])
+    return resize(s_BCHW, side), resize(t_BCHW, side)

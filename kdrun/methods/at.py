@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdrun.errors import KdrunError
-from kdrun.methods.base import Batch, Method, Pair, Terms
+from kdrun.methods.adapters import same_side
+from kdrun.methods.base import Batch, Method, Pair, Terms, mean
+from kdrun.methods.checks import check_choice, feature_maps
 from kdrun.registry import METHODS
 from kdrun.taps import Output
 
@@ -23,11 +24,7 @@ def attention_transfer(s_BCHW: Tensor, t_BCHW: Tensor, power: float = 2.0, varia
     code computes it; the published weight of 1000 belongs to it. variant "paper": equation 2, the L2 norm of the
     difference, averaged over the batch (without its beta/2).
     """
-    height = min(s_BCHW.shape[2], t_BCHW.shape[2])
-    width = min(s_BCHW.shape[3], t_BCHW.shape[3])
-    s_BCHW, t_BCHW = (
-        x if x.shape[2:] == (height, width) else F.adaptive_avg_pool2d(x, (height, width)) for x in (s_BCHW, t_BCHW)
-    )
+    s_BCHW, t_BCHW = same_side(s_BCHW, t_BCHW)
     difference_BP = attention(s_BCHW, power) - attention(t_BCHW, power)
     if variant == "paper":
         return difference_BP.norm(dim=1).mean()
@@ -36,23 +33,21 @@ def attention_transfer(s_BCHW: Tensor, t_BCHW: Tensor, power: float = 2.0, varia
 
 @METHODS.register
 class AT(Method):
-    """Attention transfer: match where the channels of a layer are active (Zagoruyko & Komodakis, 2017)."""
+    """Attention transfer: match where the channels of a layer are active.
+
+    Loss: mean over B and positions of (a_s - a_t)^2, where a = |x|^p summed over channels, at unit length.
+    """
+
+    family = "features"
+    paper = "Zagoruyko & Komodakis, 2017"
 
     def build(self, pair: Pair, *, power: float, variant: str) -> None:
-        if variant not in ("code", "paper"):
-            raise KdrunError(
-                f"no variant '{variant}' of at. Choices: code (squared mean, weight 1000), paper (equation 2)"
-            )
-        for taps, side in zip(pair.taps, (pair.student, pair.teacher), strict=True):
-            flat = [tap for tap, shape in zip(taps, side.shapes if side else [], strict=True) if len(shape) != 4]
-            if flat or not taps:
-                raise KdrunError(
-                    f"at needs taps of feature maps (B, C, H, W); method.at.taps names {', '.join(flat) or 'none'}"
-                )
-        self.power, self.variant = power, variant
+        known = {"code": "squared mean, weight 1000", "paper": "equation 2"}
+        self.variant = check_choice("at", "variant", variant, known)
+        feature_maps("at", pair)
+        self.power = power
 
     def loss(self, student: Output, teacher: Output, batch: Batch) -> Terms:
         """The mean over the pairs of layers, as in KD-Zoo (RepDistiller and mdistiller sum)."""
         pairs = zip(student.taps, teacher.taps, strict=True)
-        losses = [attention_transfer(s, t, self.power, self.variant) for s, t in pairs]
-        return {"attention": sum(losses[1:], losses[0]) / len(losses)}
+        return {"attention": mean(attention_transfer(s, t, self.power, self.variant) for s, t in pairs)}

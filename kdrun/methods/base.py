@@ -6,7 +6,7 @@ tapped models and the methods at work on them; composition is its only business.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,9 +27,10 @@ class Method(nn.Module):
     Subclasses give `loss`; `build` when there are hyper-parameters or layers; the rest when the method asks for it.
     """
 
-    teacher = (
-        "outputs"  # none | outputs (frozen) | gradients (inputs require grad) | fresh (pair.fresh: peers, trained too)
-    )
+    family = "yours"  # logits | features | relations | gradients | online | labels: how `kdrun methods` groups them
+    paper = ""  # authors and year; title and link stand on the first line of the file
+    # none | outputs (frozen) | gradients (inputs require grad) | fresh (pair.fresh: peers, trained too)
+    teacher = "outputs"
     needs: tuple[str, ...] = ("label",)  # batch keys it must have
     generator: torch.Generator  # the method's own random stream, on the device, reseeded every epoch
 
@@ -99,6 +100,7 @@ class Pair:
     data: DataFacts
     taps: tuple[list[str], list[str]]  # names on the student's and the teacher's side
     run: Callable[[Batch], tuple[Output, Any]]  # both models on a batch, as the method's own stages need it
+    run_teacher: Callable[[Batch], Output]  # the teacher alone
     fresh: Callable[
         [int], Tapped
     ]  # a new peer with a random stream of its own: the teacher's architecture, or the student's
@@ -125,7 +127,8 @@ class Distillation(nn.Module):
     ):
         super().__init__()
         self.seed, self.supervised, self._data = seed, task, data
-        self.wants_gradients = any(cls.teacher == "gradients" for cls, _ in methods.values())
+        self._differentiates = [name for name, (cls, _) in methods.items() if cls.teacher == "gradients"]
+        self.wants_gradients = bool(self._differentiates)
         self._taps = {name: _tap_names(name, settings.get("taps") or []) for name, (_, settings) in methods.items()}
         self.student = Tapped(student, [tap for taps, _ in self._taps.values() for tap in taps], autocast)
         self._teacher: list[Tapped] = []
@@ -194,11 +197,12 @@ class Distillation(nn.Module):
         x = batch["input"]
         if self.wants_gradients:
             x = x.detach().requires_grad_(True)
-        teacher = None
-        if self.teacher is not None:
-            with torch.set_grad_enabled(self.wants_gradients and torch.is_grad_enabled()):
-                teacher = self.teacher(x)
+        teacher = self._run_teacher(x) if self.teacher is not None else None
         return self.student(x), teacher
+
+    def _run_teacher(self, x: Tensor) -> Output:
+        with torch.set_grad_enabled(self.wants_gradients and torch.is_grad_enabled()):
+            return self._teacher[0](x)
 
     def begin_epoch(self, stage: int, epoch: int) -> None:
         """Reseed: dropout from the student's stream, each method's generator from its own. No generator state is saved."""
@@ -218,7 +222,12 @@ class Distillation(nn.Module):
         for other, taps in self._taps.items():
             count = len(taps[side])
             if other == name:
-                return Output(output.logits, output.taps[start : start + count], output.input, output.again)
+                mine = slice(start, start + count)
+                if side == 1 and self.wants_gradients and name not in self._differentiates:
+                    output = (
+                        output.detach()
+                    )  # a neighbour's wish: this method's backward pass need not enter the teacher
+                return Output(output.logits, output.taps[mine], output.live[mine], output.input, output.again)
             start += count
         raise KeyError(name)
 
@@ -233,8 +242,11 @@ class Distillation(nn.Module):
             student, teacher = self.run(batch)
             return self._view(name, student, 0), self._view(name, teacher, 1)
 
+        def run_teacher(batch: Batch) -> Output:
+            return self._view(name, self._run_teacher(batch["input"]), 1)
+
         sides = side(0, self.student, outputs[0]), side(1, self.teacher, outputs[1])
-        return Pair(*sides, self._data, self._taps[name], run, self._make_peer)
+        return Pair(*sides, self._data, self._taps[name], run, run_teacher, self._make_peer)
 
 
 RESERVED = ("taps", "weights", "stages", "schedules")  # keys of a method's yaml that are not hyper-parameters
@@ -268,7 +280,17 @@ def _apply_settings(name: str, stages: list[Stage], settings: Mapping[str, Any])
         stage = next((stage for stage in stages if stage.name == key), None)
         if stage is None:
             raise KdrunError(f"no stage '{key}' in method.{name}.stages. {choices(key, [s.name for s in stages])}")
-        stage.settings = dict(values)
+        for setting, value in values.items():
+            if stage.settings.setdefault(setting, value) != value:
+                raise KdrunError(
+                    f"the methods disagree on {setting} of stage {key}: {stage.settings[setting]}, and {value} of {name}"
+                )
+
+
+def mean(losses: Iterable[Tensor]) -> Tensor:
+    """The mean of the losses of several layers, so that a weight does not depend on how many there are."""
+    losses = list(losses)
+    return sum(losses[1:], losses[0]) / len(losses)
 
 
 def _required(fresh: Callable[[int], nn.Module] | None) -> Callable[[int], nn.Module]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import os
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdrun.errors import KdrunError
 from kdrun.methods.base import Batch, Method, Pair, Terms
-from kdrun.methods.kd import check_temperature
+from kdrun.methods.checks import check_choice, check_temperature, one_tap
 from kdrun.registry import METHODS
 from kdrun.taps import Output
 
@@ -37,7 +40,7 @@ def noise_contrastive(scores_BK: Tensor, z: Tensor, rows: int) -> Tensor:
     # p / (p + m) and m / (p + m) with the sources' 1e-7, in logarithms
     denominator_BK = (p_BK + m + 1e-7).log()
     positive_B = p_BK[:, 0].log() - denominator_BK[:, 0]
-    negative_B = (torch.log(p_BK.new_tensor(m)) - denominator_BK[:, 1:]).sum(1)
+    negative_B = (math.log(m) - denominator_BK[:, 1:]).sum(1)
     return -(positive_B + negative_B).mean()
 
 
@@ -79,34 +82,75 @@ class Negatives:
         return negatives_BK
 
 
+class Positives:
+    """Draws, for each image, one row of its own class, uniformly; it may be the image itself."""
+
+    def __init__(self, labels_N: Tensor, device: torch.device):
+        labels_N = labels_N.to(device)
+        order_N = labels_N.argsort(stable=True)
+        self.rows_M = order_N[(labels_N < 0).sum() :]  # by class, without the holdout
+        self.counts_K = torch.bincount(labels_N[self.rows_M])
+        self.starts_K = self.counts_K.cumsum(0) - self.counts_K
+
+    def draw(self, label_B: Tensor, generator: torch.Generator) -> Tensor:
+        """Rows (B,) for labels (B,)."""
+        share_B = torch.rand(len(label_B), generator=generator, device=label_B.device)
+        return self.rows_M[self.starts_K[label_B] + (share_B * self.counts_K[label_B]).long()]
+
+
+def memory(device: torch.device) -> int:
+    """Bytes: what is free on a GPU, or what the machine has."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def check_memory(rows: int, dim: int, device: torch.device) -> None:
+    """Two banks of rows x dim in float32 fit in half of what the device has, or the error says how large they are."""
+    wanted, there = 2 * rows * dim * 4, memory(device)
+    if wanted > there / 2:
+        raise KdrunError(
+            f"crd's two memory banks of {rows:,} x {dim:,} take {wanted / 2**30:,.1f} GiB of the {there / 2**30:.1f} GiB of {device}; "
+            "a smaller method.crd.dim needs less (128 is published)"
+        )
+
+
 @METHODS.register
 class CRD(Method):
-    """Contrast: tell an image's embedding from other images' against a memory bank (Tian et al., 2020).
+    """Contrast: tell an image's embedding from other images' against a memory bank.
 
-    Two linear embeddings to `dim`, trained with the student; two banks with a row per training image. Student anchors
-    are scored against the teacher's bank and the reverse. Z is fixed at the first batch. The positive is the image itself
-    (the sources' mode "exact").
+    Loss: -log p+ / (p+ + m) - sum over negatives of log m / (p- + m), mean over B, for both directions; p = exp(a . b / T) / Z
+    of unit-length embeddings, m the negatives over the bank's rows. Two linear embeddings to `dim`, trained with the student;
+    two banks with a row per training image. Student anchors are scored against the teacher's bank and the reverse. Z is fixed
+    at the first batch. `positive`: exact (the image itself) or relaxed (a random image of its class).
     """
 
+    family = "relations"
+    paper = "Tian et al., 2020"
     needs = ("label", "index")
     bank_student: Tensor
     bank_teacher: Tensor
     z: Tensor
 
-    def build(self, pair: Pair, *, dim: int, negatives: int, temperature: float, momentum: float) -> None:
+    def build(
+        self, pair: Pair, *, dim: int, negatives: int, temperature: float, momentum: float, positive: str
+    ) -> None:
+        known = {"exact": "the image itself", "relaxed": "an image of its class"}
+        self.positive = check_choice("crd", "positive", positive, known)
         check_temperature("crd", temperature)
         if negatives < 1 or dim < 1 or not 0 <= momentum < 1:
             raise KdrunError(
                 f"method.crd wants negatives and dim of 1 or more and momentum in [0, 1); got {negatives}, {dim}, {momentum}"
             )
-        if len(pair.taps[0]) != 1:
-            raise KdrunError(f"crd takes one tap; method.crd.taps names {len(pair.taps[0])}")
+        one_tap("crd", pair)
         self.temperature, self.momentum = temperature, momentum
         student, teacher = pair.student.shapes[0], pair.teacher.shapes[0]  # type: ignore[union-attr]
+        check_memory(pair.data.train_n, dim, pair.data.example.device)
         self.embed_student = nn.Linear(_size(student), dim)
         self.embed_teacher = nn.Linear(_size(teacher), dim)
         rows = pair.data.train_n
         self.negatives = Negatives(pair.data.labels, negatives, pair.data.example.device)
+        self.positives = Positives(pair.data.labels, pair.data.example.device)
         bound = (3 / dim) ** 0.5  # rows of about unit length, as in the sources
         self.register_buffer("bank_student", torch.empty(rows, dim).uniform_(-bound, bound))
         self.register_buffer("bank_teacher", torch.empty(rows, dim).uniform_(-bound, bound))
@@ -117,7 +161,9 @@ class CRD(Method):
         s_BD = F.normalize(self.embed_student(student.taps[0].flatten(1)), dim=1)
         t_BD = F.normalize(self.embed_teacher(teacher.taps[0].flatten(1)), dim=1)
         index_B = batch["index"]
-        contrast_BK = torch.cat([index_B[:, None], self.negatives.draw(batch["label"], self.generator)], dim=1)
+        negatives_BK = self.negatives.draw(batch["label"], self.generator)
+        positive_B = index_B if self.positive == "exact" else self.positives.draw(batch["label"], self.generator)
+        contrast_BK = torch.cat([positive_B[:, None], negatives_BK], dim=1)
         value, z = contrast(
             s_BD,
             t_BD,

@@ -27,13 +27,16 @@ def mutual(logits: list[Tensor]) -> list[Tensor]:
 
 @METHODS.register
 class DML(Method):
-    """Mutual learning: networks trained together from scratch, each on the others' predictions (Zhang et al., 2018).
+    """Mutual learning: networks trained together from scratch, each on the others' predictions.
 
-    The peers have the teacher's architecture, or the student's where teacher=none, and random streams of their own. All
-    losses come from one forward pass of each network (as in KD-Zoo; the paper updates the networks in turn). Networks
-    share no weights, so one sum serves all: `mutual` adds the networks' divergences, `peers` the peers' supervised losses.
+    Loss: mutual = sum over networks of the mean over their peers of KL(peer || network), T = 1; peers = the peers' supervised
+    losses. The peers have the teacher's architecture, or the student's where teacher=none, and random streams of their own.
+    All losses come from one forward pass of each network (as in KD-Zoo; the paper updates the networks in turn). Networks share
+    no weights, so one sum serves all.
     """
 
+    family = "online"
+    paper = "Zhang et al., 2018"
     teacher = "fresh"
 
     def build(self, pair: Pair, *, networks: int) -> None:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from kdrun.errors import KdrunError
 from kdrun.methods.adapters import connector
 from kdrun.methods.base import Batch, Method, Pair, Stage, Terms
-from kdrun.methods.kd import check_temperature, soft_targets
+from kdrun.methods.checks import check_choice, check_temperature
+from kdrun.methods.kd import soft_targets
 from kdrun.registry import METHODS
 from kdrun.taps import Output
 
@@ -23,19 +24,21 @@ def hint(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
 
 @METHODS.register
 class FitNet(Method):
-    """Hints: regress the teacher's middle layer first, then distil its soft targets (Romero et al., 2015).
+    """Hints: regress the teacher's middle layer first, then distil its soft targets.
 
+    Loss: mean over elements of (r(s) - t)^2, r a convolution with batch norm and ReLU where shapes differ; then soft targets.
     variant "paper": two stages. `hints` trains the student up to the guided layer, and the regressor, on the hint alone;
     `distil` trains the whole student on soft targets (algorithm 1). variant "joint": one stage, the hint beside the
     supervised loss, as in KD-Zoo's and RepDistiller's tables (conf/method/fitnet_joint.yaml has KD-Zoo's weight). The
     regressor is RepDistiller's convolution, batch norm and ReLU, and is left out where the shapes agree.
     """
 
+    family = "features"
+    paper = "Romero et al., 2015"
+
     def build(self, pair: Pair, *, variant: str, temperature: float) -> None:
-        if variant not in ("paper", "joint"):
-            raise KdrunError(
-                f"no variant '{variant}' of fitnet. Choices: paper (hints, then distillation), joint (one stage)"
-            )
+        known = {"paper": "hints, then distillation", "joint": "one stage"}
+        check_choice("fitnet", "variant", variant, known)
         if len(pair.taps[0]) != 1:
             raise KdrunError(f"fitnet takes one guided layer; method.fitnet.taps names {len(pair.taps[0])}")
         self.variant, self.temperature, self.run = variant, check_temperature("fitnet", temperature), pair.run

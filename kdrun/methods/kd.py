@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdrun.errors import KdrunError
 from kdrun.methods.base import Batch, Method, Pair, Terms
+from kdrun.methods.checks import check_temperature
 from kdrun.registry import METHODS
 from kdrun.taps import Output
 
@@ -22,21 +22,32 @@ def soft_targets(s_BK: Tensor, t_BK: Tensor, temperature: float) -> Tensor:
     return temperature**2 * F.kl_div(log_s_BK, log_t_BK, reduction="batchmean", log_target=True)
 
 
-def check_temperature(name: str, temperature: float) -> float:
-    """A temperature is above 0, or the error says so."""
-    if not temperature > 0:
-        raise KdrunError(
-            f"method.{name}.temperature is {temperature}; it must be above 0 (1 leaves logits as they are)"
-        )
-    return temperature
+def standardize(logits_BK: Tensor) -> Tensor:
+    """Each image's logits with mean 0 and deviation 1, so that the student need not match the teacher's range.
+
+    Sun, Ren, Li, Wang, Cao: Logit Standardization in Knowledge Distillation, CVPR 2024, https://arxiv.org/abs/2403.01427.
+    As its released code: the deviation over K - 1, plus 1e-7 (algorithm 1 divides by K).
+    """
+    centred_BK = logits_BK - logits_BK.mean(1, keepdim=True)
+    return centred_BK / (1e-7 + logits_BK.std(1, keepdim=True))
 
 
 @METHODS.register
 class KD(Method):
-    """Soft targets: match the teacher's tempered class probabilities (Hinton et al., 2015)."""
+    """Soft targets: match the teacher's tempered class probabilities.
 
-    def build(self, pair: Pair, *, temperature: float) -> None:
-        self.temperature = check_temperature("kd", temperature)
+    Loss: T^2 KL(softmax(t / T) || softmax(s / T)), mean over B. With `standardize` (method=ls) both sides' logits are
+    brought to mean 0 and deviation 1 first (Sun et al., CVPR 2024).
+    """
+
+    family = "logits"
+    paper = "Hinton et al., 2015"
+
+    def build(self, pair: Pair, *, temperature: float, standardize: bool) -> None:
+        self.temperature, self.standardize = check_temperature("kd", temperature), standardize
 
     def loss(self, student: Output, teacher: Output, batch: Batch) -> Terms:
-        return {"soft": soft_targets(student.logits, teacher.logits, self.temperature)}
+        s_BK, t_BK = student.logits, teacher.logits
+        if self.standardize:
+            s_BK, t_BK = standardize(s_BK), standardize(t_BK)
+        return {"soft": soft_targets(s_BK, t_BK, self.temperature)}

@@ -13,6 +13,7 @@ from kdrun.taps import Output
 class Alone(Method):
     """No distillation: the supervised loss alone. Trains teachers, and the baseline of every table."""
 
+    family = "labels"
     teacher = "none"
 
     def loss(self, student: Output, teacher: Any, batch: Batch) -> Terms:

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdrun.errors import KdrunError
 from kdrun.methods.base import Batch, Method, Pair, Terms
+from kdrun.methods.checks import one_tap
 from kdrun.registry import METHODS
 from kdrun.taps import Output
 
@@ -47,12 +47,18 @@ def rkd_angle(s_BD: Tensor, t_BD: Tensor) -> Tensor:
 
 @METHODS.register
 class RKD(Method):
-    """Relations: match the distances and angles between the embeddings of a batch (Park et al., 2019)."""
+    """Relations: match the distances and angles between the embeddings of a batch.
+
+    Loss: Huber distance of pairwise distances divided by their mean (term distance), and of the cosines of the angles of
+    triples (term angle), means over B*B and B*B*B.
+    """
+
+    family = "relations"
+    paper = "Park et al., 2019"
 
     def build(self, pair: Pair) -> None:
         """No hyper-parameters beyond the weights of the two terms."""
-        if len(pair.taps[0]) != 1:
-            raise KdrunError(f"rkd takes one tap; method.rkd.taps names {len(pair.taps[0])}")
+        one_tap("rkd", pair)
 
     def loss(self, student: Output, teacher: Output, batch: Batch) -> Terms:
         (s_BD,), (t_BD,) = student.taps, teacher.taps

@@ -36,8 +36,14 @@ def sobolev(s_BD: Tensor, t_BD: Tensor) -> Tensor:
 
 @METHODS.register
 class Sobolev(Method):
-    """Input gradients: match how the true-class logit answers to every pixel (Czarnecki et al., 2017)."""
+    """Input gradients: match how the true-class logit answers to every pixel.
 
+    Loss: mean over B and pixels of (g_s - g_t)^2, g the gradient of the true-class logit with respect to the image, at unit
+    length.
+    """
+
+    family = "gradients"
+    paper = "Czarnecki et al., 2017"
     teacher = "gradients"
 
     def build(self, pair: Pair) -> None:

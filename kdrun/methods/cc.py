@@ -1,0 +1,56 @@
+"""Correlation congruence. Peng, Jin, Liu, Li, Wu, Liu, Zhou, Zhang: Correlation Congruence for Knowledge Distillation, ICCV 2019,
+https://arxiv.org/abs/1904.01802."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdrun.errors import KdrunError
+from kdrun.methods.base import Batch, Method, Pair, Terms
+from kdrun.methods.checks import check_above, one_tap
+from kdrun.registry import METHODS
+from kdrun.taps import Output
+
+
+def correlation(x_BD: Tensor, gamma: float, order: int) -> Tensor:
+    """The Gaussian kernel exp(-gamma ||x_i - x_j||^2) of unit-length rows by its Taylor series to `order` (equation 12).
+
+    For unit vectors it is exp(-2 gamma) exp(2 gamma x_i . x_j); the second factor is expanded.
+    """
+    x_BD = F.normalize(x_BD, dim=1)
+    cosine_BB = x_BD @ x_BD.T
+    kernel_BB = torch.zeros_like(cosine_BB)
+    for p in range(order + 1):
+        kernel_BB = kernel_BB + math.exp(-2 * gamma) * (2 * gamma) ** p / math.factorial(p) * cosine_BB**p
+    return kernel_BB
+
+
+def correlation_congruence(s_BD: Tensor, t_BD: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
+    """Mean over B*B of the squared difference of the two kernels (equation 7). Agrees with KD-Zoo; widths may differ."""
+    return F.mse_loss(correlation(s_BD, gamma, order), correlation(t_BD, gamma, order))
+
+
+@METHODS.register
+class CC(Method):
+    """Correlation congruence: match the Gaussian kernel of the embeddings of a batch.
+
+    Loss: mean over B*B of (k_s - k_t)^2, k = exp(-gamma ||x_i - x_j||^2) of unit-length embeddings, as a Taylor series.
+    RepDistiller's row of this name computes something else (products of differences of consecutive images).
+    """
+
+    family = "relations"
+    paper = "Peng et al., 2019"
+
+    def build(self, pair: Pair, *, gamma: float, order: int) -> None:
+        one_tap("cc", pair)
+        if order < 1:
+            raise KdrunError(f"method.cc.order is {order}; the Taylor series needs 1 or more (the paper has 2)")
+        self.gamma, self.order = check_above("cc.gamma", gamma), order
+
+    def loss(self, student: Output, teacher: Output, batch: Batch) -> Terms:
+        s_BD, t_BD = student.taps[0].flatten(1), teacher.taps[0].flatten(1)
+        return {"correlation": correlation_congruence(s_BD, t_BD, self.gamma, self.order)}

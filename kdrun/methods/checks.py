@@ -1,0 +1,54 @@
+"""What a method demands of its settings and taps: each check returns what was asked for or stops with one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kdrun.errors import KdrunError, choices
+from kdrun.methods.base import Pair
+
+
+def check_temperature(name: str, temperature: float) -> float:
+    """A temperature is above 0."""
+    return check_above(f"{name}.temperature", temperature, "1 leaves logits as they are")
+
+
+def check_above(where: str, value: float, why: str = "") -> float:
+    """A number above 0; `where` is method.key."""
+    if not value > 0:
+        raise KdrunError(f"method.{where} is {value}; it must be above 0" + (f" ({why})" if why else ""))
+    return value
+
+
+def check_share(where: str, value: float) -> float:
+    """A share between 0 and 1, neither included."""
+    if not 0 < value < 1:
+        raise KdrunError(f"method.{where} is {value}; it must lie between 0 and 1")
+    return value
+
+
+def check_choice(name: str, key: str, value: str, known: Mapping[str, str]) -> str:
+    """One of the known values, each with what it means."""
+    if value not in known:
+        said = ", ".join(f"{choice} ({meaning})" for choice, meaning in known.items())
+        near = choices(value, known).partition("Choices:")[0]
+        raise KdrunError(f"no {key} '{value}' of {name}. {near}Choices: {said}")
+    return value
+
+
+def one_tap(name: str, pair: Pair) -> None:
+    """The method compares one layer of each side."""
+    if len(pair.taps[0]) != 1:
+        raise KdrunError(f"{name} takes one tap; method.{name}.taps names {len(pair.taps[0])}")
+
+
+def feature_maps(name: str, pair: Pair, *, at_least: int = 1) -> None:
+    """The method compares layers of maps (B, C, H, W)."""
+    for taps, side in zip(pair.taps, (pair.student, pair.teacher), strict=True):
+        flat = [tap for tap, shape in zip(taps, side.shapes if side else [], strict=True) if len(shape) != 4]
+        if flat or not taps:
+            raise KdrunError(
+                f"{name} needs taps of feature maps (B, C, H, W); method.{name}.taps names {', '.join(flat) or 'none'}"
+            )
+    if len(pair.taps[0]) < at_least:
+        raise KdrunError(f"{name} takes {at_least} taps or more; method.{name}.taps names {len(pair.taps[0])}")

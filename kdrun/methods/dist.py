@@ -1,0 +1,50 @@
+"""Relations of predictions. Huang, You, Wang, Qian, Xu: Knowledge Distillation from A Stronger Teacher, NeurIPS 2022,
+https://arxiv.org/abs/2205.10536."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kdrun.methods.base import Batch, Method, Pair, Terms
+from kdrun.methods.checks import check_temperature
+from kdrun.methods.kd import standardize
+from kdrun.registry import METHODS
+from kdrun.taps import Output
+
+
+def decorrelation(s_BK: Tensor, t_BK: Tensor) -> Tensor:
+    """1 - Pearson's correlation of each row's K entries, averaged over the B rows (equations 5 and 6); 1e-8 as the authors'."""
+    s_BK, t_BK = s_BK - s_BK.mean(1, keepdim=True), t_BK - t_BK.mean(1, keepdim=True)
+    correlation_B = (s_BK * t_BK).sum(1) / (s_BK.norm(dim=1) * t_BK.norm(dim=1) + 1e-8)
+    return 1 - correlation_B.mean()
+
+
+def relations(s_BK: Tensor, t_BK: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """T^2 times the decorrelation of tempered probabilities: over the classes of an image, over the images of a class.
+
+    The factor T^2 is the authors' code's; agrees with it (two repositories), mmrazor and torchdistill.
+    """
+    s_BK, t_BK = (s_BK / temperature).softmax(1), (t_BK / temperature).softmax(1)
+    return temperature**2 * decorrelation(s_BK, t_BK), temperature**2 * decorrelation(s_BK.T, t_BK.T)
+
+
+@METHODS.register
+class DIST(Method):
+    """Relations of predictions: correlate with the teacher's probabilities instead of equalling them.
+
+    Loss: inter = T^2 (1 - mean over images of the correlation over classes), intra = T^2 (1 - mean over classes of the
+    correlation over the batch).
+    """
+
+    family = "logits"
+    paper = "Huang et al., 2022"
+
+    def build(self, pair: Pair, *, temperature: float, standardize: bool) -> None:
+        self.temperature, self.standardize = check_temperature("dist", temperature), standardize
+
+    def loss(self, student: Output, teacher: Output, batch: Batch) -> Terms:
+        s_BK, t_BK = student.logits, teacher.logits
+        if self.standardize:
+            s_BK, t_BK = standardize(s_BK), standardize(t_BK)
+        inter, intra = relations(s_BK, t_BK, self.temperature)
+        return {"inter": inter, "intra": intra}

@@ -1,0 +1,96 @@
+"""Singular vectors. Lee, Kim, Song: Self-supervised Knowledge Distillation Using Singular Value Decomposition, ECCV 2018,
+https://arxiv.org/abs/1807.06819."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdrun.errors import KdrunError
+from kdrun.methods.adapters import connector
+from kdrun.methods.base import Batch, Method, Pair, Terms
+from kdrun.methods.checks import feature_maps
+from kdrun.registry import METHODS
+from kdrun.taps import Output
+
+EXTRA = 3  # vectors of the student beside the k of the teacher, among which each finds its partner
+
+
+def principal(x_BCHW: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest singular values (B, k) of the (H*W, C) matrix, at unit length, and right singular vectors (B, C, k).
+
+    By the eigenvectors of its C x C Gram matrix. A vector's sign is arbitrary in any decomposition; here the entry of largest
+    size is positive, so that two machines agree. A diagonal of 1e-6 times the mean energy, growing along the channels, keeps
+    equal values apart: an empty map has a finite gradient.
+    """
+    x_BPC = x_BCHW.flatten(2).transpose(1, 2)
+    gram_BCC = x_BPC.transpose(1, 2) @ x_BPC
+    channels = gram_BCC.shape[1]
+    energy_B = gram_BCC.diagonal(dim1=1, dim2=2).mean(1).detach() + 1e-6
+    ramp_C = torch.arange(channels, dtype=gram_BCC.dtype, device=gram_BCC.device) / channels
+    values_BC, vectors_BCC = torch.linalg.eigh(gram_BCC + 1e-6 * torch.diag_embed(energy_B[:, None] * ramp_C))
+    count = min(count, channels)
+    vectors_BCk = vectors_BCC.flip(2)[:, :, :count]
+    largest_B1k = vectors_BCk.abs().argmax(1, keepdim=True)
+    vectors_BCk = vectors_BCk * vectors_BCk.gather(1, largest_B1k).sign()
+    values_Bk = values_BC.flip(1)[:, :count].clamp(min=1e-12).sqrt()
+    return F.normalize(values_Bk, dim=1), F.normalize(vectors_BCk, dim=1)
+
+
+def align(s_BCk: Tensor, t_BCk: Tensor) -> Tensor:
+    """For each vector of the teacher the student's that lies closest to it up to sign, turned to its side: (B, C, k)."""
+    cosine_Bsk = s_BCk.transpose(1, 2) @ t_BCk
+    best_B1k = cosine_Bsk.abs().argmax(1, keepdim=True)
+    chosen_Bsk = torch.zeros_like(cosine_Bsk).scatter(1, best_B1k, cosine_Bsk.gather(1, best_B1k).sign())
+    return s_BCk @ chosen_Bsk.detach()
+
+
+def relation(first_BCk: Tensor, second_BCk: Tensor) -> Tensor:
+    """exp(-(difference)^2 / 8) between the entries of two layers' vectors: (B, C2, C1, k)."""
+    return (-(second_BCk[:, :, None] - first_BCk[:, None]).square() / 8).exp()
+
+
+def singular_flow(s_layers: list[Tensor], t_layers: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """For each pair of consecutive layers the squared difference of the two sides' relations, summed, mean over B.
+
+    s_layers: the student's vectors; t_layers: the teacher's values and vectors, of as many channels. Vectors are aligned to the
+    teacher's and weighed by its singular values. RepDistiller's form; the teacher's own signs between layers count.
+    """
+    s_weighed = [align(s, t) * value[:, None] for s, (value, t) in zip(s_layers, t_layers, strict=True)]
+    t_weighed = [t * value[:, None] for value, t in t_layers]
+    return [
+        (relation(*s) - relation(*t)).square().flatten(1).sum(1).mean()
+        for s, t in zip(pairwise(s_weighed), pairwise(t_weighed), strict=True)
+    ]
+
+
+@METHODS.register
+class KDSVD(Method):
+    """Singular vectors: match how the main directions of one layer go with those of the next.
+
+    Loss: sum over consecutive taps of sum of (R_s - R_t)^2, mean over B; R = exp(-(v - w)^2 / 8) between entries of two layers'
+    leading right singular vectors, weighed by the teacher's singular values. A convolution brings the student's maps to the
+    teacher's channels where they differ.
+    """
+
+    family = "features"
+    paper = "Lee et al., 2018"
+
+    def build(self, pair: Pair, *, vectors: int) -> None:
+        feature_maps("kdsvd", pair, at_least=2)
+        if vectors < 1:
+            raise KdrunError(f"method.kdsvd.vectors is {vectors}; it must be 1 or more")
+        self.vectors = vectors
+        shapes = zip(pair.student.shapes, pair.teacher.shapes, strict=True)  # type: ignore[union-attr]
+        self.connectors = nn.ModuleList(
+            connector((*s[:2], 1, 1), (*t[:2], 1, 1), tail="") if s[1] != t[1] else nn.Identity() for s, t in shapes
+        )
+
+    def loss(self, student: Output, teacher: Output, batch: Batch) -> Terms:
+        adapted = [connect(tap) for connect, tap in zip(self.connectors, student.taps, strict=True)]
+        s_layers = [principal(s_BCHW, self.vectors + EXTRA)[1] for s_BCHW in adapted]
+        losses = singular_flow(s_layers, [principal(t_BCHW, self.vectors) for t_BCHW in teacher.taps])
+        return {"flow": sum(losses[1:], losses[0])}
