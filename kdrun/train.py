@@ -173,23 +173,27 @@ def rehearse(parts: Parts, recipe: Recipe) -> None:
 
 
 def _train(plan: Plan, compute: Compute, parts: Parts, screen: Screen, role: str) -> dict[str, Any]:
-    """With the run's folder held: record, teacher, stages, record."""
+    """With the run's folder held: record, teacher, stages, record.
+
+    Until the journal has agreed to go on with a run that was begun before, the record of before stands: where it refuses, or
+    the teacher fails, nothing of it is lost.
+    """
     config, distillation = plan.config, parts.distillation
-    record = first_record(plan, parts, compute)
     before = plan.record()
-    if before is not None:
-        record["time"]["start"], record["resumed"] = before["time"]["start"], before["resumed"]
-        record["command"] = before["command"]
-    records.write(plan.folder, record)
-    save_text(plan.folder / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
-    screen.log = plan.folder / "log.txt"
-    screen.note(f"engine {compute.said}")
+    record = first_record(plan, parts, compute, before)
+    told = record if before is None else {**before, "status": "running", "error": None}
     try:
+        records.write(plan.folder, told)
+        screen.log = plan.folder / "log.txt"
+        screen.note(f"engine {compute.said}")
         teacher_logits = ready_teacher(plan, parts, record, screen)
         screen.log, screen.role = plan.folder / "log.txt", role
         labels = {name: loader.labels.to(compute.device) for name, loader in parts.evals.items()}
         journal = RunJournal(plan.folder, record, distillation, compute, labels, teacher_logits, screen)
         progress = journal.resume()
+        told = record
+        records.write(plan.folder, record)
+        save_text(plan.folder / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
         if teacher_logits is not None and record["teacher"] is not None and progress.step == 0:
             journal.teacher(record["teacher"]["score"])
         fit(
@@ -199,15 +203,16 @@ def _train(plan: Plan, compute: Compute, parts: Parts, screen: Screen, role: str
         journal.finish(evaluate(distillation, distillation.student.module, parts.evals["test"]))
         record |= {"status": "done", "score": score(record, config.protocol), "error": None}
     except BaseException as error:
-        record |= failure(error)
+        told |= failure(error)
         plain = _plain(error)
         if plain is error:
             raise  # "from" itself would keep the models alive through the traceback
         raise plain from error
     finally:
         screen.stop()
-        record["time"]["end"] = records.now()
-        _last_word(plan.folder, record)
+        if told is record:
+            record["time"]["end"] = records.now()
+        _last_word(plan.folder, told)
         screen.log = None
     return record
 
@@ -305,10 +310,10 @@ def finished_teacher(plan: Plan, screen: Screen) -> dict[str, Any]:
     return record
 
 
-def first_record(plan: Plan, parts: Parts, compute: Compute) -> dict[str, Any]:
-    """The record of a run that has not begun."""
+def first_record(plan: Plan, parts: Parts, compute: Compute, before: dict[str, Any] | None) -> dict[str, Any]:
+    """The record of a run that begins; of a start before this one it keeps how it was asked for, when, and its peak."""
     config, dataset, student = plan.config, parts.dataset, parts.distillation.student.module
-    return {
+    record: dict[str, Any] = {
         "schema": 1, "id": plan.id, "group": plan.group, "seed": config.seed, "command": command(), "identity": plan.identity,
         "status": "running", "error": None, "task": "image",
         "dataset": {
@@ -332,6 +337,10 @@ def first_record(plan: Plan, parts: Parts, compute: Compute) -> dict[str, Any]:
         "code": code(config), "versions": records.versions(), "git": records.git_state(Path.cwd()), "host": socket.gethostname(),
         "resumed": 0,
     }  # fmt: skip
+    if before is not None:
+        record |= {key: before[key] for key in ("command", "resumed")}
+        record["time"] |= {key: before["time"][key] for key in ("start", "peak_memory")}
+    return record
 
 
 def parameters(model: nn.Module) -> int:

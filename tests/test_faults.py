@@ -71,7 +71,14 @@ def test_a_kill_while_a_run_is_cleared_is_harmless(kept, tmp_path, monkeypatch):
     """rerun=true killed after any number of files: never a record whose weights are gone, never a resume from half a folder."""
     from kdrun.plan import Plan, clear
 
-    names = ["config.yaml", "curves.jsonl", "last.ckpt", "record.json", "student.safetensors", "student-best.safetensors"]
+    names = [
+        "config.yaml",
+        "curves.jsonl",
+        "last.ckpt",
+        "record.json",
+        "student.safetensors",
+        "student-best.safetensors",
+    ]
     for name in [*names, ".lock"]:
         (tmp_path / name).touch()
     left, unlink = [kept], Path.unlink
@@ -168,6 +175,18 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_disk_that_is_full_from_the_start_leaves_no_running_record(tmp_path):
+    (tmp_path / "full.py").write_text(
+        "import errno\nfrom kdrun import train\n"
+        "def full(path, text):\n    raise OSError(errno.ENOSPC, 'full', str(path))\ntrain.save_text = full\n"
+    )
+    done = kdrun(tmp_path, *ALONE, "plugins=[full]")
+    assert done.returncode == 1
+    assert "free space" in one_line(done.stderr)
+    assert only(tmp_path)[1]["status"] == "failed"
+
+
+@pytest.mark.slow
 def test_a_second_process_names_the_holder(tmp_path):
     process = start(tmp_path, *LONG, "recipe.epochs=100")
     try:
@@ -237,7 +256,8 @@ def test_a_method_whose_source_changed_says_so(tmp_path):
     source = (ROOT / "kdrun" / "methods" / "kd.py").read_text().replace("class KD(", "class MyKD(")
     (tmp_path / "mine.py").write_text(source)
     (tmp_path / "conf" / "method").mkdir(parents=True)
-    (tmp_path / "conf" / "method" / "mykd.yaml").write_text("mykd:\n  temperature: 4.0\n  weights: {soft: 0.1}\n")
+    yaml = (ROOT / "conf" / "method" / "kd.yaml").read_text().replace("\nkd:", "\nmykd:")
+    (tmp_path / "conf" / "method" / "mykd.yaml").write_text(yaml)
     pair = [*TINY, "teacher=resnet8", "recipe.epochs=1", "method=mykd", "plugins=[mine]", "--config-dir", "conf"]
     first = kdrun(tmp_path, *pair)
     assert first.returncode == 0, first.stderr

@@ -108,21 +108,41 @@ def test_resume_is_bit_exact(case: str, whole: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_precision_and_source_cannot_change_in_the_middle(whole: Path, tmp_path: Path) -> None:
-    """A run begun in one precision refuses to go on in another, or with another source of its method."""
+    """A run begun in one precision refuses to go on in another, or with another source of its method; its record stays."""
     overrides, step = CASES["kd"]
     shutil.copytree(whole / "outputs/runs/digits/none", tmp_path / "outputs/runs/digits/none")
     kdrun(tmp_path, *overrides, kill_at=step)
     folder = student_folder(tmp_path, overrides)
     import torch
 
+    before = json.loads((folder / "record.json").read_text())
+    config = (folder / "config.yaml").read_text()
+    assert before["last"]["epoch"] == 1
+    before["engine"]["precision"] = "bf16"
+    (folder / "record.json").write_text(json.dumps(before))
     state = torch.load(folder / "last.ckpt", weights_only=True)
     torch.save({**state, "precision": "bf16"}, folder / "last.ckpt")
-    refused = kdrun(tmp_path, *overrides)
+    refused = kdrun(tmp_path, *overrides, "engine.log_every=5")
     assert refused.returncode == 1
     assert "begun with precision bf16, not fp32" in refused.stderr
+    after = json.loads((folder / "record.json").read_text())
+    assert after["status"] == "failed"
+    assert "begun with precision" in after["error"]["message"]
+    assert {**after, "status": "", "error": ""} == {**before, "status": "", "error": ""}
+    assert (folder / "config.yaml").read_text() == config
 
     torch.save({**state, "code": {"method": {"kd": "another"}, "student": None}}, folder / "last.ckpt")
     refused = kdrun(tmp_path, *overrides)
     assert refused.returncode == 1
     assert "the source of kd" in refused.stderr
     assert "rerun=true" in refused.stderr
+
+    torch.save(state, folder / "last.ckpt")
+    assert kdrun(tmp_path, *overrides, kill_at=1).returncode == -signal.SIGKILL  # before another epoch ends
+    after = json.loads((folder / "record.json").read_text())
+    assert (after["status"], after["resumed"]) == ("running", 1)
+    assert [after[key] for key in ("last", "best", "agreement")] == [
+        before[key] for key in ("last", "best", "agreement")
+    ]
+    assert after["time"]["train_s"] == before["time"]["train_s"]
+    assert after["time"]["peak_memory"] >= before["time"]["peak_memory"] > 0

@@ -74,6 +74,7 @@ class RunJournal:
                 self.record[key] = state["record"][key]
             self.record["student"]["init_sha256"] = state["record"]["init_sha256"]
             self.record["resumed"] += 1
+            self._progress_record(progress)
         self._cut_curves()
         if not progress.step:
             shutil.rmtree(self.folder / "tb", ignore_errors=True)  # points of a first epoch that was never finished
@@ -194,7 +195,7 @@ class RunJournal:
             "train_s": round(progress.train_s, 3),
             "images_per_s": round(progress.images / progress.train_s, 1),
             "data_wait": round(progress.wait_s / progress.train_s, 4),
-            "peak_memory": peak,
+            "peak_memory": max(peak, self.record["time"]["peak_memory"] or 0),  # of all starts
         }
 
     def _cut_curves(self) -> None:
