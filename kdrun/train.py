@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,11 +183,14 @@ def _train(plan: Plan, compute: Compute, parts: Parts, screen: Screen, role: str
     before = plan.record()
     record = first_record(plan, parts, compute, before)
     told = record if before is None else {**before, "status": "running", "error": None}
+    journal = None
     try:
         records.write(plan.folder, told)
         screen.log = plan.folder / "log.txt"
         screen.note(f"engine {compute.said}")
         teacher_logits = ready_teacher(plan, parts, record, screen)
+        if compute.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()  # the teacher's own training is not this run's
         screen.log, screen.role = plan.folder / "log.txt", role
         labels = {name: loader.labels.to(compute.device) for name, loader in parts.evals.items()}
         journal = RunJournal(plan.folder, record, distillation, compute, labels, teacher_logits, screen)
@@ -203,13 +207,15 @@ def _train(plan: Plan, compute: Compute, parts: Parts, screen: Screen, role: str
         journal.finish(evaluate(distillation, distillation.student.module, parts.evals["test"]))
         record |= {"status": "done", "score": score(record, config.protocol), "error": None}
     except BaseException as error:
-        told |= failure(error)
+        told |= failure(error, journal.place if journal is not None else {})
         plain = _plain(error)
         if plain is error:
             raise  # "from" itself would keep the models alive through the traceback
         raise plain from error
     finally:
         screen.stop()
+        if journal is not None:
+            journal.close()
         if told is record:
             record["time"]["end"] = records.now()
         _last_word(plan.folder, told)
@@ -239,20 +245,15 @@ def _plain(error: BaseException) -> BaseException:
     return error
 
 
-def failure(error: BaseException) -> dict[str, Any]:
-    """status and error of the record for what ended a run."""
-    status = "failed"
+def failure(error: BaseException, place: Mapping[str, Any]) -> dict[str, Any]:
+    """status and error of the record for what ended a run; `place` is where training was, if the error does not say."""
+    status, at = "failed", {"stage": None, "step": None, "term": None, **place}
     if isinstance(error, DivergedError):
-        status = "nan"
+        status, at = "nan", {"stage": error.stage, "step": error.step, "term": error.term}
     elif isinstance(error, torch.OutOfMemoryError):
         status = "oom"
     elif isinstance(error, KeyboardInterrupt):
         status = "interrupted"
-    at = {
-        "stage": getattr(error, "stage", None),
-        "step": getattr(error, "step", None),
-        "term": getattr(error, "term", None),
-    }
     message = str(_plain(error)) or type(error).__name__
     return {"status": status, "error": {"type": type(error).__name__, "message": message, **at}}
 

@@ -116,6 +116,35 @@ def test_nan_stops_and_says_where(tmp_path):
     assert "rerun=true" in one_line(again.stderr)
 
 
+FAULT = """
+import atexit, threading
+from kdrun.engine import loop
+from kdrun.methods import Distillation
+calls = []
+def fault(*arguments, **named):
+    calls.append(1)
+    if len(calls) == 8:
+        raise RuntimeError("broken")
+    return was(*arguments, **named)
+was, {place} = {place}, fault
+left = lambda: [t for t in threading.enumerate() if type(t).__name__ == "_AsyncWriterThread"]
+atexit.register(lambda: print("open:", left()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("place", "epochs", "step"), [("Distillation.after_step", 2, 8), ("loop.evaluate", 8, None)])
+def test_an_exception_is_recorded_with_its_place(place, epochs, step, tmp_path):
+    """In a step, and in the evaluation after an epoch; TensorBoard's thread does not outlive the run."""
+    (tmp_path / "fault.py").write_text(FAULT.format(place=place))
+    done = kdrun(tmp_path, *ALONE, f"recipe.epochs={epochs}", "plugins=[fault]")
+    assert done.returncode == 1
+    assert "broken" in one_line(done.stderr)
+    assert "open: []" in done.stdout
+    error = only(tmp_path)[1]["error"]
+    assert (error["type"], error["stage"], error["step"]) == ("RuntimeError", "distil", step)
+
+
 @pytest.mark.slow
 def test_nan_keeps_the_last_good_checkpoint(tmp_path):
     """Two epochs are good; the rate of the third, after the milestone, is 1e30 times the first's."""
@@ -143,6 +172,7 @@ def test_a_signal_stops_cleanly_and_the_same_command_goes_on(number, status, tmp
     assert "the same command goes on" in one_line(stderr)
     folder, record = only(tmp_path)
     assert record["status"] == "interrupted"
+    assert record["error"]["stage"] == "distil"
     assert not temporaries(tmp_path)
     assert not (folder / ".holder.json").exists()
     done = kdrun(tmp_path, *LONG)

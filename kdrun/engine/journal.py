@@ -6,6 +6,7 @@ import json
 import resource
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,9 @@ class RunJournal:
         self.folder, self.record, self.distillation, self.compute = folder, record, distillation, compute
         self.labels, self.teacher_logits, self.screen = labels, teacher_logits, screen
         self.lines = 0
-        self.before_s = 0.0
+        self.board: Any = None  # opened by resume
+        self.progress = Progress()
+        self.place: dict[str, Any] = {"stage": None, "step": None}  # where training is: the position of a failure
 
     def resume(self) -> Progress:
         """The state of the last finished epoch, loaded into the distillation; a fresh Progress where there is none."""
@@ -79,12 +82,16 @@ class RunJournal:
         if not progress.step:
             shutil.rmtree(self.folder / "tb", ignore_errors=True)  # points of a first epoch that was never finished
         self.board = SummaryWriter(self.folder / "tb", purge_step=progress.step + 1 if progress.step else None)
+        self.progress = progress
         return progress
 
     def start_stage(self, stage: Stage, epochs: int, steps: int, done: int) -> None:
+        self.steps = steps
+        self._at(stage.name, inside=done < epochs)
         self.screen.start_stage(self._label(stage), epochs, steps, done)
 
     def tick(self, stage: Stage, epoch: int, losses: dict[str, float] | None) -> None:
+        self._at(stage.name, inside=self.progress.step % self.steps > 0)  # after the last step comes the evaluation
         self.screen.tick(epoch, losses["total"] if losses else None)
 
     def point(self, stage: Stage, step: int, values: dict[str, float]) -> None:
@@ -107,6 +114,7 @@ class RunJournal:
         records.write(self.folder, self.record)
         self.board.flush()
         self.screen.end_epoch(epoch, line["test"]["score"] if line["test"] else None)
+        self._at(epoch.stage, inside=epoch.epoch < epoch.epochs)
 
     def finish(self, test_logits: Tensor) -> None:
         """The last files: weights of the last epoch (and of the peers), and its test logits (N, K)."""
@@ -118,6 +126,16 @@ class RunJournal:
         save_tensors(self.folder / "test_logits.safetensors", {"logits": test_logits, "labels": self.labels["test"]})
         self.record["student"]["sha256"] = weights_sha256(student)
         self.board.close()
+
+    def close(self) -> None:
+        """However training ended: the next run of this process must not find TensorBoard's thread and file still open."""
+        if self.board is not None:
+            with suppress(OSError):  # a full disk has been told already
+                self.board.close()
+
+    def _at(self, stage: str, inside: bool) -> None:
+        """Training is in `stage`; `inside` the step that follows the last finished one, or outside of steps (evaluation)."""
+        self.place = {"stage": stage, "step": self.progress.step + 1 if inside else None}
 
     def _line(self, epoch: Epoch) -> dict[str, Any]:
         line: dict[str, Any] = {
