@@ -268,10 +268,9 @@ def ready_teacher(plan: Plan, parts: Parts, record: dict[str, Any], screen: Scre
     else:
         theirs = finished_teacher(plan.teacher, screen)
         screen.log = plan.folder / "log.txt"
-        which = config.teacher.weights
-        path = plan.teacher.folder / ("student.safetensors" if which == "last" else "student-best.safetensors")
-        sha256, score_then = file_sha256(path), theirs[which]["score"]
-        load_into(parts.teacher, load_weights(path), path, config.teacher.name)
+        path, weights = teacher_weights(plan.teacher, theirs, config.teacher.weights)
+        sha256, score_then = file_sha256(path), theirs[config.teacher.weights]["score"]
+        load_into(parts.teacher, weights, path, config.teacher.name)
     logits = evaluate(parts.distillation, parts.teacher, parts.evals["test"])
     now = image.score(logits, parts.evals["test"].labels.to(logits.device))
     record["teacher"] = {
@@ -281,9 +280,25 @@ def ready_teacher(plan: Plan, parts: Parts, record: dict[str, Any], screen: Scre
     note = ""
     if score_then is not None and abs(now - score_then) > 0.002:
         note = f"  (its record says {100 * score_then:.2f}: another device or precision?)"
-    if not screen.brief:
-        screen.say(f"teacher  {config.teacher.name}  test {100 * now:.2f}{note}")
+    tell = screen.note if screen.brief else screen.say
+    tell(f"teacher  {config.teacher.name}  test {100 * now:.2f}{note}")
     return logits
+
+
+def teacher_weights(plan: Plan, record: dict[str, Any], which: str) -> tuple[Path, dict[str, Tensor]]:
+    """The file and the weights that a teacher's finished run left, held against its record.
+
+    A record has the hash of the last epoch's weights alone; those of another best epoch are held against their score.
+    """
+    path = plan.folder / ("student.safetensors" if which == "last" else "student-best.safetensors")
+    again = f"train the teacher again: kdrun teacher=none method=none student={plan.config.student.name} ... rerun=true"
+    if not path.is_file():
+        raise KdrunError(f"the teacher's weights {path} are gone; {again}")
+    weights = load_weights(path)
+    found, told = weights_sha256(weights), record["student"]["sha256"]
+    if record[which]["epoch"] == record["last"]["epoch"] and found != told:
+        raise KdrunError(f"{path} has other weights ({found[:8]}) than its record says ({told[:8]}); {again}")
+    return path, weights
 
 
 def finished_teacher(plan: Plan, screen: Screen) -> dict[str, Any]:

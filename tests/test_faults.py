@@ -297,3 +297,23 @@ def test_a_method_whose_source_changed_says_so(tmp_path):
     assert again.returncode == 0
     assert "source of mykd has changed" in again.stdout
     assert "rerun=true" in again.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["last", "best"])
+def test_weights_of_a_teacher_that_are_not_those_of_its_record_are_refused(which, tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    pair = [*TINY, "teacher=resnet8", "method=kd", "recipe.epochs=1", f"teacher.weights={which}"]
+    assert kdrun(tmp_path, *pair).returncode == 0
+    (teacher,) = (folder for folder, record in records(tmp_path).items() if record["method"] == ["none"])
+    path = teacher / ("student.safetensors" if which == "last" else "student-best.safetensors")
+    weights = load_file(path)
+    save_file({**weights, "head.bias": torch.ones(10)}, path)
+    line = one_line((done := kdrun(tmp_path, *pair, "seed=1")).stderr)
+    assert done.returncode == 1
+    sha256 = json.loads((teacher / "record.json").read_text())["student"]["sha256"]
+    assert not [word for word in (path.name, sha256[:8], "rerun=true", "student=resnet8") if word not in line], line
+    path.unlink()
+    assert f"{path.name} are gone" in one_line(kdrun(tmp_path, *pair, "seed=1").stderr)
