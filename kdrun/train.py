@@ -25,7 +25,7 @@ from kdrun.engine.journal import RunJournal
 from kdrun.engine.loop import enter, evaluate, fit, stage_recipe, weighted, weights_of
 from kdrun.engine.precision import Compute, resolve
 from kdrun.engine.random import stream
-from kdrun.engine.schedule import check_schedule, factor
+from kdrun.engine.schedule import check_schedule
 from kdrun.errors import DivergedError, KdrunError, choices
 from kdrun.identity import file_sha256, is_fresh
 from kdrun.methods.base import DataFacts, Distillation
@@ -155,6 +155,7 @@ def rehearse(parts: Parts, recipe: Recipe) -> None:
     distillation = parts.distillation
     before = {name: value.clone() for name, value in distillation.state_dict().items()}
     batch = {key: value[:8] for key, value in next(iter(parts.train.epoch(0))).items()}
+    check_needs(distillation, batch, parts.dataset.name)
     met: set[str] = set()
     for number, stage in enumerate(distillation.stages):
         check_recipe(f"stage {stage.name}", stage_recipe(recipe, stage))
@@ -162,7 +163,9 @@ def rehearse(parts: Parts, recipe: Recipe) -> None:
         distillation.begin_epoch(number, 0)
         _, terms = distillation(batch, stage)
         met.update(terms)
-        weighted(terms, {t: weights_of(parts.weights, t) * (factor(parts.schedules.get(t), 0) or 1) for t in terms})
+        if not terms:
+            raise KdrunError(f"stage {stage.name} has no loss: there is nothing to train on")
+        weighted(terms, {term: weights_of(parts.weights, term) for term in terms})  # schedules may begin at 0
     unused = sorted(set(parts.weights) - met - {"task"})
     if unused:
         method, _, term = unused[0].partition(".")
@@ -171,6 +174,17 @@ def rehearse(parts: Parts, recipe: Recipe) -> None:
             f"method.{method}.weights has '{term}', which is no term of it. {choices(term, [*known, 'task'])}"
         )
     distillation.load_state_dict(before)
+
+
+def check_needs(distillation: Distillation, batch: Mapping[str, Tensor], dataset: str) -> None:
+    """What a method wants to find in a batch, the dataset must give."""
+    for name, method in distillation.methods.items():
+        for key in method.needs:
+            if key not in batch:
+                raise KdrunError(
+                    f"method '{name}' needs '{key}' in its batches, which dataset {dataset} does not give (it gives "
+                    f"{', '.join(sorted(batch))}); choose another dataset, or another method"
+                )
 
 
 def _train(plan: Plan, compute: Compute, parts: Parts, screen: Screen, role: str) -> dict[str, Any]:

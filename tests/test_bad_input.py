@@ -76,6 +76,12 @@ def files(tmp_path_factory) -> Path:
     (root / "mine" / "method").mkdir(parents=True)
     (root / "mine" / "method" / "mine.yaml").write_text("mine: {}\n")
     (root / "nets.py").write_text("def wrong(classes):\n    return 3\n")
+    (root / "boxes" / "method").mkdir(parents=True)
+    (root / "boxes" / "method" / "boxes.yaml").write_text("boxes:\n  weights: {soft: 1.0}\n")
+    (root / "needy.py").write_text(
+        "from kdrun.methods import Method, register\n"
+        "@register\nclass Boxes(Method):\n    needs = ('label', 'boxes')\n"
+    )
     return root
 
 
@@ -171,6 +177,8 @@ BUILD = [
     ("temperature", f"{TINY} method.kd.temperature=-1", "method.kd.temperature|-1|above 0", 1),
     ("networks", f"{TINY} method=dml method.dml.networks=1", "method.dml.networks is 1|at least 2", 1),
     ("stages-together", f"{TINY} method=[fitnet,kd]", "fitnet|stands alone|method=fitnet", 1),
+    ("needs", f"--config-dir {{files}}/boxes plugins=[needy] {TINY} method=boxes", "'boxes'|digits does not give|index, input, label", 1),
+    ("weights-zero", f"{TINY} method.kd.weights.soft=0 loss.task=0", "every term has weight 0|kd.soft", 1),
     ("term", f"{TINY} +method.kd.weights.foo=1", "'foo'|Choices: |soft", 1),
     ("stage-added", f"{TINY} method=fitnet +method.fitnet.stages.hint.epochs=1", "no stage 'hint'|Did you mean hints?", 1),
     ("outputs-refused", f"{ALONE} outputs=/proc/nowhere", "outputs=/proc/nowhere|cannot be written|outputs=FOLDER", 1),
@@ -198,7 +206,7 @@ def cases():
 
 @pytest.mark.parametrize(("arguments", "words", "status"), [*cases()])
 def test_one_line(arguments, words, status, files, tmp_path):
-    for name in ("nets.py",) if "nets:" in arguments else ():
+    for name in [name for name in ("nets.py", "needy.py") if name.removesuffix(".py") in arguments]:
         (tmp_path / name).symlink_to(files / name)
     before = set(tmp_path.rglob("*"))
     done = kdrun(arguments.format(files=files).split() if "{files}" in arguments else arguments.split(), tmp_path)
@@ -217,6 +225,14 @@ def test_one_line(arguments, words, status, files, tmp_path):
         if path not in (cache.parent, cache) and (cache not in path.parents or ".tmp" in path.name)
     }
     assert not left
+
+
+@pytest.mark.slow
+def test_the_only_term_may_begin_at_weight_0(tmp_path):
+    """A warm-up of the only weighted term is 0 at the first step: the rehearsal looks at weights, not at schedules."""
+    schedule = "+method.kd.schedules.soft={kind: warmup, until: 0.5}"
+    done = kdrun([*TINY.split(), "loss.task=0", schedule], tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_debug_shows_the_traceback(tmp_path):
