@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import hashlib
 import importlib.util
 import json
 import os
@@ -202,7 +203,9 @@ def _method_sha256(name: str) -> str:
                     visit(other)
 
     visit(METHODS.entry(name).file)
-    return digest(dict(sorted(seen.items()))) if len(seen) > 1 else next(iter(seen.values()))
+    if len(seen) == 1:
+        return next(iter(seen.values()))
+    return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
 
 
 def _module_sha256(module: str) -> str | None:
