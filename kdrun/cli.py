@@ -35,12 +35,12 @@ def run(arguments: Sequence[str]) -> int:
         return _dispatch(list(arguments))
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
-    except Terminated:
-        print("kdrun: terminated; the same command goes on after the last finished epoch", file=sys.stderr)
-        return 143
-    except KeyboardInterrupt:
-        print("kdrun: interrupted; the same command goes on after the last finished epoch", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        from kdrun.screen import again
+
+        what, status = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
+        print(f"kdrun: {what}; {again(arguments)} goes on after the last finished epoch", file=sys.stderr)
+        return status
     except BrokenPipeError:
         return 1
     except Exception as error:

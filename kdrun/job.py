@@ -69,6 +69,9 @@ def sweep_job(composed: DictConfig) -> float:
             from kdrun.train import train
 
             record, word = train(plan, screen), "done"
+        elif changed := changed_code(plan.config, record):
+            state["changed"] = changed  # the summary says which runs, and the way out
+            word += f", but the source of {', '.join(changed)} has changed since"
         record = with_protocol(record, plan.config.protocol)
         state |= {"status": "done", "protocol": plan.config.protocol}
         value = record["score"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,15 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def again(arguments: Iterable[str]) -> str:
+    """How a run that stopped is taken up again: with rerun=true its command would start it over."""
+    for argument in arguments:
+        key, _, value = argument.lstrip("+").partition("=")
+        if key.strip() == "rerun" and value.strip().lower() not in ("false", "off", "no", "0"):
+            return "the same command without rerun=true"
+    return "the same command"
 
 
 class Screen:

@@ -15,6 +15,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from kdrun.errors import remove_empty
+from kdrun.screen import again
 
 NEXT = "kdrun method=rkd teacher=resnet110 student=resnet20   (CIFAR-10; downloads 170 MB)"
 
@@ -50,13 +51,16 @@ class Summary(Callback):
         runs = _runs(states)
         if runs:
             _print(runs, folder)
+        for line in _changed(states, {path: record for record, path in runs}):
+            print(line)
         recorded = {path for _, path in runs}
         for state in failed:
             if state["folder"] is None or Path(state["folder"]) not in recorded:  # the table lists the others
                 print(f"failed      {' '.join(state.get('overrides', []))}: {state.get('error')}".replace("  : ", "  "))
         if failed:
+            rerun = again(config.hydra.overrides.task)
             print(
-                f"{len(states) - len(failed)} done, {len(failed)} failed; the same command trains only what is missing",
+                f"{len(states) - len(failed)} done, {len(failed)} failed; {rerun} trains only what is missing",
                 file=sys.stderr,
             )
             raise SystemExit(3)
@@ -96,6 +100,24 @@ def _runs(states: list[dict[str, Any]]) -> list[tuple[dict[str, Any], Path]]:
         if record is not None and folder is not None:
             found[folder] = (with_protocol(record, state.get("protocol", record["protocol"])), folder)
     return list(found.values())
+
+
+def _changed(states: list[dict[str, Any]], runs: dict[Path, dict[str, Any]]) -> list[str]:
+    """The runs whose source is another by now, a line for each that changed: which seeds, and the way out."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for state in states:
+        for source in state.get("changed", ()) if state["status"] == "done" else ():
+            record = runs[Path(state["folder"])]
+            name = f"{'+'.join(record['method'])} {record['student']['name']}"
+            found.setdefault(source, {}).setdefault(name, []).append(record["seed"])
+    lines = []
+    for source, names in found.items():
+        which = "; ".join(
+            f"{name} seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(set(seeds))))}"
+            for name, seeds in names.items()
+        )
+        lines.append(f"note     the source of {source} has changed since {which}; rerun=true trains with the new one")
+    return lines
 
 
 def _print(runs: list[tuple[dict[str, Any], Path]], folder: Path) -> None:

@@ -31,7 +31,7 @@ from kdrun.identity import file_sha256, is_fresh
 from kdrun.methods.base import DataFacts, Distillation
 from kdrun.plan import Plan, clear, code, describe, held, model_arguments, score, settings
 from kdrun.registry import METHODS, MODELS
-from kdrun.screen import Screen
+from kdrun.screen import Screen, again
 from kdrun.taps import evaluate as look
 from kdrun.tasks import image
 
@@ -254,7 +254,7 @@ def _plain(error: BaseException) -> BaseException:
         )
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, KdrunError):
         return KdrunError(
-            f"{os.strerror(error.errno)} while writing {error.filename or 'the run'}; free space and start it again, it goes on"
+            f"{os.strerror(error.errno)} while writing {error.filename or 'the run'}; free space, and {again(sys.argv[1:])} goes on"
         )
     return error
 

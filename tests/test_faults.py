@@ -297,6 +297,25 @@ def test_a_method_whose_source_changed_says_so(tmp_path):
     assert again.returncode == 0
     assert "source of mykd has changed" in again.stdout
     assert "rerun=true" in again.stdout.splitlines()[-1]
+    sweep = kdrun(tmp_path, *pair, "-m", "seed=0,1,2").stdout
+    assert sweep.count("already done, but the source of mykd has changed since") == 1
+    assert "note     the source of mykd has changed since mykd resnet8 seed 0; rerun=true" in sweep
+    sweep = kdrun(tmp_path, *pair, "-m", "seed=0,1", "rerun=true").stdout
+    assert "has changed" not in sweep
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("seed=1 rerun=false", "the same command"),
+        ("seed=1 rerun=true", "the same command without rerun=true"),
+        ("++rerun=1", "the same command without rerun=true"),
+    ],
+)
+def test_a_rerun_is_not_taken_up_by_its_own_command(arguments, said):
+    from kdrun.screen import again
+
+    assert again(arguments.split()) == said
 
 
 @pytest.mark.slow
