@@ -18,7 +18,12 @@ from kdrun.registry import METHODS
 SCHEMA = 1
 # Knobs added after a release, by path, with the value that stands for the behaviour before them: a run that has this value
 # keeps the identity that it had before the knob existed, so finished runs are not orphaned.
-NEUTRAL: dict[str, Any] = {"method.kd.standardize": False, "method.crd.positive": "exact"}
+NEUTRAL: dict[str, Any] = {
+    "method.kd.standardize": False,
+    "method.crd.positive": "exact",
+    "method.cc.variant": "code",
+    "method.ft.variant": "code",
+}
 
 
 def identity(config: Config, checksum: str) -> dict[str, Any]:

@@ -5,15 +5,50 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from kdrun.config import conf_folder, method_names
 from kdrun.registry import METHODS, MODELS, REQUIRED
+
+FAMILIES = {
+    "labels": "without a teacher",
+    "logits": "predictions",
+    "features": "feature maps and embeddings",
+    "relations": "relations between images",
+    "gradients": "gradients and attacked images",
+    "online": "peers that learn together",
+}
 
 
 def show_methods() -> None:
-    """A line per method: what it is, and what it needs of a teacher."""
-    table = _table("method", "what it does")
-    for name, entry in sorted(METHODS.entries().items()):
-        table.add_row(name, entry.summary)
-    _print(table, "kdrun method=NAME, several at once with 'method=[rkd,kd]'; settings of each: conf/method/NAME.yaml")
+    """A line per choice of the group `method`, by family: name, what it does, paper and year."""
+    console = Console(highlight=False)
+    for family, title in FAMILIES.items():
+        table = Table(box=None, pad_edge=False, show_header=False)
+        table.add_column(min_width=15)
+        table.add_column(overflow="fold")
+        for name, (paper, summary) in method_choices(family).items():
+            table.add_row(name, f"{summary} [dim]{paper}[/dim]")
+        console.print(f"[bold]{title}[/bold]")
+        console.print(table)
+    console.print(
+        "\nkdrun method=NAME, several at once with 'method=[rkd,kd]'; equations, taps, weights and costs: docs/methods.md",
+        markup=False,
+    )
+
+
+def method_choices(family: str) -> dict[str, tuple[str, str]]:
+    """The shipped choices of one family: name -> (paper, one line).
+
+    A file conf/method/NAME.yaml whose key is another method's is a variant of that one; its first line says which.
+    """
+    found, entries = {}, METHODS.entries()
+    for name in sorted(method_names(), key=lambda name: (name != "none", name)):
+        lines = (conf_folder() / "method" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+        key = next(line for line in lines if line and not line.startswith("#")).partition(":")[0]
+        entry = entries[key]
+        if entry.attributes.get("family") == family:
+            variant = f"{key}: {lines[0].removeprefix('# ').partition('. ')[0]}."
+            found[name] = (entry.attributes.get("paper", ""), entry.summary) if key == name else ("", variant)
+    return found
 
 
 def show_models() -> None:
@@ -24,7 +59,7 @@ def show_models() -> None:
         table.add_row(name, entry.summary, options)
     _print(
         table,
-        "kdrun teacher=NAME student=NAME; an option is student.shortcut=A; taps are listed in docs/adding-a-method.md",
+        "kdrun teacher=NAME student=NAME; an option is student.shortcut=A; parameters and taps of each: docs/models.md",
     )
 
 

@@ -25,7 +25,7 @@ from kdrun.methods.adapters import connector
 from kdrun.methods.afd import ChannelAttention, attentive_distance
 from kdrun.methods.at import attention_transfer
 from kdrun.methods.bss import attack, boundary_support
-from kdrun.methods.cc import correlation_congruence
+from kdrun.methods.cc import correlation_congruence, neighbour_products
 from kdrun.methods.crd import contrast, update
 from kdrun.methods.cwd import channel_divergence
 from kdrun.methods.dist import relations
@@ -33,7 +33,7 @@ from kdrun.methods.dkd import decoupled
 from kdrun.methods.dml import mutual
 from kdrun.methods.fitnet import hint
 from kdrun.methods.fsp import flow, flow_distance
-from kdrun.methods.ft import decoder, encoder, factor_distance
+from kdrun.methods.ft import collapsed_distance, decoder, encoder, factor_distance
 from kdrun.methods.irg import edges, transformation
 from kdrun.methods.kd import soft_targets, standardize
 from kdrun.methods.kdsvd import EXTRA, principal, singular_flow
@@ -204,9 +204,7 @@ def cc(x: Values, hyper: Mapping[str, Any]) -> Values:
 
 
 def cc_neighbours(x: Values, hyper: Mapping[str, Any]) -> Values:
-    """RepDistiller's row is another formula: products of differences of neighbours in the batch."""
-    difference_BD = (x["s_embed"] - x["t_embed"]).abs()
-    return {"loss": (difference_BD[1:] * difference_BD[:-1]).sum(1).mean()}
+    return {"loss": neighbour_products(x["s_embed"], x["t_embed"])}
 
 
 def cc_unsquared(x: Values, hyper: Mapping[str, Any]) -> Values:
@@ -258,9 +256,7 @@ def ft(x: Values, hyper: Mapping[str, Any]) -> Values:
 
 
 def ft_collapsed(x: Values, hyper: Mapping[str, Any]) -> Values:
-    """RepDistiller: the mean of squares over channels takes the factor's place."""
-    maps = (x[f"{side}_feat"].square().mean(1, keepdim=True) for side in "st")
-    return {"loss": factor_distance(*maps)}
+    return {"loss": collapsed_distance(x["s_feat"], x["t_feat"])}
 
 
 def ft_networks(x: Values, hyper: Mapping[str, Any]) -> Values:

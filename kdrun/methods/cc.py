@@ -7,11 +7,11 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdrun.errors import KdrunError
 from kdrun.methods.base import Batch, Method, Pair, Terms
-from kdrun.methods.checks import check_above, one_tap
+from kdrun.methods.checks import check_above, check_choice, one_tap
 from kdrun.registry import METHODS
 from kdrun.taps import Output
 
@@ -34,23 +34,40 @@ def correlation_congruence(s_BD: Tensor, t_BD: Tensor, gamma: float = 0.4, order
     return F.mse_loss(correlation(s_BD, gamma, order), correlation(t_BD, gamma, order))
 
 
+def neighbour_products(s_BD: Tensor, t_BD: Tensor) -> Tensor:
+    """RepDistiller's row of this name: |s - t| of an image times that of the next one in the batch, summed over D, mean over B - 1.
+
+    Not the paper's formula; it depends on the order of the batch. 0 for a single image.
+    """
+    difference_BD = (s_BD - t_BD).abs()
+    return (difference_BD[1:] * difference_BD[:-1]).sum() / max(len(s_BD) - 1, 1)
+
+
 @METHODS.register
 class CC(Method):
     """Correlation congruence: match the Gaussian kernel of the embeddings of a batch.
 
     Loss: mean over B*B of (k_s - k_t)^2, k = exp(-gamma ||x_i - x_j||^2) of unit-length embeddings, as a Taylor series.
-    RepDistiller's row of this name computes something else (products of differences of consecutive images).
+    Variant "repdistiller": what the CRD tables call CC, |s - t| of an image times that of the next, after linear embeddings of
+    both sides to 128.
     """
 
     family = "relations"
     paper = "Peng et al., 2019"
 
-    def build(self, pair: Pair, *, gamma: float, order: int) -> None:
+    def build(self, pair: Pair, *, variant: str, gamma: float, order: int) -> None:
+        known = {"code": "the paper's kernel, weight 100", "repdistiller": "the CRD tables' formula, weight 0.02"}
+        self.variant = check_choice("cc", "variant", variant, known)
         one_tap("cc", pair)
         if order < 1:
             raise KdrunError(f"method.cc.order is {order}; the Taylor series needs 1 or more (the paper has 2)")
         self.gamma, self.order = check_above("cc.gamma", gamma), order
+        if variant == "repdistiller":
+            sizes = [torch.Size(side.shapes[0][1:]).numel() for side in (pair.student, pair.teacher) if side]
+            self.embed_student, self.embed_teacher = (nn.Linear(size, 128) for size in sizes)
 
     def loss(self, student: Output, teacher: Output, batch: Batch) -> Terms:
         s_BD, t_BD = student.taps[0].flatten(1), teacher.taps[0].flatten(1)
+        if self.variant == "repdistiller":
+            return {"correlation": neighbour_products(self.embed_student(s_BD), self.embed_teacher(t_BD))}
         return {"correlation": correlation_congruence(s_BD, t_BD, self.gamma, self.order)}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdrun.methods.adapters import same_side
 from kdrun.methods.base import Batch, Method, Pair, Stage, Terms
-from kdrun.methods.checks import check_share, feature_maps, one_tap
+from kdrun.methods.checks import check_choice, check_share, feature_maps, one_tap
 from kdrun.registry import METHODS
 from kdrun.taps import Output
 
@@ -18,10 +18,15 @@ from kdrun.taps import Output
 def factor_distance(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
     """Mean absolute difference of two factors, each at unit length per image (equation 3 with p = 1, as a mean over elements).
 
-    The larger map is average-pooled. Agrees with KD-Zoo, mmrazor and torchdistill; RepDistiller collapses channels first.
+    The larger map is average-pooled. Agrees with KD-Zoo, mmrazor and torchdistill.
     """
     s_BCHW, t_BCHW = same_side(s_BCHW, t_BCHW)
     return F.l1_loss(F.normalize(s_BCHW.flatten(1), dim=1), F.normalize(t_BCHW.flatten(1), dim=1))
+
+
+def collapsed_distance(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
+    """RepDistiller's: `factor_distance` of the factors' mean squares over channels, which are attention maps."""
+    return factor_distance(s_BCHW.square().mean(1, keepdim=True), t_BCHW.square().mean(1, keepdim=True))
 
 
 def layers(convolutions: list[nn.Module], batch_norm: bool) -> nn.Sequential:
@@ -51,19 +56,24 @@ class FT(Method):
 
     Loss: mean |f_s - f_t| of factors at unit length. Stage `paraphrase` trains the paraphraser, an autoencoder of the
     teacher's map with `share` of its channels, on its squared reconstruction error; `distil` trains the student and its
-    translator, with the paraphraser frozen.
+    translator, with the paraphraser frozen. Variant "repdistiller": what the CRD tables call FT, factors collapsed to their mean
+    squares over channels, and a paraphraser without batch norm.
     """
 
     family = "features"
     paper = "Kim et al., 2018"
 
-    def build(self, pair: Pair, *, share: float, batch_norm: bool) -> None:
+    def build(self, pair: Pair, *, variant: str, share: float, batch_norm: bool) -> None:
+        known = {"code": "the paper's factors, weight 200", "repdistiller": "the CRD tables' formula, weight 200"}
+        collapsed = check_choice("ft", "variant", variant, known) == "repdistiller"
+        self.distance = collapsed_distance if collapsed else factor_distance
         one_tap("ft", pair)
         feature_maps("ft", pair)
         student, teacher = pair.student.shapes[0][1], pair.teacher.shapes[0][1]  # type: ignore[union-attr]
         factor = max(1, round(teacher * check_share("ft.share", share)))
         self.run_teacher = pair.run_teacher
-        self.encoder, self.decoder = encoder(teacher, factor, batch_norm), decoder(factor, teacher, batch_norm)
+        norm = batch_norm and not collapsed
+        self.encoder, self.decoder = encoder(teacher, factor, norm), decoder(factor, teacher, norm)
         self.translator = encoder(student, factor, batch_norm)
 
     def stages(self, pair: Pair, distil: Stage) -> list[Stage]:
@@ -79,4 +89,4 @@ class FT(Method):
         return teacher, {"ft.reconstruction": F.mse_loss(self.decoder(self.encoder(t_BCHW)), t_BCHW)}
 
     def loss(self, student: Output, teacher: Output, batch: Batch) -> Terms:
-        return {"factor": factor_distance(self.translator(student.taps[0]), self.encoder(teacher.taps[0]))}
+        return {"factor": self.distance(self.translator(student.taps[0]), self.encoder(teacher.taps[0]))}
