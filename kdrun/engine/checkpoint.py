@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import pickle
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +14,26 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from kdrun.engine.record import atomically
 from kdrun.errors import KdrunError
-
-
-def atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Call write(temporary) and rename; after a failure (a full disk) the old file is whole and no temporary is left."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """A safetensors file of contiguous CPU copies."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    atomically(path, lambda temporary: _durably(temporary, save(plain)))
+    atomically(path, save(plain))
 
 
 def save_text(path: Path, text: str) -> None:
     """A text file, whole or not at all."""
-    atomically(path, lambda temporary: _durably(temporary, text.encode()))
+    atomically(path, text.encode())
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """A resume state: tensors, numbers and strings only, so that it can be read without unpickling code."""
-    buffer = (
-        io.BytesIO()
-    )  # written by us: a full disk is then an OSError, which torch's own writer hides behind its words
+    buffer = io.BytesIO()  # torch's own writer would hide a full disk behind its words
     torch.save(state, buffer)
-    atomically(path, lambda temporary: _durably(temporary, buffer.getbuffer()))
+    atomically(path, buffer.getbuffer())
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -124,10 +110,3 @@ def _unpickle(path: Path) -> Any:
         raise KdrunError(
             f"{path} cannot be read ({size:,} bytes, no whole PyTorch file); it may be truncated: copy it again"
         ) from error
-
-
-def _durably(path: Path, content: bytes | memoryview) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

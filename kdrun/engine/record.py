@@ -26,17 +26,22 @@ def write(folder: str | Path, record: dict) -> Path:
     Raises TypeError for what JSON cannot hold and OSError if the disk refuses; the old record then stands.
     """
     path = Path(folder) / NAME
-    temporary = path.with_name(f".{NAME}.{os.getpid()}")  # same folder: a rename across file systems is a copy
+    atomically(path, (json.dumps(_finite(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    return path
+
+
+def atomically(path: Path, content: bytes | memoryview) -> None:
+    """Write a file, whole or not at all: after a failure (a full disk) the old file stands and no temporary is left."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # same folder: a rename across file systems is a copy
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(_finite(record), file, indent=2, ensure_ascii=False, allow_nan=False)
-            file.write("\n")
+        with open(temporary, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())  # else a power cut can keep the rename and lose the content
-        temporary.replace(path)
-    finally:
+        os.replace(temporary, path)
+    except BaseException:
         temporary.unlink(missing_ok=True)
-    return path
+        raise
 
 
 def read(folder: str | Path) -> dict | None:
