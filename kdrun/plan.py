@@ -178,7 +178,9 @@ def _teacher(plan: Plan) -> str:
 
 
 def _recipe(recipe: Any) -> str:
-    return f"{recipe.name}: {recipe.epochs} epochs, batch {recipe.batch_size}, lr {recipe.lr:g}"
+    return (
+        f"{recipe.name}: {recipe.epochs} epoch{'s' * (recipe.epochs != 1)}, batch {recipe.batch_size}, lr {recipe.lr:g}"
+    )
 
 
 def _holder(path: Path) -> str:

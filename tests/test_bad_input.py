@@ -79,8 +79,7 @@ def files(tmp_path_factory) -> Path:
     (root / "boxes" / "method").mkdir(parents=True)
     (root / "boxes" / "method" / "boxes.yaml").write_text("boxes:\n  weights: {soft: 1.0}\n")
     (root / "needy.py").write_text(
-        "from kdrun.methods import Method, register\n"
-        "@register\nclass Boxes(Method):\n    needs = ('label', 'boxes')\n"
+        "from kdrun.methods import Method, register\n@register\nclass Boxes(Method):\n    needs = ('label', 'boxes')\n"
     )
     return root
 
@@ -233,6 +232,18 @@ def test_the_only_term_may_begin_at_weight_0(tmp_path):
     schedule = "+method.kd.schedules.soft={kind: warmup, until: 0.5}"
     done = kdrun([*TINY.split(), "loss.task=0", schedule], tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_checkpoint_that_does_not_fit_names_what_lacks_and_what_is_besides():
+    from torch import nn
+
+    from kdrun.engine.checkpoint import load_into
+    from kdrun.errors import KdrunError
+
+    weights = {f"other.{i}": nn.Linear(2, 2).weight for i in range(4)} | {"weight": nn.Linear(2, 2).weight}
+    with pytest.raises(KdrunError) as caught:
+        load_into(nn.Linear(2, 2), weights, "a.pt", "linear")  # type: ignore[arg-type]
+    assert "it lacks bias; it has besides other.0, other.1, other.2 and 1 more." in str(caught.value)
 
 
 def test_debug_shows_the_traceback(tmp_path):

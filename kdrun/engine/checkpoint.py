@@ -89,11 +89,16 @@ def load_into(model: nn.Module, weights: dict[str, Tensor], path: str | Path, na
             )
     missing, extra = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
     if missing or extra:
-        first = f"it lacks {missing[0]}" if missing else f"it has {extra[0]} besides"
+        said = [f"it {verb} {_first(keys)}" for verb, keys in (("lacks", missing), ("has besides", extra)) if keys]
         raise KdrunError(
-            f"{path} does not fit {name}: {len(wanted)} tensors wanted, {len(weights)} found; {first}. Is it another architecture?"
+            f"{path} does not fit {name}: {len(wanted)} tensors wanted, {len(weights)} found; {'; '.join(said)}. "
+            "Is it another architecture?"
         )
     model.load_state_dict(weights)
+
+
+def _first(keys: list[str], most: int = 3) -> str:
+    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
 
 
 def _unpickle(path: Path) -> Any:
