@@ -336,3 +336,30 @@ def test_weights_of_a_teacher_that_are_not_those_of_its_record_are_refused(which
     assert not [word for word in (path.name, sha256[:8], "rerun=true", "student=resnet8") if word not in line], line
     path.unlink()
     assert f"{path.name} are gone" in one_line(kdrun(tmp_path, *pair, "seed=1").stderr)
+
+
+def test_threads_of_one_job_are_not_those_of_the_next():
+    import torch
+
+    from kdrun.config import Engine
+    from kdrun.engine.precision import resolve
+
+    before = torch.get_num_threads()
+    assert "cpu, 3 threads" in resolve(Engine(device="cpu", threads=3)).said
+    assert torch.get_num_threads() == 3
+    resolve(Engine(device="cpu"))
+    assert torch.get_num_threads() == before
+    assert "cpu, 1 thread, " in resolve(Engine(device="cpu", threads=1)).said
+    resolve(Engine(device="cpu"))
+
+
+@pytest.mark.parametrize("given", [None, ":16:8"])
+def test_cublas_is_told_to_be_deterministic(given, monkeypatch):
+    from kdrun import cli
+
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    if given:
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", given)
+    assert cli.run(["--version"]) == 0
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == (given or ":4096:8")

@@ -9,6 +9,10 @@ import torch
 from kdrun.config import Engine
 from kdrun.errors import KdrunError
 
+THREADS = (
+    torch.get_num_threads()
+)  # of the machine or OMP_NUM_THREADS: a sweep's next job must not inherit the last one's
+
 
 @dataclass(frozen=True)
 class Compute:
@@ -34,14 +38,15 @@ def resolve(engine: Engine) -> Compute:
     precision = engine.precision
     if precision == "auto":
         precision = "bf16" if _native_bf16(device) else "fp32"
-    if engine.threads:
-        torch.set_num_threads(engine.threads)
+    threads = engine.threads or THREADS
+    if threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(engine.deterministic, warn_only=True)
     torch.backends.cudnn.benchmark = not engine.deterministic
     torch.backends.cudnn.deterministic = engine.deterministic
     torch.backends.cudnn.allow_tf32 = precision != "fp32"
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    said = f"{device.type}{threads}, {precision}{' (losses fp32)' if precision != 'fp32' else ''}, channels_last"
+    on = f"cpu, {threads} thread{'s' * (threads != 1)}" if device.type == "cpu" else device.type
+    said = f"{on}, {precision}{' (losses fp32)' if precision != 'fp32' else ''}, channels_last"
     return Compute(device, precision, torch.bfloat16 if precision == "bf16" else None, said)
 
 
