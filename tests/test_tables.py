@@ -7,6 +7,7 @@ from hydra import compose, initialize_config_dir
 
 from kdrun.config import conf_folder, register_nodes, validate
 from kdrun.errors import KdrunError
+from kdrun.registry import MODELS
 from kdrun.tables import Cell, cells, table_names
 
 
@@ -14,11 +15,13 @@ from kdrun.tables import Cell, cells, table_names
 def test_every_cell_composes(name):
     """A key that no method has, a model that does not exist or a wrong type would be an error here, not after a week."""
     register_nodes()
+    unlike = {(cell.method, cell.overrides): cell for cell in cells(name)}  # pairs that say the same are composed once
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_folder().resolve())):
+        for cell in unlike.values():
+            validate(compose("config", cell.command()))
     for cell in cells(name):
-        with initialize_config_dir(version_base="1.3", config_dir=str(conf_folder().resolve())):
-            config = validate(compose("config", cell.command()))
-        assert config.teacher.name == (cell.teacher if cell.method != "none" else "none")
-        assert config.student.name == cell.student
+        MODELS.entry(cell.teacher)
+        MODELS.entry(cell.student)
 
 
 def test_kdzoo_has_its_rows_and_pairs():
