@@ -29,9 +29,7 @@ def run(arguments: Sequence[str]) -> int:
     """The whole command as a function of its arguments; returns the exit status."""
     debug = any(a.replace(" ", "").lower() in ("engine.debug=true", "engine.debug=1") for a in arguments)
     signal.signal(signal.SIGTERM, _terminate)
-    os.environ.setdefault(
-        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-    )  # cuBLAS is deterministic with it; read when torch starts
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when torch starts: makes cuBLAS deterministic
     if os.getcwd() not in sys.path:  # console scripts lack it; users' models and methods lie there
         sys.path.insert(0, os.getcwd())
     try:

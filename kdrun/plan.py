@@ -157,8 +157,8 @@ def describe(plan: Plan, sizes: str) -> list[str]:
     weights = {f"{m}.{term}": weight for m, values in config.method.items() for term, weight in values.weights.items()}
     if weights:
         lines.append("weights  " + ", ".join(f"{term} {weight:g}" for term, weight in weights.items()))
-    before = plan.record()
-    if before is not None and not config.rerun:
+    before = None if config.rerun else plan.record()
+    if before is not None:
         lines.append(f"resume   this run was {before['status']}; it goes on after its last finished epoch")
     lines.append(f"folder   {plan.folder}")
     return lines
@@ -178,9 +178,8 @@ def _teacher(plan: Plan) -> str:
 
 
 def _recipe(recipe: Any) -> str:
-    return (
-        f"{recipe.name}: {recipe.epochs} epoch{'s' * (recipe.epochs != 1)}, batch {recipe.batch_size}, lr {recipe.lr:g}"
-    )
+    epochs = f"{recipe.epochs} epoch{'s' * (recipe.epochs != 1)}"
+    return f"{recipe.name}: {epochs}, batch {recipe.batch_size}, lr {recipe.lr:g}"
 
 
 def _holder(path: Path) -> str:

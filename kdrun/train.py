@@ -40,19 +40,22 @@ def train(plan: Plan, screen: Screen, *, wait: bool = False) -> dict[str, Any]:
     """Train a run to its end, or go on with it, and return its record. `wait`: it is a teacher; where another process trains
     it, wait for that one.
 
-    Everything is built and rehearsed before the folder exists, so that a config that cannot work leaves nothing behind.
+    Everything is built and rehearsed before the folder exists, so that a config that cannot work leaves nothing behind. The
+    plan is said before that: building takes a while.
     """
     compute = resolve(plan.config.engine)
-    parts = build(plan.config, compute)
+    dataset = data.load(plan.config.dataset, plan.config.outputs)
+    if not wait and not screen.brief:
+        sizes = f"{len(dataset.train.labels):,}/{len(dataset.test.labels):,}"
+        for line in [*describe(plan, sizes), f"engine   {compute.said}"]:
+            screen.say(line)
+    parts = build(plan.config, compute, dataset)
     with held(plan, wait, screen.say):
         found = plan.finished()
         if found is not None:
             return found  # another process finished it meanwhile
         if plan.config.rerun:
             clear(plan)
-        if not wait and not screen.brief:
-            for line in [*describe(plan, parts.sizes), f"engine   {compute.said}"]:
-                screen.say(line)
         return _train(plan, compute, parts, screen, f"teacher {plan.config.student.name}" if wait else "student")
 
 
@@ -68,14 +71,10 @@ class Parts:
     weights: dict[str, float]
     schedules: dict[str, dict[str, Any]]
 
-    @property
-    def sizes(self) -> str:
-        return f"{len(self.dataset.train.labels):,}/{len(self.dataset.test.labels):,}"
 
-
-def build(config: Config, compute: Compute) -> Parts:
+def build(config: Config, compute: Compute, dataset: Any = None) -> Parts:
     """Data, student, teacher (without its weights yet) and method, on the device; a pair that cannot work stops here."""
-    dataset = data.load(config.dataset, config.outputs)
+    dataset = dataset or data.load(config.dataset, config.outputs)
     train, evals = loaders(config, dataset, compute)
     classes = len(dataset.classes)
     example = next(iter(evals["test"].batches()))["input"][:2]

@@ -215,7 +215,8 @@ def test_one_line(arguments, words, status, files, tmp_path):
     assert lines[0].startswith("kdrun: ")
     assert "Traceback" not in done.stderr
     assert not [word for word in words.split("|") if word not in lines[0]], lines[0]
-    assert done.stdout == "" or "-m" in arguments.split()  # a sweep says first how many runs it was asked for
+    # A sweep says first how many runs it was asked for; a run says its plan before models are built.
+    assert not done.stdout or "-m" in arguments.split() or done.stdout.startswith("plan ")
     left = {path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts} - before
     cache = tmp_path / "outputs" / "cache"  # checksums and decoded images of a folder are worth keeping
     left = {

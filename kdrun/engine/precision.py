@@ -9,9 +9,7 @@ import torch
 from kdrun.config import Engine
 from kdrun.errors import KdrunError
 
-THREADS = (
-    torch.get_num_threads()
-)  # of the machine or OMP_NUM_THREADS: a sweep's next job must not inherit the last one's
+THREADS = torch.get_num_threads()  # the default, for the jobs of a sweep that come after one with engine.threads
 
 
 @dataclass(frozen=True)
