@@ -341,6 +341,45 @@ def test_a_method_of_one_tap_says_so(name, taps):
         build(name, taps=taps)
 
 
+def test_methods_agree_on_a_stage_or_say_so():
+    """Settings of one stage by two methods are merged; two values for one key stop with a sentence."""
+    found = settings("kd", "at")
+    found["kd"]["stages"], found["at"]["stages"] = {"distil": {"lr": 0.1}}, {"distil": {"weight_decay": 0.0}}
+
+    def make() -> Distillation:
+        methods = {name: (METHODS.get(name), values) for name, values in found.items()}
+        return Distillation(
+            net(),
+            teacher_of().eval(),
+            methods,
+            data=DataFacts(ROWS, LABELS, CLASSES, batch(2)["input"]),
+            task=image.loss,
+        )
+
+    assert make().stages[0].settings == {"lr": 0.1, "weight_decay": 0.0}
+    found["at"]["stages"] = {"distil": {"lr": 0.2}}
+    with pytest.raises(KdrunError, match=r"the methods disagree on lr of stage distil: 0.1, and 0.2 of at"):
+        make()
+
+
+def test_a_method_without_gradients_is_not_slowed_by_one_that_wants_them():
+    """Beside sobolev, kd sees the teacher's logits without their graph, and the values are those it has alone."""
+    seen = {}
+
+    def spy(name):
+        def keep(student, teacher, batch):
+            seen[name] = teacher.logits.requires_grad
+            return METHODS.get(name).loss(distillation.methods[name], student, teacher, batch)
+
+        return keep
+
+    distillation, weights = build("kd", "sobolev")
+    for name in ("kd", "sobolev"):
+        distillation.methods[name].loss = spy(name)
+    step(distillation, weights)
+    assert seen == {"kd": False, "sobolev": True}
+
+
 def test_a_method_that_needs_a_teacher_says_so():
     """teacher=none under a method that needs one stops with a sentence."""
     with pytest.raises(KdrunError, match="method 'kd' needs a teacher and teacher=none was asked for"):

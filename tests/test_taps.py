@@ -194,3 +194,36 @@ def test_looking_leaves_no_trace():
     assert {name: module.training for name, module in model.named_modules()} == modes
     hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
     assert hooks == 1
+
+
+class Token(nn.Module):
+    """As a vision transformer: a parameter of the root's own, used before its blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(4))
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.last(self.first(x) + self.token)
+
+
+def test_until_refuses_what_it_cannot_part():
+    """Training the root for its own parameter would train all that it contains, behind the tap too."""
+    with pytest.raises(
+        KdrunError, match=r"up to 'first' cannot be told apart: Token has parameters of its own .* such as Linear"
+    ):
+        Tapped(Token(), ["first"]).until("first", x())
+    whole = Tapped(Token(), ["last"])
+    assert whole.module in whole.until("last", x())
+
+
+def test_live_taps_are_what_a_gradient_can_be_taken_of():
+    """In bf16 the float32 tap is a copy beside the path to the logits; the live one lies on it, with the same values."""
+    model = resnet()
+    output = Tapped(model, ["stage2"], torch.bfloat16)(images())
+    assert output.live[0].dtype == torch.bfloat16
+    assert torch.equal(output.live[0].float(), output.taps[0])
+    (gradient,) = torch.autograd.grad(output.logits.sum(), output.live[0])
+    assert gradient.shape == output.taps[0].shape
+    assert not output.detach().logits.requires_grad
