@@ -23,6 +23,7 @@ NEUTRAL: dict[str, Any] = {
     "method.crd.positive": "exact",
     "method.cc.variant": "code",
     "method.ft.variant": "code",
+    "method.fitnet.regressor": "unlike",
 }
 
 

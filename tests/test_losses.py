@@ -36,7 +36,7 @@ from kdrun.methods import (
     vid,
 )
 from kdrun.methods.at import attention_transfer
-from kdrun.methods.crd import Negatives, Positives, contrast, similarities, update
+from kdrun.methods.crd import Rows, contrast, similarities, update
 from kdrun.methods.dml import mutual
 from kdrun.methods.kd import soft_targets
 from kdrun.methods.rkd import rkd_angle, rkd_distance
@@ -73,7 +73,7 @@ def test_logit_matching_variants_differ_by_half_the_classes():
 
 
 def test_decoupled_parts_make_up_soft_targets():
-    """Equation 5: KD = target part + (1 - p_y of the teacher) * rest, for a single image, at any temperature."""
+    """Soft targets = target part + (1 - p_y of the teacher) * rest, for a single image, at any temperature."""
     for temperature in (1.0, 4.0):
         s_BK, t_BK, label_B = torch.randn(1, CLASSES), torch.randn(1, CLASSES), torch.tensor([3])
         target, rest = dkd.decoupled(s_BK, t_BK, label_B, temperature)
@@ -92,7 +92,7 @@ def test_decoupled_is_finite_where_the_teacher_is_certain():
 
 
 def test_dist_sees_correlation_alone():
-    """Equation 4: a positive scale and a shift of each row change nothing; the opposite row costs 2."""
+    """A positive scale and a shift of each row change nothing; the opposite row costs 2."""
     s_BK, t_BK = torch.randn(2, 7, CLASSES)
     scale_B1, shift_B1 = torch.rand(7, 1) + 0.5, torch.randn(7, 1)
     torch.testing.assert_close(dist.decorrelation(scale_B1 * s_BK + shift_B1, t_BK), dist.decorrelation(s_BK, t_BK))
@@ -362,9 +362,10 @@ def test_kdsvd_principal_is_the_singular_decomposition():
 
 
 def test_kdsvd_has_a_finite_gradient_for_an_empty_map():
-    x_BCHW = torch.zeros(2, 4, 3, 3, requires_grad=True)
-    kdsvd.principal(x_BCHW, 3)[1].sum().backward()
-    assert x_BCHW.grad.isfinite().all()
+    for same_BCHW in (torch.zeros(2, 4, 3, 3), torch.eye(9).view(1, 9, 3, 3)):  # all singular values are equal
+        x_BCHW = same_BCHW.clone().requires_grad_()
+        kdsvd.principal(x_BCHW, 3)[1].sum().backward()
+        assert x_BCHW.grad.isfinite().all()
 
 
 def test_reviewkd_pyramid():
@@ -462,9 +463,9 @@ def test_bss_draws_targets_by_the_teachers_probabilities():
 
 def test_crd_relaxed_positives_are_of_the_images_class():
     """Each row of the class is drawn equally often, rows of the holdout never."""
-    positives, generator = Positives(UNEVEN, torch.device("cpu")), torch.Generator().manual_seed(0)
+    rows, generator = Rows(UNEVEN, 5, torch.device("cpu")), torch.Generator().manual_seed(0)
     for label in range(3):
-        drawn = positives.draw(torch.full((2000,), label), generator)
+        drawn = rows.positives(torch.full((2000,), label), generator)
         counts = torch.bincount(drawn, minlength=len(UNEVEN))
         assert (counts > 0).tolist() == (label == UNEVEN).tolist()
         assert counts[counts > 0].min() > 0.6 * counts.max()
@@ -506,7 +507,7 @@ def test_kd_is_a_divergence():
 
 
 def test_dml_averages_over_peers_and_detaches_them():
-    """Equation 8: the mean over the n - 1 peers; a network's loss moves that network alone."""
+    """The mean over the n - 1 peers; a network's loss moves that network alone."""
     logits = [torch.randn(7, CLASSES, requires_grad=True) for _ in range(3)]
     losses = mutual(logits)
     expected = (soft_targets(logits[0], logits[1], 1.0) + soft_targets(logits[0], logits[2], 1.0)) / 2
@@ -585,12 +586,12 @@ UNEVEN = torch.tensor([0] * 4 + [1] * 7 + [2] * 9 + [-1] * 5)[torch.randperm(25,
 @pytest.mark.parametrize("count", [1, 5, 16384])
 def test_crd_negatives_are_distinct_rows_of_other_classes(count):
     """Never the image's own class, never a row twice, never a row of the holdout, never more than there are."""
-    negatives = Negatives(UNEVEN, count, torch.device("cpu"))
+    negatives = Rows(UNEVEN, count, torch.device("cpu"))
     assert negatives.count == min(count, 4 + 7)  # the largest class has that many rows outside it
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
         label_B = torch.randint(0, 3, (6,), generator=generator)
-        drawn_BK = negatives.draw(label_B, generator)
+        drawn_BK = negatives.negatives(label_B, generator)
         assert drawn_BK.shape == (6, negatives.count)
         classes_BK = UNEVEN[drawn_BK]
         assert (classes_BK >= 0).all()
@@ -600,8 +601,8 @@ def test_crd_negatives_are_distinct_rows_of_other_classes(count):
 
 def test_crd_negatives_are_uniform():
     """Each row of another class is drawn equally often: chi-square over 3,000 draws, at about five sigma."""
-    negatives, generator = Negatives(UNEVEN, 3, torch.device("cpu")), torch.Generator().manual_seed(0)
-    draws = torch.stack([negatives.draw(torch.tensor([1]), generator) for _ in range(3000)]).flatten()
+    negatives, generator = Rows(UNEVEN, 3, torch.device("cpu")), torch.Generator().manual_seed(0)
+    draws = torch.stack([negatives.negatives(torch.tensor([1]), generator) for _ in range(3000)]).flatten()
     observed = torch.bincount(draws, minlength=len(UNEVEN))[(UNEVEN >= 0) & (UNEVEN != 1)].double()
     expected = len(draws) / len(observed)
     degrees = len(observed) - 1
@@ -610,12 +611,12 @@ def test_crd_negatives_are_uniform():
 
 def test_crd_draws_from_its_own_stream():
     """The same stream gives the same negatives; one class alone is an error in one sentence."""
-    negatives, label_B = Negatives(UNEVEN, 5, torch.device("cpu")), torch.tensor([0, 1, 2])
-    first, second, third = (negatives.draw(label_B, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    negatives, label_B = Rows(UNEVEN, 5, torch.device("cpu")), torch.tensor([0, 1, 2])
+    first, second, third = (negatives.negatives(label_B, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
     assert torch.equal(first, second)
     assert not torch.equal(first, third)
     with pytest.raises(KdrunError, match="at least two classes"):
-        Negatives(torch.zeros(5, dtype=torch.long), 5, torch.device("cpu"))
+        Rows(torch.zeros(5, dtype=torch.long), 5, torch.device("cpu"))
 
 
 def test_crd_scoring_then_gathering_is_gathering_then_scoring():

@@ -278,6 +278,23 @@ def test_weight_zero_is_no_term(name, layers):
     assert not all(torch.equal(p, was) for p, was in zip(module.parameters(), before, strict=True))
 
 
+@pytest.mark.parametrize("name", ["bss", "crd", "kd"])
+def test_a_method_whose_weights_are_zero_for_now_is_not_called(name):
+    """It leaves no term and moves nothing: the step is that of the student alone, batch statistics included."""
+    distillation, weights = build(name)
+    alone, _ = build("none")
+    zero = {term: float(term == "task") for term in weights}
+    for model in (distillation, alone):
+        stage = model.stages[0]
+        enter(model, stage)
+        model.begin_epoch(0, 0)
+        _, terms = model(batch(), stage, zero)
+        model.after_step()
+        assert terms.keys() == {"task"}
+    assert same(snapshot(alone.student), snapshot(distillation.student))
+    assert distillation(batch(), distillation.stages[0], weights)[1].keys() == set(weights)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_the_state_dict_holds_all_that_the_next_loss_needs(name):
     """A fresh Distillation with the state dict of a trained one gives the same next losses, bit for bit."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from kdrun.config import Recipe, conf_folder
-from kdrun.engine.loop import stage_recipe
+from kdrun.engine.loop import Meter, stage_recipe
 from kdrun.engine.schedule import check_schedule, factor, learning_rate
-from kdrun.errors import KdrunError
+from kdrun.errors import DivergedError, KdrunError
 from kdrun.methods.base import Stage
 
 
@@ -125,3 +126,18 @@ def test_a_stage_refuses_other_settings(settings, message):
     """A key that no recipe has, or epochs that are no share, is an error."""
     with pytest.raises(KdrunError, match=message):
         stage_recipe(recipe("kdzoo"), Stage("hints", lambda _: None, [], settings=settings))
+
+
+def test_the_meter_averages_a_term_over_the_images_that_it_was_computed_for():
+    """A schedule may switch a term on or off within an epoch: its mean is over its own images, the others' over all."""
+    meter = Meter()
+    for step, (terms, size) in enumerate([({"task": 1.0}, 4), ({"task": 3.0, "kd.soft": 5.0}, 12)], start=1):
+        meter.add({name: torch.tensor(value) for name, value in terms.items()}, torch.tensor(size), size, step)
+    assert meter.read("distil") == {"task": 2.5, "kd.soft": 5.0}
+    meter.add({"task": torch.tensor(4.5)}, torch.tensor(0), 16, 3)
+    assert meter.read("distil") == {"task": 4.5}
+    assert meter.means() == {"task": 3.5, "kd.soft": 5.0}
+    assert meter.score() == 0.5
+    meter.add({"task": torch.tensor(1.0), "kd.soft": torch.tensor(float("nan"))}, torch.tensor(0), 4, 4)
+    with pytest.raises(DivergedError, match=r"step 4 .*kd.soft"):
+        meter.read("distil")

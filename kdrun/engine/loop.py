@@ -137,8 +137,9 @@ def train_epoch(
         for group in optimizer.param_groups:
             group["lr"] = lr
 
-        output, terms = distillation(batch, stage)
-        now = {name: weights_of(weights, name) * factor(schedules.get(name), share) for name in terms}
+        now = {name: weight * factor(schedules.get(name), share) for name, weight in weights.items()}
+        output, terms = distillation(batch, stage, now)
+        now = {name: weights_of(now, name) for name in terms}
         if any(now.values()):
             total = weighted(terms, now)
             optimizer.zero_grad(set_to_none=True)
@@ -238,40 +239,61 @@ def evaluate(distillation: Distillation, model: nn.Module, loader: Any) -> Tenso
 
 
 class Meter:
-    """Sums over images, kept on the device until someone reads them."""
+    """Sums over images, kept on the device until someone reads them; by the names of the terms, which a schedule may change."""
 
     def __init__(self) -> None:
-        self.names: list[str] = []
-        self.epoch_sums = self.sums = self.hits = self.bad = torch.zeros(())
-        self.count = self.images = 0
+        self.sums: dict[tuple[str, ...], Tensor] = {}  # since the last read
+        self.epoch_sums: dict[tuple[str, ...], Tensor] = {}
+        self.counts: dict[tuple[str, ...], int] = {}
+        self.epoch_counts: dict[tuple[str, ...], int] = {}
+        self.bad: dict[tuple[str, ...], Tensor] = {}  # first step at which a term was not finite, or -1
+        self.hits = torch.zeros(())
+        self.images = 0
         self.wait_s = 0.0
 
     def add(self, terms: Mapping[str, Tensor], hits: Tensor, size: int, step: int) -> None:
-        values = torch.stack([value.detach() for value in terms.values()])
-        if not self.names:
-            self.names = list(terms)
-            self.sums = self.epoch_sums = torch.zeros_like(values, dtype=torch.float64)
-            self.bad = torch.full_like(values, -1, dtype=torch.long)  # first step at which a term was not finite
+        names, values = tuple(terms), torch.stack([value.detach() for value in terms.values()])
+        if not self.images:
             self.hits = torch.zeros_like(hits)
-        self.bad = torch.where((self.bad < 0) & ~values.isfinite(), step, self.bad)
-        self.sums = self.sums + values * size
+        if names not in self.sums:
+            self.sums[names] = self.epoch_sums[names] = torch.zeros_like(values, dtype=torch.float64)
+            self.counts[names] = self.epoch_counts[names] = 0
+            self.bad[names] = torch.full_like(values, -1, dtype=torch.long)
+        self.bad[names] = torch.where((self.bad[names] < 0) & ~values.isfinite(), step, self.bad[names])
+        self.sums[names] = self.sums[names] + values * size
         self.hits = self.hits + hits
-        self.count, self.images = self.count + size, self.images + size
+        self.counts[names] += size
+        self.images += size
 
     def read(self, stage: str) -> dict[str, float]:
         """Means since the last read; raises DivergedError for the first term that was not finite."""
-        bad = dict(zip(self.names, self.bad.tolist(), strict=True))
-        first = min((step for step in bad.values() if step >= 0), default=None)
+        found = [
+            (step, name) for names, bad in self.bad.items() for name, step in zip(names, bad.tolist(), strict=True)
+        ]
+        first = min((step for step, _ in found if step >= 0), default=None)
         if first is not None:
-            term = next((name for name, step in bad.items() if step == first and name != "total"), "total")
+            term = next((name for step, name in found if step == first and name != "total"), "total")
             raise DivergedError(stage, first, term)
-        means = dict(zip(self.names, (self.sums / self.count).tolist(), strict=True))
-        self.epoch_sums = self.epoch_sums + self.sums
-        self.sums, self.count = torch.zeros_like(self.sums), 0
+        means = _means(self.sums, self.counts)
+        for names, sums in self.sums.items():
+            self.epoch_sums[names] = self.epoch_sums[names] + sums
+            self.epoch_counts[names] += self.counts[names]
+            self.sums[names], self.counts[names] = torch.zeros_like(sums), 0
         return means
 
     def means(self) -> dict[str, float]:
-        return dict(zip(self.names, (self.epoch_sums / self.images).tolist(), strict=True))
+        return _means(self.epoch_sums, self.epoch_counts)
 
     def score(self) -> float:
         return self.hits.item() / self.images
+
+
+def _means(sums: Mapping[tuple[str, ...], Tensor], counts: Mapping[tuple[str, ...], int]) -> dict[str, float]:
+    """Each term's mean over the images that it was computed for."""
+    totals: dict[str, float] = {}
+    images: dict[str, int] = {}
+    for names, values in sums.items():
+        for name, value in zip(names, values.tolist(), strict=True):
+            totals[name] = totals.get(name, 0.0) + value
+            images[name] = images.get(name, 0) + counts[names]
+    return {name: total / images[name] for name, total in totals.items() if images[name]}

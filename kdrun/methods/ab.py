@@ -13,7 +13,7 @@ from kdrun.taps import Output
 
 
 def boundary(s: Tensor, t: Tensor, margin: float) -> Tensor:
-    """What each student neuron pays for lying on the wrong side of its boundary, by less than the margin (equation 4).
+    """What each student neuron pays for lying on the wrong side of its boundary, by less than the margin.
 
     Both before their activation, any one shape; a value per element: (s + m)^2 where t <= 0 and s > -m, (s - m)^2 where t > 0
     and s <= m, else 0.

@@ -10,14 +10,16 @@ from kdrun.errors import KdrunError
 Shape = tuple[int, ...]  # of a tap: (B, C, H, W) or (B, D)
 
 
-def connector(student: Shape, teacher: Shape, *, tail: str = "bn+relu", bias: bool = True) -> nn.Module:
-    """Identity where the shapes agree, else a convolution to the teacher's channels and side, and its tail.
+def connector(
+    student: Shape, teacher: Shape, *, tail: str = "bn+relu", bias: bool = True, always: bool = False
+) -> nn.Module:
+    """Identity where the shapes agree (unless `always`), else a convolution to the teacher's channels and side, and its tail.
 
     tail: "bn+relu" is the regressor of RepDistiller's FitNet, "bn" leaves the ReLU out, "" is the convolution alone. Equal
     sides take a 1x1 convolution, a student of twice the side a strided 3x3, one of half the side a transposed 4x4; any
     other is resized first (averaged down, nearest up) and takes a 1x1. Vectors (B, D) take a linear layer.
     """
-    if student[1:] == teacher[1:]:
+    if student[1:] == teacher[1:] and not always:
         return nn.Identity()
     if len(student) == len(teacher) == 2:
         return nn.Linear(student[1], teacher[1])

@@ -3,6 +3,7 @@ https://openreview.net/forum?id=ryxyCeHtPB."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,6 +22,9 @@ class ChannelAttention(nn.Module):
         self.layers = nn.Sequential(
             nn.Conv2d(channels, width, 1), nn.ReLU(), nn.Conv2d(width, channels, 1), nn.Sigmoid()
         )
+        for layer in (self.layers[0], self.layers[2]):  # as KD-Zoo
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")  # type: ignore[arg-type]
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, t_BCHW: Tensor) -> Tensor:
         gate_BC11 = self.layers(F.adaptive_avg_pool2d(t_BCHW, 1))
@@ -31,7 +35,7 @@ def attentive_distance(s_BCHW: Tensor, t_BCHW: Tensor, attention_BC11: Tensor, e
     """Mean over positions of the squared difference of channel maps at unit length, weighed over C by attention, mean over B."""
 
     def unit(x_BCHW: Tensor) -> Tensor:
-        return x_BCHW / (x_BCHW.square().sum((2, 3), keepdim=True).sqrt() + epsilon)
+        return x_BCHW / (torch.linalg.vector_norm(x_BCHW, dim=(2, 3), keepdim=True) + epsilon)  # 0 has a gradient of 0
 
     return (attention_BC11 * (unit(s_BCHW) - unit(t_BCHW)).square().mean((2, 3), keepdim=True)).sum(1).mean()
 
@@ -41,8 +45,8 @@ class AFD(Method):
     """Attentive features: match channel maps, most where the teacher's channels matter.
 
     Loss: sum over channels of rho_c times mean over positions of the squared difference of maps at unit length, mean over B;
-    rho from the teacher's channel means, trained with the student. As KD-Zoo: sigmoids that sum to 1 where the paper has a
-    softmax, which its author found unstable.
+    rho from the teacher's channel means by a squeeze-and-excitation network, trained with the student: KD-Zoo's, whose author
+    found the paper's attention over flattened maps and its softmax unstable.
     """
 
     family = "features"

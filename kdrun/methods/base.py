@@ -135,6 +135,7 @@ class Distillation(nn.Module):
         if teacher is not None:
             tapped = Tapped(teacher, [tap for _, taps in self._taps.values() for tap in taps], autocast)
             self._teacher.append(tapped.requires_grad_(False).eval())
+        self._idle: set[str] = set()  # methods whose terms have weight 0 in this step
         self._make_peer = lambda i: Tapped(_required(fresh)(i), (), autocast)
         self.methods: Mapping[str, Method] = nn.ModuleDict()  # type: ignore[assignment]
         self._build(methods)
@@ -174,30 +175,41 @@ class Distillation(nn.Module):
     def teacher(self) -> Tapped | None:
         return self._teacher[0] if self._teacher else None
 
-    def forward(self, batch: Batch, stage: Stage) -> tuple[Output, Terms]:
-        """The stage's output and its unweighted terms, losses in float32."""
+    def forward(self, batch: Batch, stage: Stage, weights: Mapping[str, float] | None = None) -> tuple[Output, Terms]:
+        """The stage's output and its unweighted terms, losses in float32.
+
+        Of the default stage's methods, one whose terms all have weight 0 in `weights`, those of this step, is not called: it costs
+        nothing, moves no statistics, and leaves no term.
+        """
+        own = {name: [w for term, w in (weights or {}).items() if term.startswith(f"{name}.")] for name in self.methods}
+        self._idle = {name for name, mine in own.items() if mine and not any(mine)}
         output, terms = stage.terms(batch)
         return output, {name: value.float() for name, value in terms.items()}
 
     def distil(self, batch: Batch) -> tuple[Output, Terms]:
         """The default stage: the supervised loss and every loss of every method, as <method>.<term>."""
-        student, teacher = self.run(batch)
+        student, teacher = self.run(batch, taught=len(self._idle) < len(self.methods))
         task = next(
             (t for m in self.methods.values() if (t := m.task(student, batch, self.supervised)) is not None), None
         )
         terms = {"task": self.supervised(student.logits, batch) if task is None else task}
         for name, method in self.methods.items():
+            if name in self._idle:
+                continue
             mine = self._view(name, student, 0), self._view(name, teacher, 1)
             for term, value in method.loss(*mine, batch).items():
                 terms[f"{name}.{term}"] = value
         return student, terms
 
-    def run(self, batch: Batch) -> tuple[Output, Output | None]:
-        """Both models on one batch: the teacher without gradients, unless a method asks for those of its input."""
+    def run(self, batch: Batch, taught: bool = True) -> tuple[Output, Output | None]:
+        """Both models on one batch: the teacher without gradients, unless a method asks for those of its input.
+
+        Without the teacher where nobody is `taught` by it in this step.
+        """
         x = batch["input"]
         if self.wants_gradients:
             x = x.detach().requires_grad_(True)
-        teacher = self._run_teacher(x) if self.teacher is not None else None
+        teacher = self._run_teacher(x) if self.teacher is not None and taught else None
         return self.student(x), teacher
 
     def _run_teacher(self, x: Tensor) -> Output:
@@ -211,8 +223,9 @@ class Distillation(nn.Module):
             method.generator.manual_seed(stream(self.seed, "method", name, stage, epoch))
 
     def after_step(self) -> None:
-        for method in self.methods.values():
-            method.after_step()
+        for name, method in self.methods.items():
+            if name not in self._idle:
+                method.after_step()
 
     def _view(self, name: str, output: Output | None, side: int) -> Any:
         """The output with the taps of one method only."""

@@ -26,7 +26,7 @@ STEPS, STEP_SIZE, EPSILON, LIMIT = (
 def attack(
     model: Callable[[Tensor], Tensor], x_BCHW: Tensor, base_B: Tensor, target_B: Tensor, variant: str = "code"
 ) -> Tensor:
-    """Images pushed towards the boundary between their base class and a target class, and just over it (equations 4 and 5).
+    """Images pushed towards the boundary between their base class and a target class, and just over it.
 
     Ten steps along the gradient of score(target) - score(base), as long as the difference of the two scores says; an image
     that is no longer taken for its base class stays. Scores are probabilities ("code", KD-Zoo) or logits ("paper").
@@ -52,7 +52,7 @@ def attack(
 def base_samples(s_BK: Tensor, t_BK: Tensor, label_B: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Rows of the images to attack (size,), and which of them are fit for it (size,): both networks are right.
 
-    First those whose probabilities of the other classes differ most between the two networks (section 3.3).
+    First those whose probabilities of the other classes differ most between the two networks.
     """
     s_BK, t_BK = s_BK.softmax(1), t_BK.softmax(1)
     squared_BK = (s_BK - t_BK).square()
@@ -63,7 +63,7 @@ def base_samples(s_BK: Tensor, t_BK: Tensor, label_B: Tensor, size: int) -> tupl
 
 
 def target_classes(t_BK: Tensor, label_B: Tensor, generator: torch.Generator) -> Tensor:
-    """A class other than the label for each image, drawn by the teacher's probabilities (equation 6)."""
+    """A class other than the label for each image, drawn by the teacher's probabilities."""
     p_BK = t_BK.softmax(1).clamp(min=1e-12)  # where the teacher is certain, any other class
     p_BK = p_BK.scatter(1, label_B[:, None], 0.0)
     return torch.multinomial(p_BK, 1, generator=generator)[:, 0]
@@ -86,7 +86,9 @@ class BSS(Method):
     """Boundary samples: match the teacher on images that were pushed to its decision boundaries.
 
     Loss: KL(softmax(t / T) || softmax(s / T)) on up to `attack_size` attacked images a batch, mean over them; variant "paper":
-    cross-entropy, and an attack on logits instead of probabilities. Its weight falls to 0 at 0.8 of training.
+    cross-entropy, and an attack on logits instead of probabilities. Its weight falls to 0 at 0.8 of training. The student sees
+    `attack_size` attacked images a batch, those that are not fit for it among them, with weight 0 (the sources leave them out of the
+    batch, which takes a look at the device's values).
     """
 
     family = "gradients"

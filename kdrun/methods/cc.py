@@ -17,7 +17,7 @@ from kdrun.taps import Output
 
 
 def correlation(x_BD: Tensor, gamma: float, order: int) -> Tensor:
-    """The Gaussian kernel exp(-gamma ||x_i - x_j||^2) of unit-length rows by its Taylor series to `order` (equation 12).
+    """The Gaussian kernel exp(-gamma ||x_i - x_j||^2) of unit-length rows by its Taylor series to `order`.
 
     For unit vectors it is exp(-2 gamma) exp(2 gamma x_i . x_j); the second factor is expanded.
     """
@@ -30,7 +30,7 @@ def correlation(x_BD: Tensor, gamma: float, order: int) -> Tensor:
 
 
 def correlation_congruence(s_BD: Tensor, t_BD: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
-    """Mean over B*B of the squared difference of the two kernels (equation 7). Agrees with KD-Zoo; widths may differ."""
+    """Mean over B*B of the squared difference of the two kernels. Agrees with KD-Zoo; widths may differ."""
     return F.mse_loss(correlation(s_BD, gamma, order), correlation(t_BD, gamma, order))
 
 

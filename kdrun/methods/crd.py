@@ -50,50 +50,42 @@ def update(bank_ND: Tensor, index_B: Tensor, embedding_BD: Tensor, momentum: flo
     bank_ND[index_B] = F.normalize(moved_BD, dim=1)
 
 
-class Negatives:
-    """Draws, for each image, distinct rows of other classes, uniformly.
+class Rows:
+    """The rows of a training set by class, to draw from on the device, without waiting for it. Rows of the holdout (label -1) are
+    never drawn."""
 
-    One permutation of the rows a step; for each class the rows of other classes in that order; each image takes a window
-    of it at a random offset. Per image this is a uniform draw without replacement, as in the sources, at the cost of one
-    permutation instead of one draw an image.
-    """
-
-    def __init__(self, labels_N: Tensor, count: int, device: torch.device):
-        self.labels_N = labels_N.to(device)
-        self.rows_M = (self.labels_N >= 0).nonzero().flatten()  # rows of the holdout are never drawn
-        sizes = torch.bincount(self.labels_N[self.rows_M])
-        self.count = int(min(count, len(self.rows_M) - int(sizes.max())))
+    def __init__(self, labels_N: Tensor, negatives: int, device: torch.device):
+        labels_N = labels_N.cpu()
+        order_N = labels_N.argsort(stable=True)
+        rows_M = order_N[int((labels_N < 0).sum()) :]
+        counts_K = torch.bincount(labels_N[rows_M])
+        others_K = len(rows_M) - counts_K
+        self.count = min(negatives, int(others_K[counts_K > 0].min()))
         if self.count < 1:
             raise KdrunError("crd needs images of at least two classes to draw negatives from")
+        self.sizes, size_K = others_K.unique(return_inverse=True)  # one where classes are of one size
+        self.rows_M, self.counts_K, self.size_K = rows_M.to(device), counts_K.to(device), size_K.to(device)
+        self.starts_K, self.others_K = self.counts_K.cumsum(0) - self.counts_K, others_K.to(device)
 
-    def draw(self, label_B: Tensor, generator: torch.Generator) -> Tensor:
-        """Rows (B, count) for labels (B,)."""
-        device = label_B.device
-        shuffled_M = self.rows_M[torch.randperm(len(self.rows_M), generator=generator, device=device)]
-        classes_M = self.labels_N[shuffled_M]
-        offsets_B = torch.rand(len(label_B), generator=generator, device=device)
-        window_K = torch.arange(self.count, device=device)
-        negatives_BK = torch.empty(len(label_B), self.count, dtype=torch.long, device=device)
-        for label in label_B.unique():
-            pool = shuffled_M[classes_M != label]
-            mine = (label_B == label).nonzero().flatten()
-            start = (offsets_B[mine] * len(pool)).long()[:, None]
-            negatives_BK[mine] = pool[(start + window_K) % len(pool)]
-        return negatives_BK
+    def negatives(self, label_B: Tensor, generator: torch.Generator) -> Tensor:
+        """For each image `count` distinct rows of other classes (B, count), uniformly.
 
+        One permutation a step (of each number of rows that a class leaves over); each image takes a window of it at a random
+        offset, counted around its own class's block. Per image this is a draw without replacement, as in the sources, at the
+        cost of one permutation instead of one draw an image.
+        """
+        device, width = label_B.device, len(self.rows_M)
+        table_SM = torch.zeros(len(self.sizes), width, dtype=torch.long, device=device)
+        for i, size in enumerate(self.sizes.tolist()):
+            table_SM[i, :size] = torch.randperm(size, generator=generator, device=device)
+        others_B1, count_B1, start_B1 = (x[label_B][:, None] for x in (self.others_K, self.counts_K, self.starts_K))
+        offset_B1 = (torch.rand(len(label_B), 1, generator=generator, device=device) * others_B1).long()
+        place_BK = (offset_B1 + torch.arange(self.count, device=device)) % others_B1
+        index_BK = table_SM.flatten()[self.size_K[label_B][:, None] * width + place_BK]
+        return self.rows_M[index_BK + count_B1 * (index_BK >= start_B1)]
 
-class Positives:
-    """Draws, for each image, one row of its own class, uniformly; it may be the image itself."""
-
-    def __init__(self, labels_N: Tensor, device: torch.device):
-        labels_N = labels_N.to(device)
-        order_N = labels_N.argsort(stable=True)
-        self.rows_M = order_N[(labels_N < 0).sum() :]  # by class, without the holdout
-        self.counts_K = torch.bincount(labels_N[self.rows_M])
-        self.starts_K = self.counts_K.cumsum(0) - self.counts_K
-
-    def draw(self, label_B: Tensor, generator: torch.Generator) -> Tensor:
-        """Rows (B,) for labels (B,)."""
+    def positives(self, label_B: Tensor, generator: torch.Generator) -> Tensor:
+        """For each image one row of its own class (B,), uniformly; it may be the image itself."""
         share_B = torch.rand(len(label_B), generator=generator, device=label_B.device)
         return self.rows_M[self.starts_K[label_B] + (share_B * self.counts_K[label_B]).long()]
 
@@ -148,12 +140,10 @@ class CRD(Method):
         check_memory(pair.data.train_n, dim, pair.data.example.device)
         self.embed_student = nn.Linear(_size(student), dim)
         self.embed_teacher = nn.Linear(_size(teacher), dim)
-        rows = pair.data.train_n
-        self.negatives = Negatives(pair.data.labels, negatives, pair.data.example.device)
-        self.positives = Positives(pair.data.labels, pair.data.example.device)
+        self.rows = Rows(pair.data.labels, negatives, pair.data.example.device)
         bound = (3 / dim) ** 0.5  # rows of about unit length, as in the sources
-        self.register_buffer("bank_student", torch.empty(rows, dim).uniform_(-bound, bound))
-        self.register_buffer("bank_teacher", torch.empty(rows, dim).uniform_(-bound, bound))
+        self.register_buffer("bank_student", torch.empty(pair.data.train_n, dim).uniform_(-bound, bound))
+        self.register_buffer("bank_teacher", torch.empty(pair.data.train_n, dim).uniform_(-bound, bound))
         self.register_buffer("z", torch.full((2,), -1.0))  # of student and teacher anchors; -1 until the first batch
         self._pending: tuple[Tensor, ...] = ()
 
@@ -161,8 +151,8 @@ class CRD(Method):
         s_BD = F.normalize(self.embed_student(student.taps[0].flatten(1)), dim=1)
         t_BD = F.normalize(self.embed_teacher(teacher.taps[0].flatten(1)), dim=1)
         index_B = batch["index"]
-        negatives_BK = self.negatives.draw(batch["label"], self.generator)
-        positive_B = index_B if self.positive == "exact" else self.positives.draw(batch["label"], self.generator)
+        negatives_BK = self.rows.negatives(batch["label"], self.generator)
+        positive_B = index_B if self.positive == "exact" else self.rows.positives(batch["label"], self.generator)
         contrast_BK = torch.cat([positive_B[:, None], negatives_BK], dim=1)
         value, z = contrast(
             s_BD,
@@ -172,7 +162,7 @@ class CRD(Method):
             contrast_BK,
             self.temperature,
             self.z,
-            len(self.negatives.rows_M),
+            len(self.rows.rows_M),
         )
         self._pending = (index_B, s_BD.detach(), t_BD.detach(), z)
         return {"contrast": value}

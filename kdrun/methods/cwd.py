@@ -14,7 +14,7 @@ from kdrun.taps import Output
 
 
 def channel_divergence(s_BCHW: Tensor, t_BCHW: Tensor, temperature: float) -> Tensor:
-    """T^2 KL of each channel's softmax over its H*W positions, teacher to student, mean over B and C (equations 2 and 3).
+    """T^2 KL of each channel's softmax over its H*W positions, teacher to student, mean over B and C.
 
     Serves feature maps and dense logits alike. Agrees with mmrazor.
     """

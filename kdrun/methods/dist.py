@@ -13,7 +13,7 @@ from kdrun.taps import Output
 
 
 def decorrelation(s_BK: Tensor, t_BK: Tensor) -> Tensor:
-    """1 - Pearson's correlation of each row's K entries, averaged over the B rows (equations 5 and 6); 1e-8 as the authors'."""
+    """1 - Pearson's correlation of each row's K entries, averaged over the B rows; 1e-8 as the authors'."""
     s_BK, t_BK = s_BK - s_BK.mean(1, keepdim=True), t_BK - t_BK.mean(1, keepdim=True)
     correlation_B = (s_BK * t_BK).sum(1) / (s_BK.norm(dim=1) * t_BK.norm(dim=1) + 1e-8)
     return 1 - correlation_B.mean()

@@ -30,19 +30,24 @@ class FitNet(Method):
     variant "paper": two stages. `hints` trains the student up to the guided layer, and the regressor, on the hint alone;
     `distil` trains the whole student on soft targets (algorithm 1). variant "joint": one stage, the hint beside the
     supervised loss, as in KD-Zoo's and RepDistiller's tables (conf/method/fitnet_joint.yaml has KD-Zoo's weight). The
-    regressor is RepDistiller's convolution, batch norm and ReLU, and is left out where the shapes agree.
+    regressor is RepDistiller's convolution, batch norm and ReLU; `regressor: unlike` leaves it out where the shapes agree, as KD-Zoo,
+    `always` does not, as RepDistiller.
     """
 
     family = "features"
     paper = "Romero et al., 2015"
 
-    def build(self, pair: Pair, *, variant: str, temperature: float) -> None:
+    def build(self, pair: Pair, *, variant: str, temperature: float, regressor: str) -> None:
         known = {"paper": "hints, then distillation", "joint": "one stage"}
         check_choice("fitnet", "variant", variant, known)
+        check_choice(
+            "fitnet", "regressor", regressor, {"unlike": "where shapes differ", "always": "also where they agree"}
+        )
         if len(pair.taps[0]) != 1:
             raise KdrunError(f"fitnet takes one guided layer; method.fitnet.taps names {len(pair.taps[0])}")
         self.variant, self.temperature, self.run = variant, check_temperature("fitnet", temperature), pair.run
-        self.regressor = connector(pair.student.shapes[0], pair.teacher.shapes[0])  # type: ignore[union-attr]
+        shapes = pair.student.shapes[0], pair.teacher.shapes[0]  # type: ignore[union-attr]
+        self.regressor = connector(*shapes, always=regressor == "always")
 
     def stages(self, pair: Pair, distil: Stage) -> list[Stage]:
         if self.variant == "joint":

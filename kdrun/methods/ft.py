@@ -16,7 +16,7 @@ from kdrun.taps import Output
 
 
 def factor_distance(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
-    """Mean absolute difference of two factors, each at unit length per image (equation 3 with p = 1, as a mean over elements).
+    """Mean absolute difference of two factors, each at unit length per image.
 
     The larger map is average-pooled. Agrees with KD-Zoo, mmrazor and torchdistill.
     """

@@ -4,6 +4,7 @@ https://arxiv.org/abs/1807.06819."""
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,20 +20,39 @@ from kdrun.taps import Output
 EXTRA = 3  # vectors of the student beside the k of the teacher, among which each finds its partner
 
 
+class Eigenvectors(torch.autograd.Function):
+    """Eigenvalues (B, C) and eigenvectors (B, C, C) of symmetric matrices, ascending, with a gradient that stays finite.
+
+    The derivative of a vector divides by the distance g of two eigenvalues; here by g + e^2 / g with e = 1e-4 of the largest, so
+    that equal values, of an empty map for instance, contribute nothing instead of NaN.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gram_BCC: Tensor) -> tuple[Tensor, Tensor]:
+        values_BC, vectors_BCC = torch.linalg.eigh(gram_BCC)
+        ctx.save_for_backward(values_BC, vectors_BCC)
+        return values_BC, vectors_BCC
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        values_BC, vectors_BCC = ctx.saved_tensors
+        d_values_BC, d_vectors_BCC = gradients
+        gap_BCC = values_BC[:, None, :] - values_BC[:, :, None]
+        least_B11 = (1e-4 * values_BC[:, -1:, None]).square() + 1e-20
+        inner_BCC = (vectors_BCC.transpose(1, 2) @ d_vectors_BCC) * gap_BCC / (gap_BCC.square() + least_B11)
+        inner_BCC = inner_BCC + torch.diag_embed(d_values_BC)
+        d_gram_BCC = vectors_BCC @ inner_BCC @ vectors_BCC.transpose(1, 2)
+        return (d_gram_BCC + d_gram_BCC.transpose(1, 2)) / 2
+
+
 def principal(x_BCHW: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The largest singular values (B, k) of the (H*W, C) matrix, at unit length, and right singular vectors (B, C, k).
 
     By the eigenvectors of its C x C Gram matrix. A vector's sign is arbitrary in any decomposition; here the entry of largest
-    size is positive, so that two machines agree. A diagonal of 1e-6 times the mean energy, growing along the channels, keeps
-    equal values apart: an empty map has a finite gradient.
+    size is positive, so that two machines agree.
     """
     x_BPC = x_BCHW.flatten(2).transpose(1, 2)
-    gram_BCC = x_BPC.transpose(1, 2) @ x_BPC
-    channels = gram_BCC.shape[1]
-    energy_B = gram_BCC.diagonal(dim1=1, dim2=2).mean(1).detach() + 1e-6
-    ramp_C = torch.arange(channels, dtype=gram_BCC.dtype, device=gram_BCC.device) / channels
-    values_BC, vectors_BCC = torch.linalg.eigh(gram_BCC + 1e-6 * torch.diag_embed(energy_B[:, None] * ramp_C))
-    count = min(count, channels)
+    values_BC, vectors_BCC = Eigenvectors.apply(x_BPC.transpose(1, 2) @ x_BPC)  # type: ignore[no-untyped-call]
     vectors_BCk = vectors_BCC.flip(2)[:, :, :count]
     largest_B1k = vectors_BCk.abs().argmax(1, keepdim=True)
     vectors_BCk = vectors_BCk * vectors_BCk.gather(1, largest_B1k).sign()

@@ -12,7 +12,7 @@ from kdrun.taps import Output
 
 
 def logit_matching(s_BK: Tensor, t_BK: Tensor, variant: str = "code") -> Tensor:
-    """Squared distance of the logits. "code": mean over B and K (KD-Zoo). "paper": equation 1, half the sum over K, mean over B."""
+    """Squared distance of the logits. "code": mean over B and K (KD-Zoo). "paper": half the sum over K, mean over B."""
     if variant == "paper":
         return 0.5 * (s_BK - t_BK).square().sum(1).mean()
     return F.mse_loss(s_BK, t_BK)
@@ -29,7 +29,7 @@ class Logits(Method):
     paper = "Ba & Caruana, 2014"
 
     def build(self, pair: Pair, *, variant: str) -> None:
-        known = {"code": "mean over classes, weight 0.1", "paper": "half the sum, equation 1"}
+        known = {"code": "mean over classes, weight 0.1", "paper": "half the sum"}
         self.variant = check_choice("logits", "variant", variant, known)
 
     def loss(self, student: Output, teacher: Output, batch: Batch) -> Terms:

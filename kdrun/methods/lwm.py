@@ -18,7 +18,7 @@ from kdrun.taps import Output
 def activation_map(logits_BK: Tensor, x_BCHW: Tensor, label_B: Tensor, variant: str, create_graph: bool) -> Tensor:
     """The class activation map (B, 1, H, W) of the true class: ReLU of the sum over channels of their mean gradient times a map.
 
-    variant "code": that map is the gradient itself, as in KD-Zoo. "paper": the activations, which is Grad-CAM (equation 1).
+    variant "code": that map is the gradient itself, as in KD-Zoo. "paper": the activations, which is Grad-CAM.
     """
     picked = logits_BK.gather(1, label_B[:, None]).sum()
     (gradient,) = torch.autograd.grad(picked, x_BCHW, create_graph=create_graph, retain_graph=True, allow_unused=True)
@@ -34,7 +34,7 @@ def activation_map(logits_BK: Tensor, x_BCHW: Tensor, label_B: Tensor, variant: 
 def map_distance(s_B1HW: Tensor, t_B1HW: Tensor, variant: str = "code") -> Tensor:
     """Absolute difference of two maps at unit length. "code": mean over B and positions. "paper": sum over positions, mean over B.
 
-    The larger map is averaged down (equation 2).
+    The larger map is averaged down.
     """
     s_BP, t_BP = (F.normalize(x.flatten(1), dim=1) for x in same_side(s_B1HW, t_B1HW))
     absolute_BP = (s_BP - t_BP).abs()
@@ -63,4 +63,4 @@ class LwM(Method):
         label_B = batch["label"]
         s_B1HW = activation_map(student.logits, student.live[0], label_B, self.variant, create_graph=True)
         t_B1HW = activation_map(teacher.logits, teacher.live[0], label_B, self.variant, create_graph=False)
-        return {"map": map_distance(s_B1HW, t_B1HW, self.variant)}
+        return {"map": map_distance(s_B1HW, t_B1HW.detach(), self.variant)}

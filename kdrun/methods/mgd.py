@@ -13,7 +13,7 @@ from kdrun.taps import Output
 
 
 def generator(channels: int) -> nn.Sequential:
-    """Two 3x3 convolutions with a ReLU between, from the masked map to the teacher's (equation 3)."""
+    """Two 3x3 convolutions with a ReLU between, from the masked map to the teacher's."""
     return nn.Sequential(
         nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)
     )
@@ -27,7 +27,7 @@ def keep_mask(x_BCHW: Tensor, share: float, mode: str, draw: torch.Generator) ->
 
 
 def generation_distance(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
-    """Squared distance of the generated map and the teacher's, summed over C*H*W, mean over B (equation 4)."""
+    """Squared distance of the generated map and the teacher's, summed over C*H*W, mean over B."""
     return (s_BCHW - t_BCHW).square().flatten(1).sum(1).mean()
 
 

@@ -29,7 +29,7 @@ class Mimic(Method):
     """Mimicking: the plain squared distance of features, the baseline of feature distillation.
 
     Loss: ||f(s) - t||^2 of activations at unit length, mean over B and over taps; f a linear layer or convolution where shapes
-    differ.
+    differ. The paper has half the sum and no normalisation (`normalize: false` and half the weight).
     """
 
     family = "features"

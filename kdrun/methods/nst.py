@@ -14,7 +14,7 @@ from kdrun.taps import Output
 
 
 def neuron_selectivity(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
-    """Squared maximum mean discrepancy of the channels' activation patterns, kernel (a . b)^2, averaged over B (equation 8).
+    """Squared maximum mean discrepancy of the channels' activation patterns, kernel (a . b)^2, averaged over B.
 
     A pattern is a channel's map at unit length; channels of student and teacher may differ in number, the larger map is
     average-pooled. Agrees with KD-Zoo, RepDistiller and mdistiller.

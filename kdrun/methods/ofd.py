@@ -23,7 +23,7 @@ def batch_margin(t_BCHW: Tensor) -> Tensor:
 
 
 def expected_margin(weight_C: Tensor, bias_C: Tensor) -> Tensor:
-    """E[x | x < 0] of x ~ N(bias, weight^2), what batch norm makes of a channel (section 3.1); (C,).
+    """E[x | x < 0] of x ~ N(bias, weight^2), what batch norm makes of a channel; (C,).
 
     -3 deviations where x < 0 is rarer than 0.001, as the authors'.
     """
@@ -36,7 +36,7 @@ def expected_margin(weight_C: Tensor, bias_C: Tensor) -> Tensor:
 
 
 def partial_distance(s_BCHW: Tensor, t_BCHW: Tensor, margin_C: Tensor) -> Tensor:
-    """(s - max(t, margin))^2 per element, 0 where the teacher is not active and the student lies below it (equation 3)."""
+    """(s - max(t, margin))^2 per element, 0 where the teacher is not active and the student lies below it."""
     t_BCHW = torch.maximum(t_BCHW, margin_C[:, None, None])
     return (s_BCHW - t_BCHW).square() * ((s_BCHW > t_BCHW) | (t_BCHW > 0))
 
@@ -58,9 +58,7 @@ class OFD(Method):
         self.variant = check_choice("ofd", "variant", variant, known)
         feature_maps("ofd", pair)
         shapes = zip(pair.student.shapes, pair.teacher.shapes, strict=True)  # type: ignore[union-attr]
-        self.connectors = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(s[1], t[1], 1, bias=False), nn.BatchNorm2d(t[1])) for s, t in shapes
-        )
+        self.connectors = nn.ModuleList(_connector(s[1], t[1]) for s, t in shapes)
         self.norms: list[nn.BatchNorm2d] = []  # a plain list: they are the teacher's layers, not this method's
         if variant == "paper":
             self.norms = [_norm_before(pair.teacher, i, tap) for i, tap in enumerate(pair.taps[1])]  # type: ignore[arg-type]
@@ -77,6 +75,13 @@ class OFD(Method):
             else:
                 losses.append(partial_distance(s_BCHW, t_BCHW, batch_margin(t_BCHW)).mean() / count)
         return {"distance": sum(losses[1:], losses[0])}
+
+
+def _connector(inputs: int, outputs: int) -> nn.Sequential:
+    """A 1x1 convolution, initialised as KD-Zoo's, and batch norm."""
+    convolution = nn.Conv2d(inputs, outputs, 1, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs))
 
 
 def _norm_before(teacher: Side, i: int, tap: str) -> nn.BatchNorm2d:

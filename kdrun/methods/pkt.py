@@ -13,7 +13,7 @@ from kdrun.taps import Output
 
 
 def neighbours(x_BD: Tensor) -> Tensor:
-    """The probabilities (B, B) that an image picks another one, proportional to (1 + cosine) / 2; rows sum to 1 (equation 7)."""
+    """The probabilities (B, B) that an image picks another one, proportional to (1 + cosine) / 2; rows sum to 1."""
     x_BD = F.normalize(x_BD, dim=1, eps=1e-12)
     kernel_BB = (x_BD @ x_BD.T + 1) / 2
     return kernel_BB / kernel_BB.sum(1, keepdim=True)
@@ -22,7 +22,7 @@ def neighbours(x_BD: Tensor) -> Tensor:
 def probabilistic_transfer(s_BD: Tensor, t_BD: Tensor, epsilon: float = 1e-6) -> Tensor:
     """Mean over B*B of t log((t + e) / (s + e)) with both matrices of probabilities, diagonal included, as all released code.
 
-    Equation 8 sums over pairs of unlike images. e is KD-Zoo's 1e-6; the authors, RepDistiller and mdistiller have 1e-7.
+    The paper sums over pairs of unlike images. e is KD-Zoo's 1e-6; the authors, RepDistiller and mdistiller have 1e-7.
     """
     s_BB, t_BB = neighbours(s_BD), neighbours(t_BD)
     return (t_BB * ((t_BB + epsilon) / (s_BB + epsilon)).log()).mean()

@@ -17,7 +17,7 @@ LEVELS = (4, 2, 1)  # sides of the pyramid
 
 
 def hierarchical_context(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
-    """Squared distance of two maps as they are and averaged to sides of 4, 2 and 1, weights 1, 1/2, 1/4, 1/8 (section 3.4).
+    """Squared distance of two maps as they are and averaged to sides of 4, 2 and 1, weights 1, 1/2, 1/4, 1/8.
 
     Mean over elements at each level; levels not smaller than the map are left out, and weights are divided by their sum. Agrees
     with the authors, mdistiller and torchdistill.
@@ -33,7 +33,7 @@ def hierarchical_context(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
 
 
 class Fusion(nn.Module):
-    """Attention-based fusion of a student's map with what was carried up from deeper ones (section 3.4, figure 3b).
+    """Attention-based fusion of a student's map with what was carried up from deeper ones.
 
     The map goes to `width` channels; a 1x1 convolution over both makes an attention map for each, and their sum is carried on
     and, by a 3x3 convolution, becomes what is compared with the teacher. The deepest level has nothing to fuse with.

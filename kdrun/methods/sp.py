@@ -13,13 +13,13 @@ from kdrun.taps import Output
 
 
 def similarity(x: Tensor) -> Tensor:
-    """The B x B matrix of inner products of flattened activations (B, ...), each row at unit length (equations 2 and 3)."""
+    """The B x B matrix of inner products of flattened activations (B, ...), each row at unit length."""
     x_BD = x.flatten(1)
     return F.normalize(x_BD @ x_BD.T, dim=1)
 
 
 def similarity_preserving(s: Tensor, t: Tensor) -> Tensor:
-    """Mean over B*B of the squared difference of the two matrices (equation 4); shapes may differ but for B.
+    """Mean over B*B of the squared difference of the two matrices; shapes may differ but for B.
 
     Agrees with KD-Zoo, RepDistiller and mdistiller; torchdistill's rows have L1 norm 1.
     """

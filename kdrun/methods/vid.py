@@ -18,7 +18,7 @@ from kdrun.taps import Output
 
 def negative_log_likelihood(mean_BCHW: Tensor, t_BCHW: Tensor, variance_C: Tensor) -> Tensor:
     """Of the teacher's map under a Gaussian with the predicted mean and a variance per channel, without its constant
-    (equation 5); mean over all elements."""
+    ; mean over all elements."""
     variance_C11 = variance_C[:, None, None]
     return 0.5 * (variance_C11.log() + (mean_BCHW - t_BCHW).square() / variance_C11).mean()
 
