@@ -51,9 +51,33 @@ def explain(error: BaseException, arguments: Sequence[str] = ()) -> str:
         return _null(null.lstrip("+").partition("=")[0].partition("@")[0])
     if isinstance(error, OSError) and error.errno is not None:
         return f"{os.strerror(error.errno)}: {error.filename or 'a file of the run'}. Free space, or say outputs=FOLDER"
-    frame = traceback.extract_tb(error.__traceback__)[-1:] if error.__traceback__ else []
-    place = f" at {Path(frame[0].filename).name}:{frame[0].lineno}" if frame else ""
-    return f"{type(error).__name__}{place}: {one_line(error)} (engine.debug=true shows the traceback)"
+    return f"{type(error).__name__}{_place(error)}: {one_line(error)}{_hint(error)} (engine.debug=true shows the traceback)"
+
+
+def _place(error: BaseException) -> str:
+    """Where it happened: the last line of code that is neither kdrun's nor an installed package's, where there is one."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" at {Path(error.filename).name}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__) if error.__traceback__ else []
+    ours, packages = Path(__file__).parent, f"{os.sep}site-packages{os.sep}"
+    own = [
+        f
+        for f in frames
+        if not f.filename.startswith("<") and packages not in f.filename and ours not in Path(f.filename).parents
+    ]
+    library = os.path.dirname(os.__file__)
+    frame = next((f for f in reversed(own) if not f.filename.startswith(library)), frames[-1] if frames else None)
+    return f" at {Path(frame.filename).name}:{frame.lineno}" if frame else ""
+
+
+def _hint(error: BaseException) -> str:
+    """What a method's author mostly meant, for two of autograd's errors."""
+    words = str(error)
+    if "not have been used in the graph" in words:
+        return "; a gradient is taken of output.live[i], of which output.taps[i] is a float32 copy"
+    if "does not require grad" in words:
+        return "; a method that needs gradients of the teacher or of the images says teacher = 'gradients'"
+    return ""
 
 
 def one_line(error: BaseException) -> str:
@@ -72,7 +96,10 @@ def _missing(error: Any, arguments: Sequence[str]) -> str:
     several = [part for part in re.split(r"[+\s;]+", name) if part]
     if group == "method" and len(several) > 1 and set(several) <= set(options):
         return f"no method '{name}'. Several at once are a list: 'method=[{','.join(several)}]'"
-    way = {"method": " (kdrun methods shows them)", "teacher": " (kdrun models shows them)"}
+    way = {
+        "method": " (kdrun methods shows them; one of yours needs --config-dir FOLDER with method/NAME.yaml, and plugins=[MODULE])",
+        "teacher": " (kdrun models shows them)",
+    }
     way["student"] = way["teacher"]
     if group.startswith("hydra/"):
         way[group] = f"; others are packages: pip install hydra-{name}-{group.removeprefix('hydra/')}"

@@ -59,7 +59,7 @@ def show_models() -> None:
         table.add_row(name, entry.summary, options)
     _print(
         table,
-        "kdrun teacher=NAME student=NAME; an option is student.shortcut=A; parameters and taps of each: docs/models.md",
+        "kdrun teacher=NAME student=NAME; an option is student.shortcut=A; parameters are those with 100 classes; taps: docs/models.md",
     )
 
 

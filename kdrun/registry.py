@@ -10,7 +10,7 @@ import ast
 import importlib
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,6 +40,7 @@ class Entry:
     summary: str
     arguments: dict[str, Argument] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)  # class-level constants: teacher = "outputs"
+    inherits: str = ""  # the class that `build` comes from, where it has none of its own
 
 
 class Registry:
@@ -67,6 +68,13 @@ class Registry:
         found = dict(_entries(self.package))
         for module in sorted(set(self.plugins.values())):
             found.update(_read(Path(sys.modules[module].__file__ or ""), module))
+        parents = {entry.symbol: entry for entry in found.values()}
+        for name, entry in found.items():
+            if entry.inherits in parents:
+                parent = parents[entry.inherits]
+                found[name] = replace(
+                    entry, arguments=parent.arguments, attributes={**parent.attributes, **entry.attributes}
+                )
         return found
 
     def entry(self, name: str) -> Entry:
@@ -74,7 +82,8 @@ class Registry:
         known = self.entries()
         if name not in known:
             raise KdrunError(
-                f"no {self.kind} '{name}'. {choices(name, known)} (kdrun {self.kind}s shows them; yours need plugins=[MODULE])"
+                f"no {self.kind} '{name}'. {choices(name, known)} (kdrun {self.kind}s shows them;"
+                " yours need @register, and plugins=[MODULE])"
             )
         return known[name]
 
@@ -91,8 +100,11 @@ def import_plugin(module: str) -> None:
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
+        if error.name and not f"{module}.".startswith(f"{error.name}."):
+            raise KdrunError(f"{module} of plugins=[{module}] imports what is not installed: {error}") from error
+        path = f"; a module is written {module.removesuffix('.py').replace('/', '.')}" if "/" in module else ""
         raise KdrunError(
-            f"cannot import {module} of plugins=[{module}]: {error}. It is looked for from the current folder on"
+            f"cannot import {module} of plugins=[{module}]: {error}. It is looked for from the current folder on{path}"
         ) from error
 
 
@@ -122,7 +134,9 @@ def _read(file: Path, module: str) -> dict[str, Entry]:
             builder = node if isinstance(node, ast.FunctionDef) else _function(node, "build")
             arguments = dict(_arguments(builder)) if builder else {}
             attributes = dict(_constants(node)) if isinstance(node, ast.ClassDef) else {}
-            found[name] = Entry(name, module, node.name, file, summary, arguments, attributes)
+            bases = node.bases if isinstance(node, ast.ClassDef) and builder is None else []
+            inherits = next((base.id for base in bases if isinstance(base, ast.Name)), "")
+            found[name] = Entry(name, module, node.name, file, summary, arguments, attributes, inherits)
     return found
 
 

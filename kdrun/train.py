@@ -138,7 +138,11 @@ def term_weights(config: Config) -> tuple[dict[str, float], dict[str, dict[str, 
         for term, schedule in values["schedules"].items():
             check_schedule(f"method.{method}.schedules.{term}", schedule)
             schedules[f"{method}.{term}"] = schedule
-            weights_of(weights, f"{method}.{term}")
+            if term not in values["weights"] or term == "task":
+                known = [name for name in values["weights"] if name != "task"]
+                raise KdrunError(
+                    f"method.{method}.schedules has '{term}', which has no weight there. {choices(term, known)}"
+                )
     if config.loss.task is None and len(set(tasks.values())) > 1:
         said = ", ".join(f"{method} {weight:g}" for method, weight in tasks.items())
         raise KdrunError(f"the methods disagree on the weight of the supervised loss ({said}); say loss.task=NUMBER")

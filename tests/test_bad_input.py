@@ -28,6 +28,17 @@ def kdrun(arguments: list[str], folder: Path) -> subprocess.CompletedProcess:
     )
 
 
+ODD = """
+from kdrun.methods import Method, register
+
+
+@register
+class Odd(Method):
+    def loss(self, student, teacher, batch):
+        return {"a": batch["labels"].float().mean()}
+"""
+
+
 class Bomb:
     """A pickle that leaves a file where it is executed."""
 
@@ -76,6 +87,8 @@ def files(tmp_path_factory) -> Path:
     (root / "mine" / "method").mkdir(parents=True)
     (root / "mine" / "method" / "mine.yaml").write_text("mine: {}\n")
     (root / "nets.py").write_text("def wrong(classes):\n    return 3\n")
+    (root / "mine" / "method" / "odd.yaml").write_text("odd: {weights: {a: 1.0}}\n")
+    (root / "odd.py").write_text(ODD)
     (root / "boxes" / "method").mkdir(parents=True)
     (root / "boxes" / "method" / "boxes.yaml").write_text("boxes:\n  weights: {soft: 1.0}\n")
     (root / "needy.py").write_text(
@@ -179,6 +192,14 @@ BUILD = [
     ("needs", f"--config-dir {{files}}/boxes plugins=[needy] {TINY} method=boxes", "'boxes'|digits does not give|index, input, label", 1),
     ("weights-zero", f"{TINY} method.kd.weights.soft=0 loss.task=0", "every term has weight 0|kd.soft", 1),
     ("term", f"{TINY} +method.kd.weights.foo=1", "'foo'|Choices: |soft", 1),
+    ("schedule-term", f"{TINY} +method.kd.schedules.sotf={{kind:constant}}", "schedules has 'sotf'|Did you mean soft?", 1),
+    ("banks", f"{TINY} method=crd method.crd.dim=100000000000", "memory banks|GiB of cpu|method.crd.dim", 1),
+    ("taps-unequal", f"{TINY} method=at method.at.taps=[[stage1],[stage1,stage2]]", "1 for the student, 2 for the teacher", 1),
+    ("channels", f"{TINY} teacher=resnet8x4 method=fsp", "fsp needs the same channels|[16, 16, 32, 64]|another method", 1),
+    ("share", f"{TINY} method=mgd method.mgd.share=2", "method.mgd.share is 2|between 0 and 1", 1),
+    ("smoothing", f"{TINY} method=label_smoothing method.label_smoothing.smoothing=1", "smoothing is 1|between 0 and 1", 1),
+    ("taps-flat", f"{TINY} student=mlp method=at", "no tap 'stage1' in MLP|hidden1, hidden2", 1),
+    ("own-error", f"--config-dir {{files}}/mine plugins=[odd] {TINY} method=odd", "KeyError at odd.py:8|'labels'", 1),
     ("stage-added", f"{TINY} method=fitnet +method.fitnet.stages.hint.epochs=1", "no stage 'hint'|Did you mean hints?", 1),
     ("outputs-refused", f"{ALONE} outputs=/proc/nowhere", "outputs=/proc/nowhere|cannot be written|outputs=FOLDER", 1),
     ("offline", "dataset=cifar10 method=none", "CIFAR-10|outputs/data/cifar10|cifar-10-python.tar.gz|experiment=quickstart", 1),
@@ -205,7 +226,7 @@ def cases():
 
 @pytest.mark.parametrize(("arguments", "words", "status"), [*cases()])
 def test_one_line(arguments, words, status, files, tmp_path):
-    for name in [name for name in ("nets.py", "needy.py") if name.removesuffix(".py") in arguments]:
+    for name in [name for name in ("nets.py", "needy.py", "odd.py") if name.removesuffix(".py") in arguments]:
         (tmp_path / name).symlink_to(files / name)
     before = set(tmp_path.rglob("*"))
     done = kdrun(arguments.format(files=files).split() if "{files}" in arguments else arguments.split(), tmp_path)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import itertools
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,8 +22,9 @@ from kdrun.engine.checkpoint import weights_sha256
 from kdrun.engine.loop import enter, make_optimizer, weighted
 from kdrun.engine.precision import resolve
 from kdrun.errors import KdrunError
+from kdrun.listing import FAMILIES
 from kdrun.methods.adapters import connector
-from kdrun.methods.base import DataFacts, Distillation
+from kdrun.methods.base import DataFacts, Distillation, Method
 from kdrun.models.resnet_cifar import ResNet
 from kdrun.registry import METHODS, MODELS
 from kdrun.tasks import image
@@ -406,7 +409,7 @@ def test_a_method_that_needs_a_teacher_says_so():
         )  # fmt: skip
 
 
-FAMILIES = [
+MODEL_PAIRS = [
     ("resnet14", "resnet8"),
     ("resnet32x4", "shufflenetv2"),
     ("vgg13", "mobilenetv2"),
@@ -416,12 +419,12 @@ FAMILIES = [
 
 @pytest.fixture(scope="module")
 def models():
-    """One of each model of FAMILIES, made once."""
+    """One of each model of MODEL_PAIRS, made once."""
     torch.manual_seed(0)
-    return {name: MODELS.get(name)(CLASSES) for pair in FAMILIES for name in pair}
+    return {name: MODELS.get(name)(CLASSES) for pair in MODEL_PAIRS for name in pair}
 
 
-@pytest.mark.parametrize("pair", FAMILIES, ids="-".join)
+@pytest.mark.parametrize("pair", MODEL_PAIRS, ids="-".join)
 @pytest.mark.parametrize("name", ALL)
 def test_families(name, pair, models):
     """Every method takes a step in each stage for models of one family and of two, at 32 px; fsp says why where it cannot."""
@@ -437,7 +440,7 @@ def test_families(name, pair, models):
             student, teacher.eval(), methods, data=facts, task=image.loss, fresh=lambda _: copy.deepcopy(student)
         )
 
-    if name == "fsp" and pair != FAMILIES[0]:
+    if name == "fsp" and pair != MODEL_PAIRS[0]:
         with pytest.raises(KdrunError, match="fsp needs the same channels on both sides"):
             make()
         return
@@ -452,6 +455,55 @@ def test_families(name, pair, models):
         learned = [p for module in stage.trains for p in module.parameters()]
         assert any(p.grad is not None for p in learned)
         assert all(p.grad.isfinite().all() for p in learned if p.grad is not None)
+
+
+class Odd(Method):
+    """A method whose loss is what a test says."""
+
+    returned: Any = None
+
+    def loss(self, student, teacher, batch):
+        return self.returned
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (torch.zeros(()), "odd must return its losses as a dict from term to scalar, .* it returned Tensor"),
+        (None, "it returned NoneType"),
+        ({"a": torch.zeros(6)}, r"term 'a' of odd must be a scalar tensor, a mean or a sum; it is of shape \(6,\)"),
+        ({"a": 0.5}, "term 'a' of odd must be a scalar tensor, a mean or a sum; it is a float"),
+    ],
+)
+def test_a_loss_that_is_no_named_scalar_is_told(returned, message):
+    """A tensor, nothing, a vector or a float: one sentence, not torch's."""
+    cls = type("Odd", (Odd,), {"returned": returned})
+    facts = DataFacts(ROWS, LABELS, CLASSES, batch(2)["input"])
+    distillation = Distillation(net(), teacher_of(), {"odd": (cls, {})}, data=facts, task=image.loss)
+    with pytest.raises(KdrunError, match=message):
+        distillation(batch(), distillation.stages[0])
+
+
+def test_an_unknown_wish_of_the_teacher_is_told():
+    cls = type("Odd", (Odd,), {"teacher": "output"})
+    with pytest.raises(KdrunError, match=r"method odd has teacher = 'output'. Did you mean outputs"):
+        Distillation(
+            net(),
+            teacher_of(),
+            {"odd": (cls, {})},
+            data=DataFacts(ROWS, LABELS, CLASSES, batch(2)["input"]),
+            task=image.loss,
+        )
+
+
+@pytest.mark.parametrize("name", sorted(set(KEYS.values())))
+def test_a_method_says_where_it_belongs(name):
+    """Its family is one that `kdrun methods` shows, it names a paper, and its docstring states the loss."""
+    cls = METHODS.get(name)
+    assert cls.family in FAMILIES
+    if name != "none":
+        assert re.fullmatch(r".+, (19|20)\d\d", cls.paper)
+        assert "\nLoss: " in inspect.getdoc(cls)
 
 
 # Adapters -------------------------------------------------------------------------------------------------------------

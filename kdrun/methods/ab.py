@@ -65,7 +65,7 @@ class AB(Method):
         student, teacher = self.run(batch)
         adapted = [connect(tap) for connect, tap in zip(self.connectors, student.taps, strict=True)]
         layers = list(zip(adapted, teacher.taps, strict=True))
-        return student, {"ab.boundary": boundaries(layers, self.margin, self.variant)}
+        return student, {"boundary": boundaries(layers, self.margin, self.variant)}
 
     def loss(self, student: Output, teacher: Output, batch: Batch) -> Terms:
         return {}

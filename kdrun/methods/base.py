@@ -70,6 +70,7 @@ class Stage:
         default_factory=dict
     )  # after an epoch; the one called "student" is selected on
     settings: dict[str, Any] = field(default_factory=dict)  # overrides of the recipe; epochs is a share of its epochs
+    owner: str = ""  # the method whose own stage it is; set by the Distillation, which puts it before the stage's terms
 
 
 @dataclass
@@ -146,6 +147,8 @@ class Distillation(nn.Module):
             outputs = outputs[0], evaluate(self.teacher, self._data.example)
         pairs = {}
         for name, (cls, settings) in methods.items():
+            if cls.teacher not in TEACHERS:
+                raise KdrunError(f"method {name} has teacher = {cls.teacher!r}. {choices(str(cls.teacher), TEACHERS)}")
             if cls.teacher in ("outputs", "gradients") and self.teacher is None:
                 raise KdrunError(
                     f"method '{name}' needs a teacher and teacher=none was asked for; say teacher=MODEL or method=none"
@@ -169,6 +172,8 @@ class Distillation(nn.Module):
                     f"{name} has training stages of its own and stands alone: method={name}, not {[*methods]}"
                 )
             self.stages = stages
+            for stage in stages:
+                stage.owner = "" if stage.terms == distil.terms else name
             _apply_settings(name, stages, settings.get("stages") or {})
 
     @property
@@ -184,6 +189,8 @@ class Distillation(nn.Module):
         own = {name: [w for term, w in (weights or {}).items() if term.startswith(f"{name}.")] for name in self.methods}
         self._idle = {name for name, mine in own.items() if mine and not any(mine)}
         output, terms = stage.terms(batch)
+        if stage.owner:
+            terms = {f"{stage.owner}.{term}": value for term, value in scalars(stage.owner, terms).items()}
         return output, {name: value.float() for name, value in terms.items()}
 
     def distil(self, batch: Batch) -> tuple[Output, Terms]:
@@ -197,7 +204,7 @@ class Distillation(nn.Module):
             if name in self._idle:
                 continue
             mine = self._view(name, student, 0), self._view(name, teacher, 1)
-            for term, value in method.loss(*mine, batch).items():
+            for term, value in scalars(name, method.loss(*mine, batch)).items():
                 terms[f"{name}.{term}"] = value
         return student, terms
 
@@ -262,6 +269,7 @@ class Distillation(nn.Module):
         return Pair(*sides, self._data, self._taps[name], run, run_teacher, self._make_peer)
 
 
+TEACHERS = ("none", "outputs", "gradients", "fresh")
 RESERVED = ("taps", "weights", "stages", "schedules")  # keys of a method's yaml that are not hyper-parameters
 
 
@@ -298,6 +306,19 @@ def _apply_settings(name: str, stages: list[Stage], settings: Mapping[str, Any])
                 raise KdrunError(
                     f"the methods disagree on {setting} of stage {key}: {stage.settings[setting]}, and {value} of {name}"
                 )
+
+
+def scalars(method: str, terms: Any) -> Terms:
+    """A method's terms, or one sentence that says what it returned instead of named scalars."""
+    if not isinstance(terms, Mapping):
+        raise KdrunError(
+            f"{method} must return its losses as a dict from term to scalar, as in {{'soft': loss}}; it returned {type(terms).__name__}"
+        )
+    for term, value in terms.items():
+        if not isinstance(value, Tensor) or value.ndim:
+            what = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise KdrunError(f"term '{term}' of {method} must be a scalar tensor, a mean or a sum; it is {what}")
+    return dict(terms)
 
 
 def mean(losses: Iterable[Tensor]) -> Tensor:

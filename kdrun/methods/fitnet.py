@@ -57,7 +57,7 @@ class FitNet(Method):
 
     def hints(self, batch: Batch) -> tuple[Output, Terms]:
         student, teacher = self.run(batch)
-        return student, {"fitnet.hint": hint(self.regressor(student.taps[0]), teacher.taps[0])}
+        return student, {"hint": hint(self.regressor(student.taps[0]), teacher.taps[0])}
 
     def loss(self, student: Output, teacher: Output, batch: Batch) -> Terms:
         if self.variant == "joint":

@@ -63,7 +63,7 @@ class FSP(Method):
         student, teacher = self.run(batch)
         pool = "maximum" if self.variant == "paper" else "average"
         flows = [[flow(*layers, pool) for layers in pairwise(side.taps)] for side in (student, teacher)]
-        return student, {"fsp.flow": mean(flow_distance(s, t, self.variant) for s, t in zip(*flows, strict=True))}
+        return student, {"flow": mean(flow_distance(s, t, self.variant) for s, t in zip(*flows, strict=True))}
 
     def loss(self, student: Output, teacher: Output, batch: Batch) -> Terms:
         return {}

@@ -86,7 +86,7 @@ class FT(Method):
     def paraphrase(self, batch: Batch) -> tuple[Output, Terms]:
         teacher = self.run_teacher(batch)
         t_BCHW = teacher.taps[0]
-        return teacher, {"ft.reconstruction": F.mse_loss(self.decoder(self.encoder(t_BCHW)), t_BCHW)}
+        return teacher, {"reconstruction": F.mse_loss(self.decoder(self.encoder(t_BCHW)), t_BCHW)}
 
     def loss(self, student: Output, teacher: Output, batch: Batch) -> Terms:
         return {"factor": self.distance(self.translator(student.taps[0]), self.encoder(teacher.taps[0]))}

@@ -106,7 +106,7 @@ def resnet14(classes: int, *, shortcut: str = "B") -> nn.Module:
 
 @register
 def resnet20(classes: int, *, shortcut: str = "B") -> nn.Module:
-    """20 layers, 16-32-64 channels: 0.27 M parameters."""
+    """20 layers, 16-32-64 channels: 0.28 M parameters."""
     return ResNet(20, THIN, classes, shortcut)
 
 
@@ -118,7 +118,7 @@ def resnet32(classes: int, *, shortcut: str = "B") -> nn.Module:
 
 @register
 def resnet44(classes: int, *, shortcut: str = "B") -> nn.Module:
-    """44 layers, 16-32-64 channels: 0.66 M parameters."""
+    """44 layers, 16-32-64 channels: 0.67 M parameters."""
     return ResNet(44, THIN, classes, shortcut)
 
 
@@ -130,7 +130,7 @@ def resnet56(classes: int, *, shortcut: str = "B") -> nn.Module:
 
 @register
 def resnet110(classes: int, *, shortcut: str = "B") -> nn.Module:
-    """110 layers, 16-32-64 channels: 1.73 M parameters."""
+    """110 layers, 16-32-64 channels: 1.74 M parameters."""
     return ResNet(110, THIN, classes, shortcut)
 
 
