@@ -30,9 +30,10 @@ from kdrun.train import build
 
 ROOT = Path(__file__).parents[1]
 SEEDS = (0, 1)
-STUDY = (
-    "dataset=image_folder recipe=quick recipe.epochs=8 teacher=resnet20 teacher.recipe.epochs=30 student=resnet8 engine.threads=1"
-).split()
+STUDY = [
+    "dataset=image_folder", "recipe=quick", "recipe.epochs=8", "teacher=resnet20", "teacher.recipe.epochs=30", "student=resnet8",
+    "engine.threads=1",
+]  # fmt: skip
 DOUBT = 2.0  # points below the student alone that want an explanation
 
 
@@ -143,7 +144,12 @@ def page(found: dict[str, Any], notes: dict[str, str]) -> str:
     said = [f"- `{name}` ({mean[name] - mean['none']:+.2f}): {notes.get(name, 'NOT YET EXPLAINED')}" for name in low]
     below = "\n".join(said) if said else f"No method lies more than {DOUBT:g} points below the student alone."
     return TEXT.format(
-        command=found["command"], teacher=found["teacher"], table="\n".join(rows), below=below, count=len(methods), doubt=DOUBT
+        command=found["command"],
+        teacher=found["teacher"],
+        table="\n".join(rows),
+        below=below,
+        count=len(methods),
+        doubt=DOUBT,
     )
 
 
@@ -166,8 +172,8 @@ Which method is better: two seeds have no useful interval, the weights were publ
 own train longer, and the binomial standard error of one score is about half a point.
 
 `gradient / task's`: the norm of the weighted term's gradient in the student over that of the supervised loss, after training, mean
-over four batches of seed 0. `images/s`: median over the epochs of the `distil` stage of seed 0, one thread, two processes side by side, on a
-machine that did other work too: see docs/methods.md for costs measured by themselves.
+over four batches of seed 0. `images/s`: median over the epochs of the `distil` stage of seed 0, one thread, two processes side by
+side, on a machine that did other work too: [methods.md](methods.md) has costs measured by themselves.
 
 ## More than {doubt:g} points below the student alone
 
