@@ -298,6 +298,16 @@ def test_a_method_whose_weights_are_zero_for_now_is_not_called(name):
     assert distillation(batch(), distillation.stages[0], weights)[1].keys() == set(weights)
 
 
+@pytest.mark.parametrize("name", ["ab", "fsp"])
+def test_after_its_own_stage_the_student_is_alone(name, monkeypatch):
+    """The last stage is the supervised loss: the teacher is not run, and the step is that of `none` from the same weights."""
+    distillation, weights = build(name)
+    monkeypatch.setattr(distillation, "_run_teacher", lambda x: pytest.fail("the teacher was run"))
+    alone, _ = build("none")
+    assert step(distillation, weights, 1) == step(alone, weights)
+    assert same(snapshot(alone.student), snapshot(distillation.student))
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_the_state_dict_holds_all_that_the_next_loss_needs(name):
     """A fresh Distillation with the state dict of a trained one gives the same next losses, bit for bit."""

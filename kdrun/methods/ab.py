@@ -48,6 +48,7 @@ class AB(Method):
 
     family = "features"
     paper = "Heo et al., 2019"
+    distils = False
 
     def build(self, pair: Pair, *, margin: float, variant: str) -> None:
         known = {"code": "means, margin 2, weight 10", "paper": "sums, earlier layers halved"}
@@ -66,6 +67,3 @@ class AB(Method):
         adapted = [connect(tap) for connect, tap in zip(self.connectors, student.taps, strict=True)]
         layers = list(zip(adapted, teacher.taps, strict=True))
         return student, {"boundary": boundaries(layers, self.margin, self.variant)}
-
-    def loss(self, student: Output, teacher: Output, batch: Batch) -> Terms:
-        return {}

@@ -31,6 +31,7 @@ class Method(nn.Module):
     paper = ""  # authors and year; title and link stand on the first line of the file
     # none | outputs (frozen) | gradients (inputs require grad) | fresh (pair.fresh: peers, trained too)
     teacher = "outputs"
+    distils = True  # False: all of it happens in its own stages, and the student's is the supervised loss alone
     needs: tuple[str, ...] = ("label",)  # batch keys it must have
     generator: torch.Generator  # the method's own random stream, on the device, reseeded every epoch
 
@@ -195,14 +196,13 @@ class Distillation(nn.Module):
 
     def distil(self, batch: Batch) -> tuple[Output, Terms]:
         """The default stage: the supervised loss and every loss of every method, as <method>.<term>."""
-        student, teacher = self.run(batch, taught=len(self._idle) < len(self.methods))
+        working = {name: m for name, m in self.methods.items() if m.distils and name not in self._idle}
+        student, teacher = self.run(batch, taught=bool(working))
         task = next(
             (t for m in self.methods.values() if (t := m.task(student, batch, self.supervised)) is not None), None
         )
         terms = {"task": self.supervised(student.logits, batch) if task is None else task}
-        for name, method in self.methods.items():
-            if name in self._idle:
-                continue
+        for name, method in working.items():
             mine = self._view(name, student, 0), self._view(name, teacher, 1)
             for term, value in scalars(name, method.loss(*mine, batch)).items():
                 terms[f"{name}.{term}"] = value

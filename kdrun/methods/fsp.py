@@ -43,6 +43,7 @@ class FSP(Method):
 
     family = "features"
     paper = "Yim et al., 2017"
+    distils = False
 
     def build(self, pair: Pair, *, variant: str) -> None:
         known = {"code": "mean and average pooling, weight 1", "paper": "sum and maximum pooling, equations 1 and 2"}
@@ -64,6 +65,3 @@ class FSP(Method):
         pool = "maximum" if self.variant == "paper" else "average"
         flows = [[flow(*layers, pool) for layers in pairwise(side.taps)] for side in (student, teacher)]
         return student, {"flow": mean(flow_distance(s, t, self.variant) for s, t in zip(*flows, strict=True))}
-
-    def loss(self, student: Output, teacher: Output, batch: Batch) -> Terms:
-        return {}
