@@ -13,7 +13,7 @@ from kdrun import __version__
 from kdrun.errors import KdrunError
 
 VALUE_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c")
-VERBS = ("methods", "models")
+VERBS = ("methods", "models", "report")
 
 
 class Terminated(KeyboardInterrupt):
@@ -96,6 +96,10 @@ def _job(composed: Any) -> Any:
 def _verb(verb: str, rest: list[str]) -> int:
     from kdrun.listing import show_methods, show_models
 
+    if verb == "report":
+        from kdrun.report.command import report
+
+        return report(rest)
     if verb not in VERBS or rest:
         from kdrun.errors import choices
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
+from kdrun.identity import NEUTRAL
 from kdrun.report.stats import paired
 
 # How the keys of an identity are written on the command line, where it is not the same; the order is that of preference.
@@ -76,7 +77,7 @@ def blocks(records: list[dict]) -> list[Block]:
         key += [record["student"]["name"], identity.get("student")]
         sorted_records.setdefault(json.dumps(key, sort_keys=True), []).append(record)
     return [
-        Block(members, _rows(members))
+        Block(members, rows_of(members))
         for members in sorted_records.values()
         if not all(record["id"] in teachers for record in members)
     ]
@@ -118,8 +119,8 @@ def is_pair(run: dict, other: dict) -> bool:
     return run["student"]["init_sha256"] == other["student"]["init_sha256"]
 
 
-def _rows(records: list[dict]) -> list[Row]:
-    """The rows of one block. Copies of one result count once; different results of one identity are not averaged."""
+def rows_of(records: list[dict]) -> list[Row]:
+    """The done runs by group. Copies of one result count once; different results of one identity are not averaged."""
     names = labels(records)
     found: dict[str, dict[int, list[dict]]] = {}
     for record in records:
@@ -156,7 +157,10 @@ def labels(records: list[dict]) -> dict[str, str]:
     for group, record in groups.items():
         rivals = [flat(other["identity"]) for other in groups.values() if other["method"] == record["method"]]
         own = flat(record["identity"])
-        shown = [f"{_typed(key, record['method'])}={_short(own.get(key, '-'))}" for key in _telling(rivals)]
+        neutral = {key: str(value) for key, value in NEUTRAL.items()}  # what an identity leaves out
+        shown = [
+            f"{_typed(key, record['method'])}={_short(own.get(key, neutral.get(key, '-')))}" for key in _telling(rivals)
+        ]
         label = "+".join(record["method"])
         found[group] = f"{label} ({', '.join(shown)})" if shown else label
     repeated = {label for label, count in Counter(found.values()).items() if count > 1}

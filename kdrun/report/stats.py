@@ -38,3 +38,79 @@ def paired(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> tuple
 
     half = float(stdtrit(len(a) - 1, (1 + level) / 2)) * sd / math.sqrt(len(a))
     return difference, difference - half, difference + half
+
+
+def p_value(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Two-sided p of the paired t test: how often differences at least as far from 0 would come of equal means.
+
+    None for a single pair. Identical pairs give 1; a difference that is the same in every pair, without any spread, gives 0.
+    """
+    difference, sd = mean_sd([x - y for x, y in zip(a, b, strict=True)])
+    if sd is None:
+        return None
+    if sd == 0:
+        return 1.0 if difference == 0 else 0.0
+    from scipy.special import stdtr
+
+    return 2 * float(stdtr(len(a) - 1, -abs(difference) / sd * math.sqrt(len(a))))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p values corrected for their number, so that the chance of any false claim among them stays below the level.
+
+    Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 1979: the smallest is
+    multiplied by n, the next by n - 1, and so on; none falls below the one before it, none exceeds 1.
+    """
+    corrected, least = [0.0] * len(ps), 0.0
+    for rank, i in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        least = max(least, min(1.0, (len(ps) - rank) * ps[i]))
+        corrected[i] = least
+    return corrected
+
+
+def seeds_needed(
+    difference: float, sd: float, level: float = 0.95, power: float = 0.8, most: int = 10_000
+) -> int | None:
+    """Paired seeds with which a t test would find `difference` with this power, differences having this deviation.
+
+    The smallest n with P(|t| > critical) >= power under the non-central t of n - 1 degrees and difference / sd * sqrt(n). The
+    observed difference and deviation stand for the true ones, so with few seeds this is a rough figure. None beyond `most`
+    or where there is no difference; 2 where the deviation is 0.
+    """
+    from scipy.special import nctdtr, stdtrit
+
+    if difference == 0:
+        return None
+    if sd == 0:
+        return 2
+
+    def reached(n: int) -> bool:
+        critical = float(stdtrit(n - 1, (1 + level) / 2))
+        shift = min(abs(difference) / sd * math.sqrt(n), 37.0)  # further out scipy's series gives up, and power is 1
+        return 1 - float(nctdtr(n - 1, shift, critical)) >= power
+
+    if not reached(most):
+        return None
+    low, high = 1, 2  # power grows with n: double until it is reached, then halve the way
+    while not reached(high):
+        low, high = high, min(2 * high, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if reached(middle) else (middle, high)
+    return high
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Exact two-sided p of two classifiers on one test set: images that only a, and only b, has right (McNemar 1947).
+
+    Under equal accuracy each such image falls to either side with probability 1/2. Covers the draw of test images, not the
+    seeds of training.
+    """
+    from scipy.special import bdtr
+
+    return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5))) if only_a + only_b else 1.0
+
+
+def binomial_error(score: float, n: int) -> float:
+    """Standard error of an accuracy (a fraction) that was measured on n images."""
+    return math.sqrt(score * (1 - score) / n)

@@ -1,0 +1,225 @@
+"""A table of results: rows by columns, each cell a group of seeds beside its baseline, with what can be told apart.
+
+Rows are methods and columns are teacher -> student pairs unless other keys are asked for. One table per dataset.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from kdrun.errors import KdrunError, choices
+from kdrun.report.groups import Row, difference, flat, is_pair, labels, rows_of
+from kdrun.report.stats import holm, mcnemar, mean_sd, p_value, seeds_needed
+
+LEVEL = 0.95
+
+
+@dataclass
+class Cell:
+    """The finished runs of one group, and how they compare with the baseline of the same seeds.
+
+    Scores are fractions. `equal` is None without a comparison; `p` is corrected by Holm for the methods of the column.
+    """
+
+    runs: Row
+    baseline: bool
+    n: int = 0
+    mean: dict[str, float] = field(default_factory=dict)  # by protocol
+    sd: dict[str, float | None] = field(default_factory=dict)
+    pairs: int = 0
+    gain: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    test: str = ""  # what p comes from: "t" over paired seeds, "mcnemar" on the test images of one seed
+    equal: bool | None = None
+    needed: int | None = None  # paired seeds that would tell this difference apart
+    agreement: float | None = None
+    params: int = 0
+    multiply_adds: int | None = None
+    seconds: float | None = None
+
+
+@dataclass
+class Table:
+    """One dataset's table: cells[row][column]."""
+
+    dataset: dict[str, Any]
+    columns: list[str]
+    cells: dict[str, dict[str, Cell]]
+    protocol: str
+    runs: list[dict]  # the done runs that stand in it
+    unfinished: list[dict]
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({run["seed"] for run in self.runs})
+
+
+def tables(
+    records: list[dict], *, rows: str = "method", columns: str = "pair", protocol: str | None = None
+) -> list[Table]:
+    """A table per dataset. `rows` and `columns` are "method", "pair" or a key of the identity, as recipe.lr.
+
+    `protocol`: last, best or holdout; by default what all records agree on, else last. KdrunError for a key that no run has.
+    """
+    asked = {record["protocol"] for record in records}
+    protocol = protocol or (asked.pop() if len(asked) == 1 else "last")
+    teachers = {record["teacher"]["run_id"] for record in records if record["teacher"]}
+    students = [r for r in records if r["id"] not in teachers or r["method"] != ["none"] or _asked_alone(r, records)]
+    for key in {rows, columns} - {"method", "pair"}:
+        known = {name for record in records for name in flat(record["identity"])}
+        if key not in known:
+            near = choices(key, known).partition("Choices:")[0]
+            raise KdrunError(
+                f"no key '{key}' in these runs. {near}Keys are those of a config, as recipe.lr; or say method, or pair"
+            )
+    by_data: dict[str, list[dict]] = {}
+    for record in students:
+        data = record["dataset"]
+        key = json.dumps([data[name] for name in ("name", "checksum", "train_n", "holdout_n")])
+        by_data.setdefault(key, []).append(record)
+    return [_table(members, rows, columns, protocol) for members in by_data.values()]
+
+
+def _asked_alone(record: dict, records: list[dict]) -> bool:
+    """A teacher's run that is a baseline, too: its model is some other run's student."""
+    return any(
+        other["student"]["name"] == record["student"]["name"] and other["method"] != ["none"] for other in records
+    )
+
+
+def _table(records: list[dict], rows: str, columns: str, protocol: str) -> Table:
+    groups = rows_of(records)
+    pairs = {id(row): _pair(row.first) for row in groups}
+    home = pairs if columns == "pair" else {id(row): _value(row.first, columns) for row in groups}
+    names = _names(groups, rows, home)
+    found: dict[str, dict[str, Cell]] = {}
+    order: list[str] = []
+    for row in groups:
+        where = [home[id(row)]]
+        if columns == "pair" and _alone(row.first):  # what has no teacher stands beside every teacher of its student
+            same = [pairs[id(o)] for o in groups if not _alone(o.first) and _setting(o.first) == _setting(row.first)]
+            where = list(dict.fromkeys(same)) or where
+        for column in where:
+            if column not in order:
+                order.append(column)
+            cell = _cell(row, groups, protocol)
+            label = names[id(row)]
+            while column in found.setdefault(label, {}):
+                label = f"{names[id(row)]} [{row.first['group'][:6]}]"
+                if column in found.setdefault(label, {}):
+                    break
+            found[label][column] = cell
+    for column in order:
+        _correct([line[column] for line in found.values() if column in line])
+    done = [run for row in groups for run in row.runs.values()]
+    ranked = dict(sorted(((k, v) for k, v in found.items() if v), key=lambda item: not _is_baseline(item[1])))
+    unfinished = [record for record in records if record["status"] != "done"]
+    return Table(records[0]["dataset"], order, ranked, protocol, done, unfinished)
+
+
+def _is_baseline(line: dict[str, Cell]) -> bool:
+    return all(cell.baseline for cell in line.values())
+
+
+def _pair(record: dict) -> str:
+    """teacher -> student; the student alone without a teacher."""
+    peers = record["identity"].get("teacher") if record["teacher"] is None else None
+    name = record["teacher"]["name"] if record["teacher"] else None
+    if name is None and isinstance(peers, dict):  # peers of mutual learning
+        name = peers.get("name")
+    return f"{name} -> {record['student']['name']}" if name else record["student"]["name"]
+
+
+def _alone(record: dict) -> bool:
+    return "->" not in _pair(record)
+
+
+def _setting(record: dict) -> list[Any]:
+    identity = record["identity"]
+    return [record["student"]["name"], identity.get("student"), identity.get("recipe"), identity.get("precision")]
+
+
+def _names(groups: list[Row], rows: str, home: dict[int, str]) -> dict[int, str]:
+    """What each group is called: the value of the key asked for, or its method and what tells it from others of its column."""
+    if rows == "pair":
+        return {id(row): _pair(row.first) for row in groups}
+    if rows != "method":
+        return {id(row): _value(row.first, rows) for row in groups}
+    found: dict[int, str] = {}
+    for column in dict.fromkeys(home.values()):
+        members = [row for row in groups if home[id(row)] == column]
+        told = labels([row.first for row in members])
+        found |= {id(row): told[row.first["group"]] for row in members}
+    return found
+
+
+def _value(record: dict, key: str) -> str:
+    return "+".join(record["method"]) if key == "method" else flat(record["identity"]).get(key, "-")
+
+
+def _cell(row: Row, groups: Iterable[Row], protocol: str) -> Cell:
+    """The numbers of one group; disputed seeds are in none of them."""
+    first, runs = row.first, list(row.runs.values())
+    cell = Cell(row, row.baseline, len(runs), params=first["student"]["params"])
+    cell.multiply_adds = first["student"].get("multiply_adds")
+    for column in ("last", "best", "holdout"):
+        scores = row.scores(column)
+        if scores:
+            cell.mean[column], cell.sd[column] = mean_sd(scores)
+    agreements = [run["agreement"] for run in runs if run["agreement"] is not None]
+    cell.agreement = fmean(agreements) if agreements else None
+    cell.seconds = fmean(run["time"]["train_s"] for run in runs) if runs else None
+    base = _baseline(row, groups)
+    if base is not None:
+        cell.pairs, gain, cell.low, cell.high, differences = difference(row, base, protocol)
+        if cell.pairs:
+            cell.gain = gain
+        if cell.pairs > 1:
+            cell.p, cell.test = p_value(differences, [0.0] * len(differences)), "t"
+            cell.needed = seeds_needed(gain, mean_sd(differences)[1] or 0.0)
+        elif cell.pairs == 1 and protocol == "last":
+            (seed,) = [s for s in row.runs if s in base.runs and is_pair(row.runs[s], base.runs[s])]
+            cell.p = one_seed(row.runs[seed], base.runs[seed])
+            cell.test = "mcnemar" if cell.p is not None else ""
+    return cell
+
+
+def _baseline(row: Row, groups: Iterable[Row]) -> Row | None:
+    """The `none` of the same student, recipe and precision."""
+    if row.baseline:
+        return None
+    fitting = [other for other in groups if other.baseline and _setting(other.first) == _setting(row.first)]
+    return max(fitting, key=lambda other: len(other.runs.keys() & row.runs.keys()), default=None)
+
+
+def _correct(cells: list[Cell]) -> None:
+    """Holm over the comparisons of one column; `equal` where a difference cannot be told from 0."""
+    compared = [cell for cell in cells if cell.p is not None]
+    for cell, p in zip(compared, holm([cell.p for cell in compared if cell.p is not None]), strict=True):
+        cell.p, cell.equal = p, p >= 1 - LEVEL
+
+
+def one_seed(run: dict, other: dict) -> float | None:
+    """McNemar's p of two runs' last test logits; None where a run's logits are not there (portable records have none)."""
+    right = [_right(run), _right(other)]
+    if right[0] is None or right[1] is None or len(right[0]) != len(right[1]):
+        return None
+    ours, theirs = right
+    return mcnemar(int((ours & ~theirs).sum()), int((theirs & ~ours).sum()))
+
+
+def _right(run: dict) -> Any:
+    path = Path(run.get("folder", "")) / "test_logits.safetensors"
+    if not path.is_file():
+        return None
+    from safetensors.numpy import load_file
+
+    found = load_file(path)
+    return found["logits"].argmax(1) == found["labels"]

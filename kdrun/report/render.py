@@ -1,0 +1,252 @@
+"""Tables as text: for a terminal, Markdown, CSV, LaTeX and JSON. Scores are fractions in the cells and percent here."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import asdict
+from typing import Any
+
+from kdrun.report.pivot import Cell, Table
+from kdrun.report.table import PROTOCOLS, gain_text, percent
+
+FIELDS = (
+    "n", "seeds", "last", "last_sd", "best", "best_sd", "holdout", "holdout_sd", "pairs", "gain", "low", "high", "p", "test", "equal",
+    "seeds_needed", "agreement", "params", "multiply_adds", "train_s",
+)  # fmt: skip
+
+
+def caption(table: Table, skipped: int = 0) -> list[str]:
+    """What a reader must know: data, protocol, seeds, how differences were tested, and what is missing."""
+    data = table.dataset
+    sizes = f"{data['train_n']:,} training and {data['test_n']:,} test images"
+    recipes = sorted({f"{r['recipe'].get('name')}, {r['recipe'].get('epochs')} epochs" for r in table.runs})
+    lines = [f"{data['name']}: {sizes}; {' or '.join(recipes)}"]
+    seeds = table.seeds
+    said = (
+        f"one seed ({seeds[0]})"
+        if len(seeds) == 1
+        else f"seeds {', '.join(map(str, seeds))}: mean ± standard deviation"
+    )
+    lines.append(f"test accuracy in %, {PROTOCOLS[table.protocol]}; {said}")
+    cells = [cell for line in table.cells.values() for cell in line.values()]
+    tests = {cell.test for cell in cells if cell.test}
+    if "t" in tests:
+        lines.append(
+            "differences to none paired by seed, with 95 % intervals that cover seeds, not another draw of test images; = is a difference "
+            "that a paired t test, corrected for the methods of its column (Holm), cannot tell from 0 at 5 %, and beside it the paired "
+            "seeds that would (power 0.8)"
+        )
+    if "mcnemar" in tests:
+        lines.append(
+            "one seed has no interval: = is a difference that McNemar's exact test on the two runs' test images, corrected for the methods "
+            "of its column (Holm), cannot tell from 0 at 5 %; it does not cover the seeds of training"
+        )
+    mixed = _mixed(table.runs)
+    if mixed:
+        lines.append(f"warning: this table mixes different {', '.join(mixed)}")
+    disputed = [
+        (row, seed) for row, line in table.cells.items() for cell in line.values() for seed in cell.runs.disputed
+    ]
+    lines += [f"warning: {row} seed {seed} has several different results and is in no mean" for row, seed in disputed]
+    missing = [f"{'+'.join(r['method'])} seed {r['seed']}: {r['status']}" for r in table.unfinished]
+    if missing:
+        lines.append(
+            f"not finished: {'; '.join(missing[:5])}{f' and {len(missing) - 5} more' if len(missing) > 5 else ''}"
+        )
+    if skipped:
+        lines.append(
+            f"{skipped} file{'s' * (skipped > 1)} called record.json could not be read and {'are' if skipped > 1 else 'is'} left out"
+        )
+    return lines
+
+
+def _mixed(runs: list[dict]) -> list[str]:
+    """What the runs of a table do not share and should."""
+    found: dict[str, set[str]] = {
+        "devices": set(),
+        "versions of torch": set(),
+        "versions of kdrun": set(),
+        "precisions": set(),
+    }
+    for run in runs:
+        found["devices"].add(run["engine"]["device"])
+        found["versions of torch"].add(str(run["versions"].get("torch")))
+        found["versions of kdrun"].add(str(run["versions"].get("kdrun")))
+        found["precisions"].add(str(run["engine"]["precision"]))
+    return [f"{what} ({', '.join(sorted(values))})" for what, values in found.items() if len(values) > 1]
+
+
+def grid(table: Table) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of text. One column of runs is told in full; several stand side by side with score and difference."""
+    if len(table.columns) == 1:
+        (column,) = table.columns
+        columns = [
+            p for p in ("last", "best", "holdout") if any(p in line[column].mean for line in table.cells.values())
+        ]
+        head = [column, "n", *columns, "against none", "agreement", "parameters", "multiply-adds", "time"]
+        rows = [[label, *_full(line[column], columns)] for label, line in table.cells.items()]
+        used = [i for i in range(len(head)) if i < 2 or any(row[i] for row in rows)]
+        return [head[i] for i in used], [[row[i] for i in used] for row in rows]
+    rows = [
+        [label, *(_brief(line[c], table.protocol) if c in line else "" for c in table.columns)]
+        for label, line in table.cells.items()
+    ]
+    return ["", *table.columns], rows
+
+
+def _full(cell: Cell, columns: list[str]) -> list[str]:
+    return [
+        str(cell.n),
+        *(spread(cell, column) for column in columns),
+        against(cell),
+        percent(cell.agreement) if cell.agreement is not None else "",
+        _count(cell.params),
+        _count(cell.multiply_adds) if cell.multiply_adds else "",
+        _time(cell.seconds),
+    ]
+
+
+def _brief(cell: Cell, protocol: str) -> str:
+    return "  ".join(filter(None, [f"{spread(cell, protocol)} ({cell.n})" if cell.n else "disputed", against(cell)]))
+
+
+def spread(cell: Cell, column: str) -> str:
+    """mean ± sd in percent; the mean alone for one seed."""
+    if column not in cell.mean:
+        return ""
+    sd = cell.sd[column]
+    return percent(cell.mean[column]) + (f" ± {percent(sd)}" if sd is not None else "")
+
+
+def against(cell: Cell) -> str:
+    """The difference to the baseline: with its interval, = where it cannot be told from 0, and the seeds that would tell."""
+    if cell.gain is None:
+        return ""
+    text = gain_text(cell.gain, cell.low, cell.high)
+    if cell.equal:
+        text += f" = ({cell.needed:,} seeds)" if cell.needed else " ="
+    return text
+
+
+def _count(number: int) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.2f} {letter}"
+    return str(number)
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+def terminal(tables: list[Table], skipped: int = 0, width: int = 100) -> str:
+    """For a screen: captions folded to its width; where a row is too wide, its cells stand below its name."""
+    import textwrap
+
+    parts = []
+    for table in tables:
+        lines = [line for said in caption(table, skipped) for line in textwrap.wrap(said, width)]
+        parts.append("\n".join([*lines, "", *aligned(*grid(table), width)]))
+    return "\n\n".join(parts) + "\n"
+
+
+def aligned(head: list[str], rows: list[list[str]], width: int) -> list[str]:
+    wide = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    if sum(wide) + 2 * (len(wide) - 1) <= width:
+        return [
+            "  ".join(cell.ljust(room) for cell, room in zip(row, wide, strict=True)).rstrip() for row in [head, *rows]
+        ]
+    lines = []
+    for row in rows:
+        lines.append(row[0])
+        lines += [
+            f"    {name:<{max(map(len, head))}}  {cell}" for name, cell in zip(head[1:], row[1:], strict=True) if cell
+        ]
+    return lines
+
+
+def markdown(tables: list[Table], skipped: int = 0) -> str:
+    """GitHub's tables; every cell is escaped."""
+    parts = []
+    for table in tables:
+        head, rows = grid(table)
+        lines = [f"| {' | '.join(map(_md, row))} |" for row in [head, *rows]]
+        lines.insert(1, f"|{' --- |' * len(head)}")
+        parts.append("\n".join([*lines, "", *(f"{_md(line)}.\n" for line in caption(table, skipped))]))
+    return "\n".join(parts)
+
+
+def _md(text: str) -> str:
+    for letter in "\\`*_[]<>|":
+        text = text.replace(letter, f"\\{letter}")
+    return text
+
+
+def latex(tables: list[Table], skipped: int = 0) -> str:
+    """booktabs tables; needs \\usepackage{booktabs}."""
+    parts = []
+    for table in tables:
+        head, rows = grid(table)
+        body = [f"{' & '.join(map(_tex, row))} \\\\" for row in rows]
+        parts += [
+            "\\begin{table}", "\\centering", f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", "\\toprule",
+            f"{' & '.join(map(_tex, head))} \\\\", "\\midrule", *body, "\\bottomrule", "\\end{tabular}",
+            f"\\caption{{{_tex('. '.join(caption(table, skipped)))}.}}", "\\end{table}", "",
+        ]  # fmt: skip
+    return "\n".join(parts)
+
+
+def _tex(text: str) -> str:
+    text = "".join(
+        {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}.get(c, c) for c in text
+    )
+    for letter in "&%$#_":
+        text = text.replace(letter, f"\\{letter}")
+    return text.replace("->", "$\\to$").replace("±", "$\\pm$").replace("<", "$<$")
+
+
+def long(tables: list[Table]) -> list[dict[str, Any]]:
+    """A dict per cell with all of its numbers as fractions, seconds and counts."""
+    found = []
+    for table in tables:
+        for label, line in table.cells.items():
+            for column, cell in line.items():
+                found.append({"row": label, "dataset": table.dataset["name"], "column": column, **_numbers(cell)})
+    return found
+
+
+def _numbers(cell: Cell) -> dict[str, Any]:
+    plain = {key: value for key, value in asdict(cell).items() if key in FIELDS}
+    for column in ("last", "best", "holdout"):
+        plain[column], plain[f"{column}_sd"] = cell.mean.get(column), cell.sd.get(column)
+    plain |= {"seeds": sorted(cell.runs.runs), "seeds_needed": cell.needed, "train_s": cell.seconds}
+    return {key: plain.get(key) for key in FIELDS}
+
+
+def comma(tables: list[Table]) -> str:
+    """CSV, a line per cell; the row's name is the first column."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, ["row", "dataset", "column", *FIELDS], lineterminator="\n")
+    writer.writeheader()
+    for line in long(tables):
+        writer.writerow({**line, "seeds": " ".join(map(str, line["seeds"]))})
+    return out.getvalue()
+
+
+def as_json(tables: list[Table], skipped: int = 0) -> str:
+    """Captions and cells."""
+    found = [
+        {
+            "caption": caption(table, skipped),
+            "protocol": table.protocol,
+            "dataset": table.dataset,
+            "cells": long([table]),
+        }
+        for table in tables
+    ]
+    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"

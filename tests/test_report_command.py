@@ -1,0 +1,262 @@
+"""`kdrun report`: what it finds, what it compares, and each of its formats, on made-up records."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from scipy import stats as reference
+from test_report import make
+
+from kdrun.cli import run
+from kdrun.engine import record as records
+from kdrun.errors import KdrunError
+from kdrun.report import render
+from kdrun.report.against import compare, published
+from kdrun.report.collect import collect
+from kdrun.report.pivot import tables
+from kdrun.report.stats import binomial_error, holm, mcnemar, p_value, seeds_needed
+
+
+def write(root, *made):
+    for number, record in enumerate(made):
+        (root / f"run{number}").mkdir(parents=True)
+        records.write(root / f"run{number}", record)
+    return root
+
+
+def sweep(**changed):
+    """none, kd and rkd with three seeds: kd is better by about a point, rkd by nothing."""
+    none, kd, rkd = (0.900, 0.905, 0.910), (0.911, 0.914, 0.921), (0.901, 0.903, 0.911)
+    return [
+        make(method, seed, score, **changed)
+        for method, scores in (("kd", kd), ("none", none), ("rkd", rkd))
+        for seed, score in enumerate(scores)
+    ]
+
+
+# Statistics --------------------------------------------------------------------------------------------------------------
+
+
+def test_p_values_are_those_of_scipy():
+    a, b = [0.91, 0.92, 0.935, 0.9], [0.9, 0.915, 0.92, 0.905]
+    assert p_value(a, b) == pytest.approx(reference.ttest_rel(a, b).pvalue)
+    assert p_value([0.9], [0.8]) is None
+    assert p_value([0.9, 0.8], [0.9, 0.8]) == 1
+    assert p_value([0.75, 0.5], [0.5, 0.25]) == 0
+    assert mcnemar(10, 25) == pytest.approx(reference.binomtest(10, 35).pvalue)
+    assert mcnemar(0, 0) == 1
+
+
+def test_holm_multiplies_in_order_and_never_falls():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize(("size", "seeds"), [(1.0, 10), (0.5, 34), (0.2, 199)])
+def test_seeds_needed_are_those_of_the_power_tables(size, seeds):
+    """Cohen's tables of the paired t test at 5 %, power 0.8; the sign and the unit do not matter."""
+    assert seeds_needed(size, 1.0) == seeds
+    assert seeds_needed(-0.01 * size, 0.01) == seeds
+    assert seeds_needed(0.0, 1.0) is None
+    assert seeds_needed(1e-6, 1.0) is None
+    assert seeds_needed(1.0, 0.0) == 2
+
+
+# Collecting --------------------------------------------------------------------------------------------------------------
+
+
+def test_foreign_and_truncated_records_are_named_and_counted(tmp_path, capsys):
+    """What is no record of this schema is skipped by name, the rest is shown, and the caption counts."""
+    write(tmp_path, *sweep())
+    for name, text in (
+        ("cut", '{"schema": 1,'),
+        ("other", '{"a": 1}'),
+        ("newer", '{"schema": 2}'),
+        ("thin", '{"schema": 1}'),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "record.json").write_text(text)
+    assert run(["report", str(tmp_path)]) == 0
+    shown = capsys.readouterr()
+    assert "4 files called record.json could not be read and are left out" in shown.out
+    assert [line.split()[1].split("/")[-2] for line in shown.err.splitlines()] == ["cut", "newer", "other", "thin"]
+    assert "schema 2; this kdrun reads schema 1" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "status"),
+    [
+        (["nowhere"], "nowhere is no folder", 1),
+        (["."], "no record.json of a run below", 1),
+        (["runs", "--rows", "recipe.lrr"], "no key 'recipe.lrr' in these runs. Did you mean recipe.lr?", 1),
+        (["runs", "--against", "kdzo_cifar10"], "no published table 'kdzo_cifar10'. Did you mean kdzoo_cifar10", 1),
+        (["runs", "--against", "kdzoo_cifar10"], "kdzoo_cifar10 is about cifar10 and these runs are about digits", 1),
+        (["runs", "--format", "pdf"], "argument --format: invalid choice: 'pdf'", 2),
+        (["--fromat", "md"], "unrecognized arguments: --fromat", 2),
+    ],
+)
+def test_what_cannot_be_reported_is_one_line(arguments, message, status, tmp_path, monkeypatch, capsys):
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "runs", *sweep())
+    monkeypatch.chdir(tmp_path / "empty" if arguments == ["."] else tmp_path)
+    assert run(["report", *arguments]) == status
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("kdrun: ")
+    assert message in lines[0]
+
+
+def test_ten_thousand_records_are_read_in_seconds(tmp_path):
+    """The issue of scale: 2,000 here, and no time measured: only that the whole lot comes out in one table."""
+    made = sweep()[0]
+    for number in range(2000):
+        (tmp_path / f"{number}").mkdir()
+        (tmp_path / f"{number}" / "record.json").write_text(json.dumps({**made, "seed": number}))
+    (table,) = tables(collect([tmp_path]).records)
+    assert table.cells["kd"]["resnet14 -> resnet8"].n == 2000
+
+
+# Tables ------------------------------------------------------------------------------------------------------------------
+
+
+def test_cells_compare_with_the_student_alone():
+    """Mean, deviation, paired difference, Holm over two methods, and = with the seeds that would tell."""
+    (table,) = tables(sweep())
+    assert table.columns == ["resnet14 -> resnet8"]
+    assert list(table.cells) == ["none", "kd", "rkd"]
+    none, kd, rkd = (table.cells[name]["resnet14 -> resnet8"] for name in ("none", "kd", "rkd"))
+    assert none.baseline
+    assert none.gain is None
+    assert kd.mean["last"] == pytest.approx(0.9153, abs=1e-4)
+    assert kd.gain == pytest.approx(0.0103, abs=1e-4)
+    raw = reference.ttest_rel((0.911, 0.914, 0.921), (0.900, 0.905, 0.910)).pvalue
+    assert kd.p == pytest.approx(2 * raw)
+    assert kd.equal is False
+    assert rkd.equal is True
+    assert rkd.needed is None  # no difference at all: no number of seeds would tell
+    assert kd.agreement == pytest.approx(0.93)
+
+
+def test_a_method_without_teacher_stands_in_every_column_of_its_student():
+    second = [{**record, "teacher": {**record["teacher"], "name": "resnet20"}} for record in sweep(lr=0.1)[:3]]
+    for record in second:
+        record["group"] = record["id"] = f"other{record['seed']}"[:5]
+        record["identity"] = {**record["identity"], "teacher": {"name": "resnet20"}}
+    (table,) = tables([*sweep(), *second])
+    assert table.columns == ["resnet14 -> resnet8", "resnet20 -> resnet8"]
+    assert set(table.cells["none"]) == set(table.columns)
+    head, rows = render.grid(table)
+    assert head == ["", "resnet14 -> resnet8", "resnet20 -> resnet8"]
+    assert "91.53 ± 0.51 (3)  +1.03 [" in rows[1][1]
+
+
+def test_rows_and_columns_may_be_keys():
+    """A sweep over a learning rate: methods by recipe.lr, each against the `none` of its own rate."""
+    (table,) = tables([*sweep(lr=0.1), *sweep(lr=0.05)], columns="recipe.lr")
+    assert table.columns == ["0.1", "0.05"]
+    assert table.cells["kd"]["0.05"].gain == pytest.approx(0.0103, abs=1e-4)
+
+
+def test_different_results_of_one_run_are_shown_and_never_averaged():
+    runs = sweep()
+    again = make("kd", 0, 0.5)
+    (table,) = tables([*runs, {**again, "student": {**again["student"], "sha256": "ff" * 32}}])
+    cell = table.cells["kd"]["resnet14 -> resnet8"]
+    assert cell.n == 2
+    assert any("kd seed 0 has several different results" in line for line in render.caption(table))
+
+
+def test_one_seed_is_told_by_the_test_images(tmp_path):
+    """McNemar's test on the two runs' logits; without them nothing is claimed."""
+    made = [record for record in sweep() if record["seed"] == 0]
+    write(tmp_path, *made)
+    labels = np.zeros(597, dtype=np.int64)
+    for number, right in enumerate((560, 530, 531)):  # kd, none, rkd
+        logits = np.zeros((597, 2), dtype=np.float32)
+        logits[np.arange(597), (np.arange(597) >= right).astype(int)] = 1
+        save_file({"logits": logits, "labels": labels}, tmp_path / f"run{number}" / "test_logits.safetensors")
+    (table,) = tables(collect([tmp_path]).records)
+    kd, rkd = (table.cells[name]["resnet14 -> resnet8"] for name in ("kd", "rkd"))
+    assert (kd.test, kd.equal, rkd.equal) == ("mcnemar", False, True)
+    assert kd.p == pytest.approx(2 * mcnemar(30, 0))
+    assert any(line.startswith("one seed has no interval") for line in render.caption(table))
+    shutil.rmtree(tmp_path / "run1")
+    write(tmp_path / "portable", made[1])
+    (table,) = tables(collect([tmp_path]).records)
+    assert table.cells["kd"]["resnet14 -> resnet8"].equal is None
+
+
+def test_mixed_devices_and_unfinished_runs_are_told():
+    runs = sweep()
+    runs[0]["engine"]["device"] = "cuda"
+    lines = render.caption(tables([*runs, make("at", 1, 0.0, status="nan", error="loss became NaN")])[0])
+    assert any("mixes different devices (cpu, cuda)" in line for line in lines)
+    assert any(line == "not finished: at seed 1: nan" for line in lines)
+
+
+# Formats -----------------------------------------------------------------------------------------------------------------
+
+
+def test_csv_has_the_row_first_and_json_the_same_numbers():
+    shown = tables(sweep())
+    lines = list(csv.DictReader(io.StringIO(render.comma(shown))))
+    assert next(iter(lines[0])) == "row"
+    assert [line["row"] for line in lines] == ["none", "kd", "rkd"]
+    assert float(lines[1]["gain"]) == pytest.approx(0.0103, abs=1e-4)
+    assert lines[1]["seeds"] == "0 1 2"
+    (found,) = json.loads(render.as_json(shown))
+    assert found["cells"][1]["gain"] == float(lines[1]["gain"])
+
+
+def test_markup_is_escaped():
+    """A name with signs of Markdown or LaTeX is shown as it is."""
+    runs = [{**record, "dataset": {**record["dataset"], "name": "a_b|<i>%$"}} for record in sweep()]
+    shown = tables(runs)
+    assert r"a\_b\|\<i\>%$" in render.markdown(shown)
+    assert r"a\_b|$<$i>\%\$" in render.latex(shown)
+
+
+def test_a_narrow_screen_puts_cells_below_their_row():
+    text = render.terminal(tables(sweep()), width=60)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\nkd\n" in text
+
+
+def test_published_scores_stand_beside_ours():
+    """Inside, above and below, by the errors of both; a test set of 10,000 has 0.26 points of error at 93 %."""
+    assert 100 * binomial_error(0.93, 10_000) == pytest.approx(0.255, abs=1e-3)
+    runs = []
+    for method, score in (("kd", 0.9290), ("at", 0.9200), ("sp", 0.9450)):  # published: 92.82, 93.21, 93.30
+        for seed in range(3):
+            record = make(method, seed, score + 0.001 * seed, student="resnet20")
+            record["dataset"] |= {"name": "cifar10", "test_n": 10_000}
+            record["teacher"]["name"] = "resnet110"
+            runs.append(record)
+    found = {c.theirs.method: c.verdict for c in compare(tables(runs), "kdzoo_cifar10")}
+    assert found == {"kd": "inside", "at": "below", "sp": "above"}
+
+
+@pytest.mark.parametrize(
+    "name", ["kdzoo_cifar10", "kdzoo_cifar100", "crd_cifar100", "mdistiller_cifar100", "logitstd_cifar100"]
+)
+def test_published_tables_name_models_that_exist(name):
+    from kdrun.registry import METHODS, MODELS
+
+    for cell in published(name):
+        MODELS.entry(cell.teacher)
+        MODELS.entry(cell.student)
+        assert cell.method.removesuffix("_ls") in {*METHODS.entries(), "ls"}
+        assert 0.5 < cell.score < 1
+        assert cell.source
+
+
+def test_a_published_table_of_other_images_is_refused():
+    with pytest.raises(KdrunError, match="scores on other images do not compare"):
+        compare(tables(sweep()), "crd_cifar100")
