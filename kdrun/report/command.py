@@ -15,7 +15,7 @@ from kdrun.report.against import Comparison, compare
 from kdrun.report.collect import collect
 from kdrun.report.pivot import Table, tables
 
-FORMATS = ("terminal", "md", "csv", "latex", "json")
+FORMATS = ("terminal", "md", "csv", "latex", "json", "html")
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,7 +50,13 @@ def report(arguments: Sequence[str]) -> int:
     for line in found.skipped:
         print(f"skipped  {line}", file=sys.stderr)
     shown = tables(found.records, rows=asked.rows, columns=asked.columns, protocol=asked.protocol)
-    text = _text(shown, asked.format, len(found.skipped))
+    if asked.format == "html":
+        from kdrun.report.html import page
+
+        place = Path(asked.output).parent if asked.output else Path()
+        text = page(shown, found.skipped, found.records, place)
+    else:
+        text = _text(shown, asked.format, len(found.skipped))
     if asked.against:
         text += _against(compare(shown, asked.against), asked.against, asked.format)
     if asked.output:

@@ -1,0 +1,336 @@
+"""The HTML page: what is in it, what cannot break out of it, and, where there is a browser, that it works.
+
+`pytest -m slow` runs the second half; it needs Chromium and chromedriver (Debian: apt-get install chromium chromium-driver)
+and skips without them.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+import urllib.error
+import urllib.request
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from test_report import make
+
+from kdrun.cli import run
+from kdrun.engine import record as records
+from kdrun.report.html import judge, page, ticks
+from kdrun.report.pivot import tables
+from kdrun.report.render import spread
+from kdrun.report.table import gain_text
+
+EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'`&amp;"
+
+
+def sweep(root: Path | None = None, methods=("kd", "none", "rkd", "at"), seeds=3, **changed) -> list[dict]:
+    """Made-up runs; under `root` with folders that hold a record, curves and logits."""
+    made = [
+        make(method, seed, 0.90 + 0.003 * number * (method != "none") + 0.004 * seed + 0.0007 * ((number + seed) % 3), **changed)
+        for number, method in enumerate(methods)
+        for seed in range(seeds)
+    ]  # fmt: skip
+    for number, record in enumerate(made if root else []):
+        folder = root / f"run{number}"
+        folder.mkdir(parents=True)
+        records.write(folder, record)
+        points = [
+            {"stage": "distil", "epoch": e, "test": {"score": record["score"] - 0.3 * 0.8**e + 0.3 * 0.8**30}}
+            for e in range(1, 31)
+        ]
+        (folder / "curves.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
+        draw = np.random.default_rng(number)
+        labels = draw.integers(0, 10, 597)
+        logits = draw.normal(size=(597, 10)) + 4 * np.eye(10)[labels]
+        save_file({"logits": logits.astype(np.float32), "labels": labels}, folder / "test_logits.safetensors")
+        record["folder"] = str(folder)
+    return made
+
+
+class Reader(HTMLParser):
+    """Tags, their attributes, and the text outside of scripts and styles."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.said: list[str] = []
+        self.inside = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.inside = tag
+
+    def handle_data(self, data):
+        if self.inside not in ("script", "style"):
+            self.said.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.said).split())
+
+
+def shown(made: list[dict], skipped=()) -> str:
+    return page(tables(made), list(skipped), made)
+
+
+def test_the_page_holds_what_the_table_holds(tmp_path):
+    made = sweep(tmp_path)
+    failed = make("sp", 1, 0.0, status="nan", error="loss became NaN at step 7")
+    text = shown([*made, failed], ["other/record.json is not a record of a kdrun run (no key 'id')"])
+    said = Reader(text).text
+    for word in (
+        "digits: 1,200 training and 597 test images; quick, 30 epochs",
+        "last epoch",
+        "best epoch",
+        "difference to none",
+        "told apart?",
+        "78.04 k",
+        "Learning curves",
+        "Accuracy per class",
+        "Calibration",
+        "ECE",
+        "DivergedError: loss became NaN at step 7",
+        "no key 'id'",
+        "Skipped: 1 file",
+        "All runs: 13",
+        "python 3.11.7, torch 2.6.0",
+        "0123abcd",
+        "kdrun method=rkd seed=2",
+        "12 finished runs, 1 not finished",
+        "93.00",
+    ):
+        assert word in said, word
+    (table,) = tables(made)
+    for line in table.cells.values():
+        for cell in line.values():
+            for number in (spread(cell, "last"), spread(cell, "best")):
+                assert number in said
+            assert cell.gain is None or gain_text(cell.gain, cell.low, cell.high) in said
+    assert text.count('class="line" data-series') == 4
+    assert text.count('class="band" data-series') == 4
+    assert f"{tmp_path}/run0/record.json" in said
+
+
+@pytest.mark.parametrize("where", ["method", "dataset", "class", "student", "error", "command", "host", "skipped"])
+def test_no_text_of_a_record_becomes_markup(where, tmp_path):
+    """The same tags as with harmless names, whatever a record says; and the text is shown as it is."""
+
+    def built(text: str, folder: Path) -> tuple[str, list]:
+        made = sweep(folder, methods=("kd", "none"), seeds=2)
+        failed = make("sp", 0, 0.0, status="failed", error=text if where == "error" else "fell over")
+        for record in [*made, failed]:
+            if where == "method" and record["method"] == ["kd"]:
+                record["method"] = [text]
+            if where == "dataset":
+                record["dataset"]["name"] = text
+            if where == "class":
+                record["dataset"]["classes"] = [text] * 10
+            if where == "student":
+                record["student"]["name"] = text
+            if where == "command":
+                record["command"], record["versions"], record["git"] = (
+                    text,
+                    {text: text},
+                    {"commit": text, "dirty": True},
+                )
+            if where == "host":
+                record["engine"]["device"] = record["host"] = text
+        found = shown([*made, failed], [text if where == "skipped" else "some/record.json"])
+        return found, [tag for tag, _ in Reader(found).tags]
+
+    evil, tags = built(EVIL, tmp_path / "evil")
+    _, harmless = built("name", tmp_path / "good")
+    assert tags == harmless
+    assert "<script>alert" not in evil
+    assert "<img" not in evil
+    assert evil.count("</script") == evil.count("<script") == 2
+    assert where == "host" or " ".join(EVIL[:32].split()) in Reader(evil).text
+    assert not [value for _, attrs in Reader(evil).tags for name, value in attrs.items() if name.startswith("on")]
+
+
+def test_nothing_is_loaded(tmp_path):
+    made = sweep(tmp_path, methods=("none", "kd"))
+    reader = Reader(page(tables(made), [], made, tmp_path))
+    for tag, attrs in reader.tags:
+        for name in ("src", "href", "xlink:href", "action", "data"):
+            value = attrs.get(name) or ""
+            assert not re.match(r"(?i)\s*(https?:|//|javascript:)", value), (tag, name, value)
+        assert tag not in ("link", "iframe", "object", "base")
+    policy = next(
+        attrs["content"] for tag, attrs in reader.tags if attrs.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert policy.startswith("default-src 'none'")
+    assert "script-src 'sha256-" in policy
+    assert "url(" not in (Path(__file__).parents[1] / "kdrun/report/page.css").read_text()
+
+
+def test_the_same_runs_give_the_same_bytes(tmp_path):
+    made = sweep(tmp_path)
+    assert shown(made) == shown(made)
+
+
+def test_records_without_a_folder_make_a_page_that_says_what_is_missing():
+    text = Reader(shown(sweep())).text
+    assert "12 runs without a readable curves.jsonl" in text
+    assert "12 runs without readable test_logits.safetensors" in text
+
+
+def test_torn_files_are_left_out_and_counted(tmp_path):
+    made = sweep(tmp_path)
+    (tmp_path / "run0" / "test_logits.safetensors").write_bytes(b"\x10\x00")
+    (tmp_path / "run1" / "curves.jsonl").write_text('{"stage": ')
+    text = Reader(shown(made)).text
+    assert "1 run without readable test_logits.safetensors" in text
+    assert "1 run without a readable curves.jsonl" in text
+
+
+def test_the_data_inside_is_the_json_of_the_cells(tmp_path):
+    made = sweep(tmp_path)
+    for record in made:
+        record["dataset"]["name"] = EVIL
+    text = shown(made)
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
+    cells = json.loads(data)
+    assert [cell["row"] for cell in cells] == ["none", "kd", "rkd", "at"]
+    assert cells[0]["dataset"] == EVIL
+    (comma,) = re.findall(r'href="data:text/csv;base64,([^"]*)"', text)
+    assert base64.b64decode(comma).decode().splitlines()[0].startswith("row,dataset,column,n,")
+
+
+def test_several_pairs_have_a_matrix_and_a_part_each():
+    second = [
+        {**record, "teacher": {**record["teacher"], "name": "resnet20"}} for record in sweep(methods=("kd",), lr=0.1)
+    ]
+    for record in second:
+        record["group"] = "another"
+        record["id"] = f"another{record['seed']}"
+        record["identity"] = {**record["identity"], "teacher": {"name": "resnet20"}}
+    reader = Reader(shown([*sweep(), *second]))
+    assert "All pairs of teacher and student" in reader.text
+    assert [attrs["id"] for tag, attrs in reader.tags if tag == "section"] == ["t0", "t0c0", "t0c1", "runs"]
+    ids = [attrs["id"] for _, attrs in reader.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+
+
+def test_links_lead_to_the_records(tmp_path, monkeypatch, capsys):
+    """From where the page lies, percent-encoded, whatever the folder is called."""
+    root = tmp_path / "runs of mine" / "a#b%20?javascript:x"
+    sweep(root, methods=("none", "kd"), seeds=1)
+    (tmp_path / "pages").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert run(["report", "runs of mine", "--format", "html", "--output", "pages/table.html"]) == 0
+    assert capsys.readouterr().out == "table    pages/table.html\n"
+    reader = Reader((tmp_path / "pages/table.html").read_text(encoding="utf-8"))
+    links = [attrs["href"] for tag, attrs in reader.tags if tag == "a" and "record.json" in (attrs.get("href") or "")]
+    assert len(links) == 2
+    for link in links:
+        assert (tmp_path / "pages" / urllib.request.url2pathname(link)).is_file()
+
+
+def test_calibration_is_that_of_the_paper():
+    """Four images in two bins, by hand; a network that is always right and sure has no error."""
+    logits = np.log([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6], [0.3, 0.7]])
+    found = judge(logits, np.array([0, 1, 1, 0]), bins=2)
+    assert found.count == [0, 4]
+    assert found.ece == pytest.approx(abs(2 - 3.0) / 4)
+    found = judge(
+        logits, np.array([0, 1, 1, 0]), bins=4
+    )  # (0.5, 0.75]: 0.6 right, 0.7 wrong; above: 0.9 right, 0.8 wrong
+    assert found.count == [0, 0, 2, 2]
+    assert found.ece == pytest.approx((abs(1 - 1.3) + abs(1 - 1.7)) / 4)
+    assert (found.class_hits, found.class_count) == ([1, 1], [2, 2])
+    assert judge(np.eye(3) * 1e4, np.arange(3)).ece == 0.0
+    with pytest.raises(ValueError, match="finite"):
+        judge(np.full((2, 2), np.nan), np.zeros(2))
+
+
+def test_ticks_are_round_numbers():
+    assert ticks(58.3, 62.9, 5) == [59.0, 60.0, 61.0, 62.0]
+    assert ticks(-0.4, 0.9, 5) == [-0.0, 0.5] or ticks(-0.4, 0.9, 5) == [0.0, 0.5]
+    assert ticks(1, 1, 5) == [1]
+
+
+# In a browser ------------------------------------------------------------------------------------------------------------
+
+
+class Browser:
+    """Chromium through chromedriver's own protocol (W3C WebDriver): no package is needed for it."""
+
+    def __init__(self, chromium: str, driver: str, folder: Path):
+        self.process = subprocess.Popen(
+            [driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        line = ""
+        while self.process.poll() is None and not (found := re.search(r"started successfully on port (\d+)", line)):
+            line = self.process.stdout.readline()
+        self.root = f"http://127.0.0.1:{found[1]}/session"
+        arguments = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            f"--user-data-dir={folder}",
+        ]
+        options = {"binary": chromium, "args": arguments}
+        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        self.root += "/" + self.ask("", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
+
+    def ask(self, path: str, data: dict, method: str = "POST"):
+        body = json.dumps(data).encode() if method == "POST" else None
+        request = urllib.request.Request(self.root + path, body, {"Content-Type": "application/json"}, method=method)
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with direct.open(request, timeout=60) as answer:
+                return json.load(answer)["value"]
+        except urllib.error.HTTPError as error:
+            raise RuntimeError(error.read().decode()) from error
+
+    def devtools(self, command: str, **parameters):
+        return self.ask("/goog/cdp/execute", {"cmd": command, "params": parameters})
+
+    def open(self, path: Path, width: int = 1400, dark: bool = False) -> None:
+        self.devtools(
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
+        )
+        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        self.devtools("Emulation.setEmulatedMedia", features=scheme)
+        self.ask("/url", {"url": path.as_uri()})
+
+    def run(self, script: str):
+        return self.ask("/execute/sync", {"script": script, "args": []})
+
+    def errors(self) -> list[str]:
+        return [
+            f"{e['level']}: {e['message']}" for e in self.ask("/se/log", {"type": "browser"}) if e["level"] != "INFO"
+        ]
+
+    def picture(self, path: Path) -> None:
+        shot = self.devtools("Page.captureScreenshot", captureBeyondViewport=True)
+        path.write_bytes(base64.b64decode(shot["data"]))
+
+    def close(self) -> None:
+        try:
+            self.ask("", {}, "DELETE")
+        finally:
+            self.process.terminate()
+            self.process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    chromium, driver = next(filter(None, map(shutil.which, names)), None), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("no Chromium and chromedriver here (Debian: apt-get install chromium chromium-driver)")
+    started = Browser(chromium, driver, tmp_path_factory.mktemp("profile"))
+    yield started
+    started.close()
