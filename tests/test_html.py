@@ -334,3 +334,109 @@ def browser(tmp_path_factory):
     started = Browser(chromium, driver, tmp_path_factory.mktemp("profile"))
     yield started
     started.close()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A page with every part: two students, a failed run, a skipped file, a long and an evil name."""
+    root = tmp_path_factory.mktemp("page")
+    made = sweep(root / "a", methods=("kd", "none", "rkd", "at", "a_very_long_name_of_a_method_of_ones_own", EVIL))
+    made += sweep(root / "b", methods=("kd", "none"), student="resnet20")
+    made.append(make("sp", 0, 0.0, status="oom", error="out of memory: " + "x" * 300))
+    path = root / "table.html"
+    path.write_text(page(tables(made), ["a/record.json is torn"], made, root), encoding="utf-8")
+    return path
+
+
+FIRST = "[...document.getElementById('t0c0t').tBodies[0].rows].filter((row) => !row.hidden).map((row) => row.cells[0].textContent)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [1400, 768, 390, 320])
+def test_no_errors_and_no_sideways_scrolling(browser, written, width, dark):
+    browser.open(written, width, dark)
+    assert browser.errors() == []
+    assert browser.run("return document.documentElement.scrollWidth") <= width
+    assert browser.run("return window.innerWidth") == width
+    light = "rgb(21, 23, 26)" if dark else "rgb(255, 255, 255)"
+    assert browser.run("return getComputedStyle(document.body).backgroundColor") == light
+
+
+@pytest.mark.slow
+def test_the_page_runs_its_own_script_alone(browser, written):
+    """What a name brings along is shown; a script that comes in later is refused by the page's policy."""
+    browser.open(written)
+    assert browser.run("return document.documentElement.classList.contains('js')")
+    assert browser.run("return document.querySelectorAll('img').length") == 0
+    browser.run(
+        "const s = document.createElement('script'); s.textContent = 'window.broken = 1'; document.body.append(s)"
+    )
+    assert browser.run("return window.broken === undefined")
+    assert any("Content Security Policy" in error for error in browser.errors())
+    assert len(browser.run("return JSON.parse(document.getElementById('data').textContent)")) == 8
+
+
+@pytest.mark.slow
+def test_a_click_on_a_head_sorts(browser, written):
+    browser.open(written)
+    before = browser.run(f"return {FIRST}")
+    head = "[...document.querySelectorAll('#t0c0t thead th')].find((th) => th.textContent.startsWith('last epoch'))"
+    values = f"[...document.getElementById('t0c0t').tBodies[0].rows].map((row) => +row.cells[{head}.cellIndex].dataset.value)"
+    assert browser.run(f"return {head}.getAttribute('aria-sort')") == "none"
+    browser.run(f"{head}.querySelector('button').click()")
+    assert browser.run(f"return {head}.getAttribute('aria-sort')") == "descending"
+    found = browser.run(f"return {values}")
+    assert found == sorted(found, reverse=True)
+    assert browser.run(f"return {FIRST}") != before
+    browser.run(f"{head}.querySelector('button').click()")
+    assert browser.run(f"return {head}.getAttribute('aria-sort')") == "ascending"
+    assert browser.run(f"return {values}") == found[::-1]
+    browser.run("document.querySelector('#t0c0t thead button').click()")  # by name; only one column says that it sorts
+    names = [name for name in browser.run(f"return {FIRST}") if name[0].isalpha()]
+    assert names == sorted(names, key=str.lower)
+    assert browser.run("return document.querySelectorAll('#t0c0t th[aria-sort=ascending]').length") == 1
+
+
+@pytest.mark.slow
+def test_rows_without_a_value_stay_below(browser, written):
+    browser.open(written)
+    head = "[...document.querySelectorAll('#t0c0t thead th')].find((th) => th.textContent.startsWith('difference'))"
+    for _ in range(2):
+        browser.run(f"{head}.querySelector('button').click()")
+        assert browser.run(f"return {FIRST}")[-1] == "none"
+
+
+@pytest.mark.slow
+def test_the_filter_hides_rows(browser, written):
+    browser.open(written)
+    field = "document.querySelector('input[aria-controls=t0c0t]')"
+    for typed, left in (("very LONG", ["a_very_long_name_of_a_method_of_ones_own"]), ("nothing like it", [])):
+        browser.run(f"{field}.value = {typed!r}; {field}.dispatchEvent(new Event('input'))")
+        assert browser.run(f"return {FIRST}") == left
+        said = browser.run(f"return {field}.closest('.tools').querySelector('[role=status]').textContent")
+        assert said == f"{len(left)} of 6 rows"
+    browser.run(f"{field}.value = ''; {field}.dispatchEvent(new Event('input'))")
+    assert len(browser.run(f"return {FIRST}")) == 6
+
+
+@pytest.mark.slow
+def test_the_keyboard_reaches_what_a_mouse_does(browser, written):
+    """Real keys: tab to a head and press enter; tab to a curve's name and press space."""
+    browser.open(written)
+
+    def press(key: str) -> None:
+        keys = [{"type": "keyDown", "value": key}, {"type": "keyUp", "value": key}]
+        browser.ask("/actions", {"actions": [{"type": "key", "id": "keys", "actions": keys}]})
+
+    browser.run("document.querySelector('input[aria-controls=t0c0t]').focus()")
+    press("\ue004")  # tab: the box, that arrows can scroll
+    assert browser.run("return document.activeElement.className") == "box cards"
+    press("\ue004")
+    press("\ue007")  # enter
+    assert browser.run("return document.activeElement.closest('th').getAttribute('aria-sort')") == "ascending"
+    browser.run("document.querySelector('.ends button').focus()")
+    press("\ue00d")  # space
+    assert browser.run("return document.querySelector('.ends button').getAttribute('aria-pressed')") == "true"
+    assert browser.run("return document.querySelectorAll('.curves.dim .line.on').length") == 1
+    assert browser.errors() == []

@@ -40,6 +40,7 @@ def parser() -> Parser:
     found.add_argument("--against", metavar="TABLE", help="a published table, as kdzoo_cifar10")
     found.add_argument("--format", choices=FORMATS, default="terminal")
     found.add_argument("--output", metavar="FILE", help="write to a file instead of the screen")
+    found.add_argument("--plots", metavar="DIR", help="draw the tables, too: PNG and SVG files into a folder")
     return found
 
 
@@ -64,6 +65,11 @@ def report(arguments: Sequence[str]) -> int:
         print(f"table    {asked.output}")
     else:
         print(text, end="")
+    if asked.plots:
+        from kdrun.report.plots import plots
+
+        drawn = plots(shown, asked.plots)
+        print(f"plots    {len(drawn)} files in {asked.plots}", file=sys.stdout if asked.output else sys.stderr)
     return 0
 
 

@@ -110,8 +110,9 @@ def page(tables: list[Table], skipped: list[str], runs: list[dict], place: Path 
         _failures(unfinished),
         _skipped(skipped),
         _runs(runs, place),
-        f"</main>\n{_data(render.long(tables))}\n<footer class=\"soft\"><p>Made by kdrun report. This file holds all that it shows; nothing "
-        f"is loaded.</p></footer>\n<script>{script}</script>\n</body>\n</html>\n",
+        f"</main>\n{_data(render.long(tables))}",
+        '<footer class="soft"><p>Made by kdrun report. This file holds all that it shows; nothing is loaded.</p></footer>',
+        f"<script>{script}</script>\n</body>\n</html>\n",
     ]  # fmt: skip
     return "\n".join(filter(None, parts)).encode("utf-8", "replace").decode("utf-8")
 
@@ -152,7 +153,7 @@ def _warns(line: str) -> str:
 
 def _matrix(table: Table, ident: str) -> str:
     """Rows by columns: the compared score, and the difference below it."""
-    head = [Head(_rows_are(table), "", False), *(Head(column) for column in table.columns)]
+    head = [Head(_rows_are(table), "", False), *(Head(column.replace("->", "→")) for column in table.columns)]
     rows = []
     for label, line in table.cells.items():
         tds = [Td(_e(label), label)]
@@ -221,7 +222,7 @@ def _finding(table: Table, lines: list[Line]) -> str:
         )
     taught = teachers_of(line.cell for line in lines)
     said += [f"The teacher {_e(name)}: {percent(value)} %." for name, value in taught]
-    one = " (one seed: on these test images, other seeds not covered)" if len(table.seeds) > 1 else ""
+    one = " (one seed)" if len(table.seeds) > 1 else ""
     told = [line for line in scored if line.cell.equal is False and line.cell.gain is not None]
     for word, chosen in (
         ("Better than the student alone beyond chance", [x for x in told if (x.cell.gain or 0) > 0]),
@@ -246,12 +247,12 @@ def _results(table: Table, lines: list[Line], ident: str) -> str:
     head = [Head(_rows_are(table), "", False), Head("seeds")]
     head += [Head(f"{name} epoch" if name != "holdout" else "holdout epoch", more[name]) for name in shown]
     head += [
-        Head("difference to none", f"points [95 % interval]"),
+        Head("difference to none", "points [95 % interval]"),
         Head("told apart?", "= : not from 0", False),
         Head("agreement", "% of images, with teacher"),
         Head("parameters"),
         Head("multiply-adds", "per image"),
-        Head("training time", "mean of a run"),
+        Head("training time", "mean of a run, min:s"),
         Head("calibration error", "ECE, %; 0 is best"),
     ]
     rows = []
@@ -289,11 +290,11 @@ def _told(cell: Cell) -> Td:
     p = f"p {cell.p:.3f}" if cell.p >= 0.001 else "p < 0.001"
     if not cell.equal:
         of = "<br><span class='soft'>test images only</span>" if cell.test == "mcnemar" else ""
-        return Td(f'<span class="yes">yes</span> ({_e(p)}){of}', f"0 {cell.p:.12f}")
+        return Td(f'<span class="yes">yes</span> ({_e(p)}){of}', f"0 {cell.p:.12f}", kind="nowrap")
     need = ""
     if cell.needed and cell.needed > cell.pairs:
         need = f"<br><span class='soft'>{cell.needed:,} seeds would tell</span>"
-    return Td(f"= ({_e(p)}){need}", f"1 {cell.p:.12f}")
+    return Td(f"= ({_e(p)}){need}", f"1 {cell.p:.12f}", kind="nowrap")
 
 
 def _percents(values: Sequence[float]) -> str:
@@ -324,11 +325,13 @@ def _grid(ident: str, name: str, head: list[Head], rows: list[tuple[str, list[Td
                 cells.append(f'<th scope="row" role="rowheader"{extra}><span>{td.html}</span></th>')
             else:
                 inner = f"<span>{td.html}</span>" if td.html else ""
-                cells.append(f'<td role="cell" data-label="{_e(h.name)}"{extra}>{inner}</td>')
+                cells.append(
+                    f'<td role="cell" data-label="{_e(h.name + ", %" * h.more.startswith("%"))}"{extra}>{inner}</td>'
+                )
         body.append(f'<tr role="row"{f" class={style!r}" if style else ""}>{"".join(cells)}</tr>')
     return (
         f'<div class="tools"><label>Filter rows <input type="search" aria-controls="{ident}"></label>'
-        f'<span role="status"></span><span class="soft">a click on a head sorts</span></div>'
+        f'<span role="status"></span><span class="soft">click a heading to sort</span></div>'
         f'<div class="box {kind}" tabindex="0" role="region" aria-label="{_e(name)}">'
         f'<table id="{ident}" role="table"><thead role="rowgroup"><tr role="row">{ths}</tr></thead>\n'
         f'<tbody role="rowgroup">\n{chr(10).join(body)}\n</tbody></table></div>'
@@ -398,12 +401,13 @@ def _strips(table: Table, lines: list[Line]) -> str:
         keys.append("bar: 95 % interval of the mean over seeds (with two seeds it is very wide; an arrow: it goes on)")
     if images:
         keys.append("dotted bar, one seed: 95 % interval of the test images alone, seeds not covered")
-    keys += ["dashed line: none"] * bool(bases)
+    keys += ["dashed line: none"] * (len(bases) == 1)
     drawn, teacher = _strip(
-        scores, bases[0] if bases else None, taught[0] if len(taught) == 1 else None, "test accuracy, %"
+        scores, bases[0] if len(bases) == 1 else None, taught[0] if len(taught) == 1 else None, "test accuracy, %"
     )
     keys += ["dotted line: the teacher"] * teacher
-    out = f"<figure><figcaption><b>Accuracy, {PROTOCOLS[table.protocol]}, highest first.</b> {'; '.join(keys)}.</figcaption>{drawn}</figure>"
+    title = f"<b>Accuracy, {PROTOCOLS[table.protocol]}, highest first.</b>"
+    out = f"<figure><figcaption>{title} {'; '.join(keys)}.</figcaption>{drawn}</figure>"
     if gains:
         drawn, _ = _strip(gains, 0.0, None, "points over none")
         paired = any(len(s.dots) > 1 for s in gains)
@@ -455,7 +459,9 @@ def _strip(strips: list[Strip], base: float | None, teacher: tuple[str, float] |
         )
     for number, s in enumerate(strips):
         y = ROW * number + 26
-        parts.append(f'<g style="{s.line.style}"><text x="0" y="{y - 11}">{_e(s.line.label)}</text>')
+        parts.append(
+            f'<g style="{s.line.style}"><text x="0" y="{y - 11}">{_e(_cut(s.line.label))}<title>{_e(s.line.label)}</title></text>'
+        )
         parts.append(f'<text x="100%" y="{y - 11}" text-anchor="end">{_e(s.text)}</text>')
         if s.low is not None and s.high is not None:
             kind = "bar images" if s.images else "bar"
@@ -480,6 +486,11 @@ def _strip(strips: list[Strip], base: float | None, teacher: tuple[str, float] |
     return (
         f'<svg width="100%" height="{tall + 36}" role="img" aria-label="{said}">{"".join(parts)}</svg>', shown
     )  # fmt: skip
+
+
+def _cut(text: str, most: int = 30) -> str:
+    """What fits beside a number on a phone."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
@@ -538,7 +549,7 @@ def _curves(table: Table, lines: list[Line]) -> str:
     levels = ticks(low, top, 6)
     parts += [f'<line class="rule" x1="0" x2="1000" y1="{y(t)}" y2="{y(t)}"/>' for t in levels]
     for name, value in taught:
-        where = "" if low <= 100 * value <= top else " (outside)"
+        where = "" if low <= 100 * value <= top else " (above)" if 100 * value > top else " (below)"
         ends.append((float(y(100 * value)), None, f"teacher {name}  {percent(value)}{where}"))
         if low <= 100 * value <= top:
             parts.append(f'<line class="teach" x1="0" x2="1000" y1="{y(100 * value)}" y2="{y(100 * value)}"/>')
@@ -567,10 +578,9 @@ def _curves(table: Table, lines: list[Line]) -> str:
             )
         else:
             key = f' data-series="{end.series}"'
+            pressed = f'type="button" aria-pressed="false" title="{_e(text)}"'
             style += f";{end.style}"
-            names.append(
-                f'<button type="button" aria-pressed="false"{key} style="{style}"><i class="swatch"></i>{_e(text)}</button>'
-            )
+            names.append(f'<button {pressed}{key} style="{style}"><i class="swatch"></i>{_e(text)}</button>')
         leaders.append(f'<path class="leader"{key} style="{style}" d="M2 {at:.1f}L20 {place:.1f}"/>')
     counts = sorted({len(at) for _, _, values in drawn for at in values})
     how = (
@@ -583,12 +593,14 @@ def _curves(table: Table, lines: list[Line]) -> str:
     down = "".join(f'<span style="top:{y(t)}px">{_tick(t)}</span>' for t in levels)
     said = _e("test accuracy by epoch; at the end: " + "; ".join(text for _, _, text in ends))
     many = " many" if len(drawn) > 6 else ""
+    box = f'width="100%" height="{tall}" viewBox="0 0 1000 {tall}" preserveAspectRatio="none"'
+    wide = min(0.5 * max(len(text) for _, _, text in ends), 18)
     return (
         f"<h4>Learning curves</h4><figure><figcaption><b>Test accuracy (%) by epoch.</b> {how}. A name lifts out its line.</figcaption>"
         f'<div class="curves{many}"><div class="y" aria-hidden="true" style="height:{tall}px">{down}</div>'
-        f'<svg width="100%" height="{tall}" viewBox="0 0 1000 {tall}" preserveAspectRatio="none" role="img" aria-label="{said}">{"".join(parts)}</svg>'
+        f'<svg {box} role="img" aria-label="{said}">{"".join(parts)}</svg>'
         f'<svg class="leaders" width="22" height="{tall}" aria-hidden="true">{"".join(leaders)}</svg>'
-        f'<div class="ends" style="height:{tall}px;--wide:{min(0.5 * max(len(text) for _, _, text in ends), 18):.1f}rem">{"".join(names)}</div>'
+        f'<div class="ends" style="height:{tall}px;--wide:{wide:.1f}rem">{"".join(names)}</div>'
         f'<div class="x" aria-hidden="true">{across}<span class="name">epoch</span></div></div>{lost}</figure>'
     )  # fmt: skip
 
@@ -688,8 +700,8 @@ def _calibration(lines: list[Line], ident: str) -> str:
         )
     return (
         "<h4>Calibration: does a network know when it is wrong?</h4><p class='soft'>Test images sorted by the network's confidence into "
-        f"{BINS} bins. Across: confidence, 0 to 100 %; up: the share of them that is right. On the diagonal a network is as often right as it "
-        "claims; below it, it claims too much. Pale bars: how many images. ECE, the expected calibration error, is the mean distance from "
+        f"{BINS} bins. Across: confidence, 0 to 100 %; up: the share of them that is right. On the diagonal a network is as often right as "
+        "it claims; below it, it claims too much. Pale bars: how many images. ECE, expected calibration error, is the mean distance from "
         "the diagonal, averaged over seeds; 0 is best. Thin line: none.</p>"
         f'<div class="multiples">{"".join(figures)}</div>{_without(lines)}'
     )  # fmt: skip
@@ -703,10 +715,11 @@ def _reliability(judged: list[Judged]) -> tuple[str, str, float, float]:
     total, wide = sum(count), 100 / len(count)
     points = [f"{100 * s / n:.1f} {100 - 100 * r / n:.1f}" for n, s, r in zip(count, sure, right, strict=True) if n]
     path = "M" + "L".join(points) + ("h.1" if len(points) == 1 else "")
+    high = [100 * n / total for n in count]
     bars = "".join(
-        f'<rect class="share" x="{i * wide + 0.5:.1f}" y="{100 - 100 * n / total:.1f}" width="{wide - 1:.1f}" height="{100 * n / total:.1f}"/>'
-        for i, n in enumerate(count)
-        if n
+        f'<rect class="share" x="{i * wide + 0.5:.1f}" y="{100 - up:.1f}" width="{wide - 1:.1f}" height="{up:.1f}"/>'
+        for i, up in enumerate(high)
+        if up
     )
     return path, bars, sum(sure) / total, sum(right) / total
 
@@ -765,7 +778,8 @@ def _classes(table: Table, lines: list[Line], ident: str) -> str:
 def _failures(runs: list[dict]) -> str:
     if not runs:
         return ""
-    head = [Head(name, "", name in ("seed", "step")) for name in ("method", "student", "seed", "status", "stage", "step", "term", "error", "folder")]  # fmt: skip
+    names = ("method", "student", "seed", "status", "stage", "step", "term", "error", "folder")
+    head = [Head(name, "", name in ("seed", "step")) for name in names]
     rows = []
     for run in runs:
         error = run.get("error") or {}
@@ -798,7 +812,10 @@ def _skipped(skipped: list[str]) -> str:
     if not skipped:
         return ""
     items = "".join(f"<li>{_e(line)}</li>" for line in skipped)
-    return f'<section id="skipped"><h2>Skipped: {_many(len(skipped), "file")}</h2><p class="soft">Called record.json, and not read.</p><ul class="notes">{items}</ul></section>'
+    return (
+        f'<section id="skipped"><h2>Skipped: {_many(len(skipped), "file")}</h2><p class="soft">Called record.json, and not read.</p>'
+        f'<ul class="notes">{items}</ul></section>'
+    )
 
 
 def _runs(runs: list[dict], place: Path | None) -> str:
