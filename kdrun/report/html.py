@@ -224,9 +224,10 @@ def _finding(table: Table, lines: list[Line]) -> str:
     said += [f"The teacher {_e(name)}: {percent(value)} %." for name, value in taught]
     one = " (one seed)" if len(table.seeds) > 1 else ""
     told = [line for line in scored if line.cell.equal is False and line.cell.gain is not None]
+    chance = "chance" if len(table.seeds) > 1 else "the chance of the test images (one seed: other seeds may differ)"
     for word, chosen in (
-        ("Better than the student alone beyond chance", [x for x in told if (x.cell.gain or 0) > 0]),
-        ("Worse beyond chance", [x for x in told if (x.cell.gain or 0) < 0]),
+        (f"Better than the student alone beyond {chance}", [x for x in told if (x.cell.gain or 0) > 0]),
+        (f"Worse beyond {chance}", [x for x in told if (x.cell.gain or 0) < 0]),
         ("Cannot be told apart from it with these runs (=)", [x for x in scored if x.cell.equal]),
         ("Not tested", [x for x in scored if not x.cell.baseline and x.cell.equal is None]),
     ):
@@ -437,7 +438,7 @@ def _strip(strips: list[Strip], base: float | None, teacher: tuple[str, float] |
         max(min([low, *ends]), low - 0.8 * room) - 0.04 * room,
         min(max([high, *ends]), high + 0.8 * room) + 0.04 * room,
     )
-    shown = teacher is not None and low - 0.8 * room <= teacher[1] <= high + 0.8 * room
+    shown = teacher is not None and low - 0.3 * room <= teacher[1] <= high + 0.3 * room
     if teacher and shown:
         low, high = min(low, teacher[1] - 0.04 * room), max(high, teacher[1] + 0.04 * room)
 
