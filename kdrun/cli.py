@@ -13,7 +13,8 @@ from kdrun import __version__
 from kdrun.errors import KdrunError
 
 VALUE_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c")
-VERBS = ("methods", "models", "report")
+REPORTS = {"report": "command", "status": "status", "verify": "verify", "diff": "verify"}  # verb -> its module
+VERBS = ("methods", "models", "plan", "report", "status", "verify", "diff")
 
 
 class Terminated(KeyboardInterrupt):
@@ -96,10 +97,16 @@ def _job(composed: Any) -> Any:
 def _verb(verb: str, rest: list[str]) -> int:
     from kdrun.listing import show_methods, show_models
 
-    if verb == "report":
-        from kdrun.report.command import report
+    if verb in REPORTS:
+        import importlib
 
-        return report(rest)
+        run_verb = getattr(importlib.import_module(f"kdrun.report.{REPORTS[verb]}"), verb)
+        return int(run_verb(rest))
+    if verb == "plan":
+        from kdrun import sweep
+
+        sweep.ONLY_PLAN = True
+        return _dispatch(["-m", *rest])
     if verb not in VERBS or rest:
         from kdrun.errors import choices
 

@@ -76,6 +76,13 @@ class Loss:
 
 
 @dataclass
+class Sweep:
+    """`on_error`: what a sweep does after a job that failed."""
+
+    on_error: str = "continue"  # continue | stop
+
+
+@dataclass
 class Config:
     """One run, as composed from conf/config.yaml and the command line."""
 
@@ -89,12 +96,16 @@ class Config:
     seed: int = 0
     protocol: str = "last"  # last | best | holdout
     rerun: bool = False
+    phase: str = "all"  # all | teacher: stop once the teacher is ready (a sweep's first jobs)
+    sweep: Sweep = field(default_factory=Sweep)
     outputs: str = "outputs"
     plugins: list[str] = field(default_factory=list)
 
 
 CHOICES = {
     "protocol": ("last", "best", "holdout"),
+    "phase": ("all", "teacher"),
+    "sweep.on_error": ("continue", "stop"),
     "dataset.memory": ("auto", "always", "never"),
     "engine.device": ("auto", "cpu", "cuda"),
     "engine.precision": ("auto", "fp32", "bf16"),
@@ -206,7 +217,7 @@ def validate(composed: DictConfig) -> Config:
         if not isinstance(node, dict) or "name" not in node:
             raise KdrunError(f"{role} has no value; say {role}=NAME. {choices('', MODELS.entries())}")
     schema = {
-        "dataset": Data, "recipe": Recipe, "engine": Engine, "loss": Loss,
+        "dataset": Data, "recipe": Recipe, "engine": Engine, "loss": Loss, "sweep": Sweep,
         "student": model_node(MODELS.entry(plain["student"]["name"]), "student"),
         "teacher": _node("none", {}, "teacher") if plain["teacher"]["name"] == "none"
         else model_node(MODELS.entry(plain["teacher"]["name"]), "teacher"),

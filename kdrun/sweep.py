@@ -1,52 +1,209 @@
-"""The summary of a sweep: a Hydra callback that is always present, prints the table and sets the exit status."""
+"""A sweep: what was asked for, what is there already, which teachers come first, and the summary at its end.
+
+hydra_plugins/kdrun_sweeper.py calls `begin`; `Summary` is a Hydra callback that is always present. Jobs of a sweep never raise: each
+leaves job.json in its numeric folder, and what is in no record and left nothing counts as failed.
+"""
 
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ValueType
+from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from kdrun.errors import remove_empty
-from kdrun.screen import again
+from kdrun.engine import record as records
+from kdrun.errors import KdrunError, remove_empty
+from kdrun.plan import Plan, changed_code, with_protocol
+from kdrun.screen import again, clock
 
 NEXT = "kdrun method=rkd teacher=resnet110 student=resnet20   (CIFAR-10; downloads 170 MB)"
-
-
+MANIFEST = "manifest.json"
+ONLY_PLAN = False  # kdrun plan: look, say, train nothing
 BEGUN: list[Path] = []  # the folder of this process's sweep
+
+
+@dataclass
+class Asked:
+    """One job of a sweep before it is launched: its plan, or why it has none; the record of a run that is finished."""
+
+    overrides: list[str]
+    plan: Plan | None = None
+    error: str | None = None
+    record: dict[str, Any] | None = None
+    changed: list[str] = field(default_factory=list)
+
+    def line(self) -> dict[str, Any]:
+        """Its line in the manifest."""
+        folder = str(self.plan.folder.resolve()) if self.plan else None
+        protocol = self.plan.config.protocol if self.plan else None
+        return {
+            "overrides": self.overrides, "folder": folder, "id": self.plan.id if self.plan else None, "protocol": protocol,
+            "error": self.error, "changed": self.changed,
+        }  # fmt: skip
+
+
+def begin(
+    folder: Path, overrides: Sequence[Override], jobs: list[list[str]], compose: Callable[[list[str]], DictConfig]
+) -> tuple[list[list[str]], list[list[str]]]:
+    """Plan every job, write the manifest, say what there is to do; returns the jobs of missing teachers, then of students.
+
+    A job that cannot be composed ends the sweep; one with a bad value fails alone, when it is launched.
+    """
+    asked = [_look(job, compose(job)) for job in jobs]
+    manifest = {"command": sys.argv, "runs": [one.line() for one in asked]}
+    records.atomically(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    todo = [one for one in asked if one.record is None]
+    teachers: dict[Path, list[str]] = {}
+    for one in todo:
+        teacher = one.plan.teacher if one.plan else None
+        if teacher is not None and not _is_done(teacher):
+            teachers.setdefault(teacher.folder, [*one.overrides, "phase=teacher"])
+    print(_announce(overrides, asked, todo, len(teachers)), flush=True)
+    for one in asked:
+        if one.record is not None and one.plan is not None:
+            print(_already(one.plan, one.record, one.changed), flush=True)
+    return list(teachers.values()), [one.overrides for one in todo]
+
+
+def plan(overrides: Sequence[Override], jobs: list[list[str]], compose: Callable[[list[str]], DictConfig]) -> None:
+    """Say which runs there are, which are missing, how long these take by what was measured here, and what disk they need."""
+    asked = [_look(job, compose(job)) for job in jobs]
+    todo = [one for one in asked if one.record is None]
+    plans = {one.plan.folder: one.plan for one in todo if one.plan}
+    teachers = {
+        p.teacher.folder: p.teacher for p in plans.values() if p.teacher is not None and not _is_done(p.teacher)
+    }
+    print(_announce(overrides, asked, todo, len(teachers)))
+    known = _known(asked)
+    total, disk, blind = 0.0, 0.0, 0
+    for one in asked:
+        if one.plan is None:
+            print(f"  cannot    {' '.join(one.overrides)}: {one.error}")
+        elif one.record is not None:
+            print(_already(one.plan, one.record, one.changed))
+    for role, missing in (("teacher", teachers), ("student", plans)):
+        for one_plan in missing.values():
+            seconds, size, how = _cost(one_plan, known)
+            name = one_plan.config.student.name if role == "teacher" else _name(one_plan)
+            about = f"   about {clock(seconds)} ({how})" if seconds is not None else ""
+            print(f"  {role:<9} {name:<28} {_state_of(one_plan)}{about}")
+            total, disk, blind = total + (seconds or 0), disk + size, blind + (seconds is None)
+    if todo or teachers:
+        unknown = f"; nothing like {blind} of them was trained here yet" if blind else ""
+        print(f"left     about {clock(total)} in one process{unknown}; about {disk / 2**20:,.0f} MiB of disk")
+
+
+def _known(asked: list[Asked]) -> list[dict[str, Any]]:
+    """The finished runs of the output folders, each with the size of its folder."""
+    found = []
+    for outputs in {one.plan.config.outputs for one in asked if one.plan}:
+        for path in Path(outputs, "runs").glob(f"**/{records.NAME}"):
+            try:
+                record = records.read(path.parent)
+            except KdrunError:
+                continue
+            if record is not None and record["status"] == "done" and record["time"]["train_s"]:
+                size = sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
+                found.append({**record, "size": size})
+    return found
+
+
+def _cost(missing: Plan, known: list[dict[str, Any]]) -> tuple[float | None, float, str]:
+    """Seconds, bytes and where they come from: the median of the runs most like it, scaled by epochs."""
+    config = missing.config
+    likes = [
+        ("runs like it", lambda r: r["method"] == [*config.method] and r["student"]["name"] == config.student.name),
+        ("other methods of this student", lambda r: r["student"]["name"] == config.student.name),
+    ]
+    for how, like in likes:
+        fitting = [r for r in known if r["dataset"]["name"] == config.dataset.name and like(r)]
+        if fitting:
+            each = median(r["time"]["train_s"] / r["recipe"]["epochs"] for r in fitting)
+            return each * config.recipe.epochs, median(r["size"] for r in fitting), f"{len(fitting)} {how}"
+    return None, 0.0, ""
+
+
+def _name(one: Plan) -> str:
+    return f"{'+'.join(one.config.method)} {one.config.student.name} seed {one.config.seed}"
+
+
+def _state_of(one: Plan) -> str:
+    before = one.record()
+    return "to do" if before is None else f"{before['status']}, goes on"
+
+
+def _look(job: list[str], composed: DictConfig) -> Asked:
+    from kdrun.explain import message
+    from kdrun.job import prepare
+
+    try:
+        plan = prepare(composed)
+        record = plan.finished()
+        changed = changed_code(plan.config, record) if record is not None else []
+        return Asked(job, plan, None, record, changed)
+    except Exception as error:  # the job says it again in its own line
+        return Asked(job, error=message(error))
+
+
+def _is_done(teacher: Plan) -> bool:
+    try:
+        return teacher.finished() is not None
+    except KdrunError:
+        return False  # its own job says what is wrong
+
+
+def _announce(overrides: Sequence[Override], asked: list[Asked], todo: list[Asked], teachers: int) -> str:
+    """30 runs asked for: 5 method x 2 student x 3 seed; 17 done, 13 to do, 1 teacher to train first."""
+    counts: dict[str, int] = {}
+    for override in overrides:
+        counts.pop(override.key_or_group, None)  # the command line replaces what an experiment sweeps
+        if override.is_sweep_override():
+            counts[override.key_or_group] = sum(1 for _ in override.sweep_string_iterator())
+    what = f": {' x '.join(f'{n} {key}' for key, n in counts.items())}" if counts else ""
+    states = [f"{len(asked) - len(todo)} done, {len(todo)} to do"] if len(todo) < len(asked) else []
+    states += [f"{teachers} teacher{'s' * (teachers > 1)} to train first"] if teachers else []
+    return f"{len(asked)} run{'s' * (len(asked) != 1)} asked for{what}{'; ' if states else ''}{', '.join(states)}"
+
+
+def _already(one: Plan, record: dict[str, Any], changed: list[str]) -> str:
+    name = _name(one)
+    score = with_protocol(record, one.config.protocol)["score"]
+    note = f", but the source of {', '.join(changed)} has changed since" if changed else ""
+    return f"  student   {name:<28} test {100 * score:.2f}   already done{note}"
 
 
 def forget() -> None:
     """Take away the folder of a sweep that was refused before its first job: Hydra writes multirun.yaml before it looks."""
     for folder in BEGUN:
-        if [path.name for path in folder.glob("*")] == ["multirun.yaml"]:
-            (folder / "multirun.yaml").unlink()
+        if {path.name for path in folder.glob("*")} <= {"multirun.yaml"} and folder.is_dir():
+            (folder / "multirun.yaml").unlink(missing_ok=True)
             remove_empty(folder, levels=3)
 
 
 class Summary(Callback):
-    """Jobs of a sweep never raise; each leaves job.json in its numeric folder. What is not there counts as failed."""
+    """Prints the table at the end of a sweep and sets the exit status."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
+        if ONLY_PLAN:
+            return
         BEGUN.append(folder)
         for old in [path for path in folder.glob("*") if path.name.isdigit()] if folder.is_dir() else []:
             shutil.rmtree(old)  # a fixed sweep folder (quickstart) keeps no states of an earlier sweep
-        asked = _asked(config)
-        if asked:
-            count = math.prod(asked.values())
-            print(f"{count} run{'s' * (count != 1)} asked for: {' x '.join(f'{n} {key}' for key, n in asked.items())}")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        if ONLY_PLAN:
+            return
         folder = Path(config.hydra.sweep.dir)
-        states = [_state(path) for path in sorted(folder.glob("*"), key=lambda p: p.name) if path.name.isdigit()]
+        states = states_of(folder)
         failed = [state for state in states if state["status"] != "done"]
         runs = _runs(states)
         if runs:
@@ -56,7 +213,7 @@ class Summary(Callback):
         recorded = {path for _, path in runs}
         for state in failed:
             if state["folder"] is None or Path(state["folder"]) not in recorded:  # the table lists the others
-                print(f"failed      {' '.join(state.get('overrides', []))}: {state.get('error')}".replace("  : ", "  "))
+                print(f"{state['status']:<11} {' '.join(state['overrides'])}: {state['error']}".replace("  : ", "  "))
         if failed:
             rerun = again(config.hydra.overrides.task)
             print(
@@ -66,39 +223,46 @@ class Summary(Callback):
             raise SystemExit(3)
 
 
-def _asked(config: DictConfig) -> dict[str, int]:
-    """{key: number of values} of what a sweep varies; empty where only the sweeper knows."""
-    if not config.hydra.sweeper["_target_"].endswith("BasicSweeper"):
-        return {}
-    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    asked: dict[str, int] = {}
-    for override in OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task]):
-        asked.pop(override.key_or_group, None)  # the command line replaces what an experiment sweeps
-        if override.is_sweep_override():
-            if override.value_type == ValueType.GLOB_CHOICE_SWEEP or not override.is_discrete_sweep():
-                return {}
-            asked[override.key_or_group] = sum(1 for _ in override.sweep_iterator())
-    return asked
-
-
-def _state(folder: Path) -> dict[str, Any]:
+def states_of(folder: Path) -> list[dict[str, Any]]:
+    """Every run that a sweep asked for with its status now: done, or what its job or its record says, or failed."""
     try:
-        return json.loads((folder / "job.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {"status": "failed", "folder": None, "error": "the job left no state: was it killed?"}
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise KdrunError(f"{folder} is no folder of a sweep: it has no readable {MANIFEST} ({error})") from error
+    left = {}
+    for path in folder.glob("*/job.json"):
+        try:
+            job = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue  # killed while it was written
+        left[tuple(job["overrides"])] = job
+    return [_state(line, left.get(tuple(line["overrides"]), {})) for line in manifest["runs"]]
+
+
+def _state(line: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
+    record = None
+    if line["folder"]:
+        try:
+            record = records.read(line["folder"])
+        except KdrunError as broken:
+            return {**line, "status": "failed", "error": str(broken)}
+    if record is not None and record["status"] == "done" and record["id"] == line["id"]:
+        return {**line, "status": "done", "error": None}
+    error = job.get("error") or line["error"] or "the job left no state: was it killed, or never started?"
+    return {**line, "status": job.get("status", "failed"), "error": error}
 
 
 def _runs(states: list[dict[str, Any]]) -> list[tuple[dict[str, Any], Path]]:
     """The record of each run that the sweep asked for, once, as the protocol asked for reports it."""
-    from kdrun.engine import record as records
-    from kdrun.plan import with_protocol
-
     found = {}
     for state in states:
         folder = Path(state["folder"]) if state.get("folder") else None
-        record = records.read(folder) if folder is not None else None
+        try:
+            record = records.read(folder) if folder is not None else None
+        except KdrunError:
+            continue  # its line below says what is wrong with it
         if record is not None and folder is not None:
-            found[folder] = (with_protocol(record, state.get("protocol", record["protocol"])), folder)
+            found[folder] = (with_protocol(record, state["protocol"] or record["protocol"]), folder)
     return list(found.values())
 
 
@@ -106,7 +270,7 @@ def _changed(states: list[dict[str, Any]], runs: dict[Path, dict[str, Any]]) -> 
     """The runs whose source is another by now, a line for each that changed: which seeds, and the way out."""
     found: dict[str, dict[str, list[int]]] = {}
     for state in states:
-        for source in state.get("changed", ()) if state["status"] == "done" else ():
+        for source in state["changed"] if state["status"] == "done" else ():
             record = runs[Path(state["folder"])]
             name = f"{'+'.join(record['method'])} {record['student']['name']}"
             found.setdefault(source, {}).setdefault(name, []).append(record["seed"])

@@ -32,7 +32,7 @@ def quickstart(tmp_path):
 
 def test_quickstart_in_an_empty_folder(quickstart, tmp_path):
     said = quickstart()
-    assert said.startswith("6 runs asked for: 2 method x 3 seed\n")
+    assert said.startswith("6 runs asked for: 2 method x 3 seed; 1 teacher to train first\n  teacher   resnet20")
     assert said.count("done in") == 6
     for words in (
         "digits 1,200/597 train/test",

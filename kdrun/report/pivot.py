@@ -37,6 +37,7 @@ class Cell:
     high: float | None = None
     p: float | None = None
     test: str = ""  # what p comes from: "t" over paired seeds, "mcnemar" on the test images of one seed
+    spread: float | None = None  # standard deviation of the differences
     equal: bool | None = None
     needed: int | None = None  # paired seeds that would tell this difference apart
     agreement: float | None = None
@@ -183,7 +184,7 @@ def _cell(row: Row, groups: Iterable[Row], protocol: str) -> Cell:
             cell.gain = gain
         if cell.pairs > 1:
             cell.p, cell.test = p_value(differences, [0.0] * len(differences)), "t"
-            cell.needed = seeds_needed(gain, mean_sd(differences)[1] or 0.0)
+            cell.spread = mean_sd(differences)[1]
         elif cell.pairs == 1 and protocol == "last":
             (seed,) = [s for s in row.runs if s in base.runs and is_pair(row.runs[s], base.runs[s])]
             cell.p = one_seed(row.runs[seed], base.runs[seed])
@@ -200,10 +201,15 @@ def _baseline(row: Row, groups: Iterable[Row]) -> Row | None:
 
 
 def _correct(cells: list[Cell]) -> None:
-    """Holm over the comparisons of one column; `equal` where a difference cannot be told from 0."""
+    """Holm over the comparisons of one column; `equal` where a difference cannot be told from 0, and what would tell it.
+
+    The seeds that would tell are those at the level of the strictest comparison, 5 % over their number.
+    """
     compared = [cell for cell in cells if cell.p is not None]
     for cell, p in zip(compared, holm([cell.p for cell in compared if cell.p is not None]), strict=True):
         cell.p, cell.equal = p, p >= 1 - LEVEL
+        if cell.spread is not None and cell.gain is not None:
+            cell.needed = seeds_needed(cell.gain, cell.spread, 1 - (1 - LEVEL) / len(compared))
 
 
 def one_seed(run: dict, other: dict) -> float | None:
