@@ -65,7 +65,7 @@ def test_every_command_composes(desk: Path) -> None:
         arguments = shlex.split(line.partition("&&")[2] or line)
         if arguments[0] != "kdrun" or "=" not in " ".join(arguments):
             continue
-        arguments = [a for a in arguments[1:] if a != "-m"]
+        arguments = [a for a in arguments[1:] if a not in ("-m", "plan")]
         swept = [re.sub(r"=([\w]+),.*", r"=\1", a) for a in arguments]  # one job of a sweep
         done = subprocess.run(
             [sys.executable, "-m", "kdrun", *swept, "--cfg", "job"],
