@@ -34,7 +34,7 @@ class KdrunSweeper(BasicSweeper):
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
-        (jobs,) = self.split_arguments(overrides, None)
+        jobs = sweep.expand(self.split_arguments(overrides, None)[0])
         if sweep.ONLY_PLAN:
             sweep.plan(overrides, jobs, self._compose)
             return None

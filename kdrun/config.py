@@ -96,6 +96,9 @@ class Config:
     seed: int = 0
     protocol: str = "last"  # last | best | holdout
     rerun: bool = False
+    table: Any = None  # of a sweep: a published table, expanded into its cells (kdrun/tables.py)
+    pair: str | None = None  # of a table: teacher-student; null: every pair
+    budget: str = "full"  # of a table: full | short | smoke
     phase: str = "all"  # all | teacher: stop once the teacher is ready (a sweep's first jobs)
     sweep: Sweep = field(default_factory=Sweep)
     outputs: str = "outputs"
@@ -105,6 +108,7 @@ class Config:
 CHOICES = {
     "protocol": ("last", "best", "holdout"),
     "phase": ("all", "teacher"),
+    "budget": ("full", "short", "smoke"),
     "sweep.on_error": ("continue", "stop"),
     "dataset.memory": ("auto", "always", "never"),
     "engine.device": ("auto", "cpu", "cuda"),

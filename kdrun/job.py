@@ -25,6 +25,8 @@ def job(composed: DictConfig) -> float:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return sweep_job(composed)
     began = time.perf_counter()
+    if composed.get("table"):
+        raise KdrunError("table=NAME stands for many runs: add -m, as in kdrun -m table=NAME seed=0,1,2")
     plan = prepare(composed)
     if plan.config.phase == "teacher":
         _teacher(plan, Screen())

@@ -23,6 +23,7 @@ from kdrun.engine import record as records
 from kdrun.errors import KdrunError, remove_empty
 from kdrun.plan import Plan, changed_code, with_protocol
 from kdrun.screen import again, clock
+from kdrun.tables import jobs as jobs_of
 
 NEXT = "kdrun method=rkd teacher=resnet110 student=resnet20   (CIFAR-10; downloads 170 MB)"
 MANIFEST = "manifest.json"
@@ -71,6 +72,20 @@ def begin(
         if one.record is not None and one.plan is not None:
             print(_already(one.plan, one.record, one.changed), flush=True)
     return list(teachers.values()), [one.overrides for one in todo]
+
+
+def expand(jobs: list[list[str]]) -> list[list[str]]:
+    """Jobs with table=NAME become the cells of that table, each with the job's other overrides."""
+    found = []
+    for job in jobs:
+        said = dict(item.split("=", 1) for item in job if item.startswith(("table=", "pair=", "budget=")))
+        if said.get("table", "null") == "null":
+            found.append(job)
+            continue
+        others = [item for item in job if not item.startswith(("table=", "pair=", "budget="))]
+        expanded = jobs_of(said["table"], others, said.get("pair"), said.get("budget", "full"))
+        found += [one for one in expanded if one not in found]
+    return found
 
 
 def plan(overrides: Sequence[Override], jobs: list[list[str]], compose: Callable[[list[str]], DictConfig]) -> None:
@@ -164,6 +179,10 @@ def _announce(overrides: Sequence[Override], asked: list[Asked], todo: list[Aske
     """30 runs asked for: 5 method x 2 student x 3 seed; 17 done, 13 to do, 1 teacher to train first."""
     counts: dict[str, int] = {}
     for override in overrides:
+        if override.key_or_group in ("table", "pair", "budget", "method") and any(
+            o.key_or_group == "table" for o in overrides
+        ):
+            continue  # the rows and pairs of a table are counted in the runs
         counts.pop(override.key_or_group, None)  # the command line replaces what an experiment sweeps
         if override.is_sweep_override():
             counts[override.key_or_group] = sum(1 for _ in override.sweep_string_iterator())

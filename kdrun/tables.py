@@ -9,6 +9,7 @@ import yaml
 from kdrun.config import conf_folder
 from kdrun.errors import KdrunError, choices
 
+BUDGETS = {"full": None, "short": 12, "smoke": 1}  # epochs of student and teacher; schedules are shares of them
 KEYS = {"dataset", "recipe", "pairs", "methods", "students", "exceptions"}
 
 
@@ -28,6 +29,33 @@ class Cell:
 
 def table_names() -> list[str]:
     return sorted(file.stem for file in (conf_folder() / "table").glob("*.yaml"))
+
+
+def jobs(name: str, asked: list[str], pair: str | None = None, budget: str = "full") -> list[list[str]]:
+    """The table as jobs of a sweep. `asked`: the other overrides of the command, which win over the table's own.
+
+    method=... there chooses among the table's rows. KdrunError for a pair, a method or a budget that it has not.
+    """
+    if budget not in BUDGETS:
+        raise KdrunError(f"no budget '{budget}'. {choices(budget, BUDGETS)}")
+    found = cells(name)
+    pairs = {f"{cell.teacher}-{cell.student}" for cell in found}
+    if pair is not None and pair not in pairs:
+        raise KdrunError(f"table {name} has no pair '{pair}'. {choices(pair, pairs)}")
+    wanted = [item.partition("=")[2] for item in asked if item.startswith("method=")]
+    rows = {cell.method for cell in found}
+    for method in wanted:
+        if method not in rows:
+            raise KdrunError(f"table {name} has no row '{method}'. {choices(method, rows)}")
+    epochs = BUDGETS[budget]
+    scaled = [] if epochs is None else [f"recipe.epochs={epochs}", f"teacher.recipe.epochs={epochs}"]
+    others = [*scaled, *(item for item in asked if not item.startswith("method="))]
+    keys = {item.partition("=")[0] for item in others}
+    return [
+        [*(item for item in cell.command() if item.partition("=")[0] not in keys), *others]
+        for cell in found
+        if (pair is None or f"{cell.teacher}-{cell.student}" == pair) and (not wanted or cell.method in wanted)
+    ]
 
 
 def cells(name: str) -> list[Cell]:
