@@ -222,6 +222,8 @@ class Summary(Callback):
         if ONLY_PLAN:
             return
         folder = Path(config.hydra.sweep.dir)
+        if not (folder / MANIFEST).exists():
+            return  # a search tells its trials itself
         states = states_of(folder)
         failed = [state for state in states if state["status"] != "done"]
         runs = _runs(states)
