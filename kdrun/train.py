@@ -21,6 +21,7 @@ from kdrun.config import Config, Recipe, check_recipe
 from kdrun.data.loader import Augment, Loader
 from kdrun.engine import record as records
 from kdrun.engine.checkpoint import load_into, load_weights, save_text, weights_sha256
+from kdrun.engine.cost import multiply_adds
 from kdrun.engine.journal import RunJournal
 from kdrun.engine.loop import enter, evaluate, fit, stage_recipe, weighted, weights_of
 from kdrun.engine.precision import Compute, resolve
@@ -215,8 +216,10 @@ def _train(plan: Plan, compute: Compute, parts: Parts, screen: Screen, role: str
         told = record
         records.write(plan.folder, record)
         save_text(plan.folder / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
-        if teacher_logits is not None and record["teacher"] is not None and progress.step == 0:
-            journal.teacher(record["teacher"]["score"])
+        if progress.step == 0:
+            journal.samples(parts.train.view(parts.dataset.train.index[:16], 0))
+            if teacher_logits is not None and record["teacher"] is not None:
+                journal.teacher(record["teacher"]["score"])
         fit(
             distillation, parts.train, parts.evals, config.recipe, parts.weights, parts.schedules, journal,
             progress=progress, correct=image.correct, log_every=config.engine.log_every,
@@ -357,7 +360,7 @@ def first_record(plan: Plan, parts: Parts, compute: Compute, before: dict[str, A
         "teacher": None,
         "student": {
             "name": config.student.name, "init_sha256": weights_sha256(student.state_dict()), "sha256": None,
-            "params": parameters(student),
+            "params": parameters(student), "multiply_adds": multiply_adds(student, parts.distillation.example),
         },
         "method": list(config.method), "weights": parts.weights, "recipe": dict(vars(config.recipe)), "protocol": config.protocol,
         "metric": {"name": image.METRIC["name"], "split": "test", "higher_is_better": image.METRIC["higher_is_better"]},

@@ -114,7 +114,13 @@ def test_tensorboard_tags(folder: Path) -> None:
         "eval/holdout/accuracy",
     }
     expected |= {"eval/test/agreement", "teacher/test/accuracy", "speed/images_per_s", "speed/data_wait"}
+    expected |= {"hparam/last", "hparam/best"} | {f"eval/test/class/{name}" for name in range(10)}
     assert set(board.Tags()["scalars"]) == expected
+    assert set(board.Tags()["images"]) == {"train/augmented", "eval/test/confusion"}
+    of_classes = [board.Scalars(f"eval/test/class/{name}")[0].value for name in range(10)]
+    test = board.Scalars("eval/test/accuracy")[-1].value
+    assert min(of_classes) <= test <= max(of_classes)
+    assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= {tag for tag in board.summary_metadata}
     assert [event.step for event in board.Scalars("eval/test/accuracy")] == [8, 16]
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from kdrun.engine import board
 from kdrun.engine import record as records
 from kdrun.engine.checkpoint import load_state, save_state, save_tensors, save_text, weights_sha256
 from kdrun.engine.loop import Epoch, Progress
@@ -98,6 +99,9 @@ class RunJournal:
         for name, value in values.items():
             self.board.add_scalar(f"{stage.name}/{name}", value, step)
 
+    def samples(self, images_BCHW: Tensor) -> None:
+        board.samples(self.board, images_BCHW, self.record["dataset"]["mean"], self.record["dataset"]["std"])
+
     def teacher(self, score: float) -> None:
         self.board.add_scalar(f"teacher/test/{image.METRIC['name']}", score, 0)
 
@@ -125,6 +129,9 @@ class RunJournal:
                 save_tensors(self.folder / f"{name}.safetensors", model.state_dict())
         save_tensors(self.folder / "test_logits.safetensors", {"logits": test_logits, "labels": self.labels["test"]})
         self.record["student"]["sha256"] = weights_sha256(student)
+        names = self.record["dataset"]["classes"]
+        board.classes(self.board, test_logits, self.labels["test"], names, self.progress.step)
+        board.hyperparameters(self.board, self.record)
         self.board.close()
 
     def close(self) -> None:

@@ -178,6 +178,11 @@ class Distillation(nn.Module):
             _apply_settings(name, stages, settings.get("stages") or {})
 
     @property
+    def example(self) -> Tensor:
+        """Two images, as the models take them."""
+        return self._data.example
+
+    @property
     def teacher(self) -> Tapped | None:
         return self._teacher[0] if self._teacher else None
 
