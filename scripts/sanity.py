@@ -15,6 +15,7 @@ import os
 import statistics
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,11 @@ def config_of(overrides: list[str], method: str, seed: int) -> Config:
         return validate(compose("config", [*overrides, f"method={method}", f"seed={seed}"]))
 
 
-def gradients(config: Config, batches: int = 4) -> dict[str, float]:
-    """For each term of the last stage the norm of its weighted gradient in the student over the supervised loss's, after training.
+def gradients(config: Config, trained: bool, batches: int = 4) -> dict[str, float]:
+    """For each term of the last stage the norm of its weighted gradient in the student over the supervised loss's.
 
-    A mean over a few batches of the last epoch, weights as the yaml has them (without their schedules).
+    A mean over a few batches of the first epoch with the initial weights, or of the last one after training; weights as the yaml has
+    them, without their schedules.
     """
     plan, compute = make_plan(config), resolve(config.engine)
     parts = build(config, compute)
@@ -78,24 +80,23 @@ def gradients(config: Config, batches: int = 4) -> dict[str, float]:
     if parts.teacher is not None and plan.teacher is not None:
         path = plan.teacher.folder / "student.safetensors"
         load_into(parts.teacher, load_weights(path), path, "teacher")
-    distillation.load_state_dict(load_state(plan.folder / "last.ckpt")["distillation"])
-    stage = distillation.stages[-1]
-    enter(distillation, stage)
+    if trained:
+        distillation.load_state_dict(load_state(plan.folder / "last.ckpt")["distillation"])
+    number, epoch = len(distillation.stages) - 1, config.recipe.epochs - 1 if trained else 0
+    enter(distillation, distillation.stages[number])
+    distillation.begin_epoch(number, epoch)
     parameters = list(distillation.student.module.parameters())
     norms: dict[str, list[float]] = {}
-    for number, batch in enumerate(parts.train.epoch(config.recipe.epochs - 1)):
-        if number == batches:
-            break
-        distillation.begin_epoch(len(distillation.stages) - 1, config.recipe.epochs - 1)
-        _, terms = distillation(batch, stage)
+    for batch in islice(parts.train.epoch(epoch), batches):
+        _, terms = distillation(batch, distillation.stages[number])
         for name, value in terms.items():
-            found = torch.autograd.grad(
-                weights_of(parts.weights, name) * value, parameters, retain_graph=True, allow_unused=True
-            )
+            weighted = weights_of(parts.weights, name) * value
+            found = torch.autograd.grad(weighted, parameters, retain_graph=True, allow_unused=True)
             square = sum(g.float().square().sum() for g in found if g is not None)
             norms.setdefault(name, []).append(float(square) ** 0.5)
+        distillation.after_step()
     means = {name: statistics.mean(values) for name, values in norms.items()}
-    return {name: mean / means["task"] for name, mean in means.items() if name != "task"}
+    return {name: round(mean / means["task"], 3) for name, mean in means.items() if name != "task"}
 
 
 def collect(overrides: list[str]) -> dict[str, Any]:
@@ -114,7 +115,7 @@ def collect(overrides: list[str]) -> dict[str, Any]:
             "scores": [round(100 * record["last"]["score"], 2) for record in records],
             "agreement": [round(100 * r["agreement"], 2) for r in records if r["agreement"] is not None],
             "images_per_s": round(statistics.median(speeds)),
-            "gradients": {name: round(ratio, 3) for name, ratio in gradients(configs[0]).items()},
+            "gradients": {when: gradients(configs[0], when == "end") for when in ("start", "end")},
         }
         print(f"{method:<16} {found[method]}", flush=True)
     teacher = make_plan(config_of(overrides, "kd", 0)).teacher.record()
@@ -130,12 +131,13 @@ def page(found: dict[str, Any], notes: dict[str, str]) -> str:
     """docs/sanity.md: a table, best first, and what stands behind every method far below the student alone."""
     methods = found["methods"]
     mean = {name: statistics.mean(m["scores"]) for name, m in methods.items()}
-    rows = ["| method | seed 0 | seed 1 | mean | - none | agreement | images/s | gradient / task's |"]
+    rows = ["| method | seed 0 | seed 1 | mean | - none | agreement | images/s | gradient / task's, start and end |"]
     rows.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name in sorted(methods, key=lambda name: -mean[name]):
         m = methods[name]
         agreement = f"{statistics.mean(m['agreement']):.1f}" if m["agreement"] else ""
-        ratios = ", ".join(f"{term.partition('.')[2]} {ratio:.3g}" for term, ratio in m["gradients"].items())
+        start, end = m["gradients"]["start"], m["gradients"]["end"]
+        ratios = ", ".join(f"{term.partition('.')[2]} {start[term]:.2f}, {end[term]:.2f}" for term in start)
         rows.append(
             f"| {name} | {m['scores'][0]:.2f} | {m['scores'][1]:.2f} | {mean[name]:.2f} | {mean[name] - mean['none']:+.2f} "
             f"| {agreement} | {m['images_per_s']:,} | {ratios} |"
@@ -171,9 +173,10 @@ resnet20 -> resnet8, two seeds, tested on all 10,000 test images. The teacher, t
 Which method is better: two seeds have no useful interval, the weights were published for 200 epochs and more, methods with stages of their
 own train longer, and the binomial standard error of one score is about half a point.
 
-`gradient / task's`: the norm of the weighted term's gradient in the student over that of the supervised loss, after training, mean
-over four batches of seed 0. `images/s`: median over the epochs of the `distil` stage of seed 0, one thread, two processes side by
-side, on a machine that did other work too: [methods.md](methods.md) has costs measured by themselves.
+`gradient / task's`: the norm of the weighted term's gradient in the student over that of the supervised loss, with the initial weights
+and after training, mean over four batches of seed 0, without schedules. `images/s`: median over the epochs of the `distil` stage of seed 0,
+one thread, two processes side by side, on a machine that did other work too: [methods.md](methods.md) has costs measured by
+themselves.
 
 ## More than {doubt:g} points below the student alone
 
