@@ -56,8 +56,9 @@ def trainer(method: str) -> tuple[torch.device, list[tuple[float, Callable[[], N
     def model(name: str) -> torch.nn.Module:
         return MODELS.get(name)(CLASSES).to(device, memory_format=torch.channels_last)
 
+    methods = {name: (METHODS.get(name), value) for name, value in settings(config).items()}
     distillation = Distillation(
-        model("resnet8"), model("resnet20"), {name: (METHODS.get(name), value) for name, value in settings(config).items()},
+        model("resnet8"), model("resnet20") if config.teacher.name != "none" else None, methods,
         data=DataFacts(ROWS, labels, CLASSES, images[:2]), task=image.loss, autocast=compute.autocast,
         fresh=lambda _: model("resnet20"),
     )  # fmt: skip

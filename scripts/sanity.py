@@ -137,7 +137,7 @@ def page(found: dict[str, Any], notes: dict[str, str]) -> str:
         m = methods[name]
         agreement = f"{statistics.mean(m['agreement']):.1f}" if m["agreement"] else ""
         start, end = m["gradients"]["start"], m["gradients"]["end"]
-        ratios = ", ".join(f"{term.partition('.')[2]} {start[term]:.2f}, {end[term]:.2f}" for term in start)
+        ratios = ", ".join(f"{term.partition('.')[2]} {start[term]:.2g}, {end[term]:.2g}" for term in start)
         rows.append(
             f"| {name} | {m['scores'][0]:.2f} | {m['scores'][1]:.2f} | {mean[name]:.2f} | {mean[name] - mean['none']:+.2f} "
             f"| {agreement} | {m['images_per_s']:,} | {ratios} |"

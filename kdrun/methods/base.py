@@ -202,7 +202,7 @@ class Distillation(nn.Module):
     def distil(self, batch: Batch) -> tuple[Output, Terms]:
         """The default stage: the supervised loss and every loss of every method, as <method>.<term>."""
         working = {name: m for name, m in self.methods.items() if m.distils and name not in self._idle}
-        student, teacher = self.run(batch, taught=bool(working))
+        student, teacher = self.run(batch, taught=any(m.teacher in ("outputs", "gradients") for m in working.values()))
         task = next(
             (t for m in self.methods.values() if (t := m.task(student, batch, self.supervised)) is not None), None
         )
