@@ -104,15 +104,18 @@ def plan(overrides: Sequence[Override], jobs: list[list[str]], compose: Callable
             print(f"  cannot    {' '.join(one.overrides)}: {one.error}")
         elif one.record is not None:
             print(_already(one.plan, one.record, one.changed))
-    for role, missing in (("teacher", teachers), ("student", plans)):
-        for one_plan in missing.values():
+    for role, runs in (("teacher", teachers), ("student", plans)):
+        for one_plan in runs.values():
             seconds, size, how = _cost(one_plan, known)
             name = one_plan.config.student.name if role == "teacher" else _name(one_plan)
             about = f"   about {clock(seconds)} ({how})" if seconds is not None else ""
             print(f"  {role:<9} {name:<28} {_state_of(one_plan)}{about}")
             total, disk, blind = total + (seconds or 0), disk + size, blind + (seconds is None)
-    if todo or teachers:
-        unknown = f"; nothing like {blind} of them was trained here yet" if blind else ""
+    missing = len(teachers) + len(plans)
+    if missing and blind == missing:
+        print("left     nothing like these runs was trained here yet, so there is no estimate")
+    elif missing:
+        unknown = f" without {blind} run{'s' * (blind != 1)} of which nothing alike was trained here" if blind else ""
         print(f"left     about {clock(total)} in one process{unknown}; about {disk / 2**20:,.0f} MiB of disk")
 
 

@@ -128,7 +128,7 @@ def test_plan_says_what_is_missing_and_trains_nothing(swept):
     assert any(
         text.startswith("  student   sp resnet8 seed 0") and "other methods of this student)" in text for text in said
     )
-    assert "in one process; nothing like 1 of them was trained here yet; about" in said[-1]
+    assert "in one process without 1 run of which nothing alike was trained here; about" in said[-1]
     assert sorted(swept.rglob("*")) == before
     single = kdrun(swept, "plan", *TINY, "method=kd", "seed=0")
     assert single.stdout.splitlines()[0] == "1 run asked for; 1 done, 0 to do"
