@@ -223,8 +223,16 @@ def test_markup_is_escaped():
     assert r"a\_b|$<$i>\%\$" in render.latex(shown)
 
 
-def test_a_narrow_screen_puts_cells_below_their_row():
-    text = render.terminal(tables(sweep()), width=60)
+def test_a_narrow_screen_leaves_out_what_says_least():
+    text = render.terminal(tables(sweep()), width=90)
+    assert max(map(len, text.splitlines())) <= 90
+    assert "left out for this width: parameters, time" in text
+    assert "\nkd " in text
+    assert "against none" in text
+
+
+def test_a_very_narrow_screen_puts_cells_below_their_row():
+    text = render.terminal(tables(sweep()), width=50)
     assert max(map(len, text.splitlines())) <= 80
     assert "\nkd\n" in text
 

@@ -11,6 +11,7 @@ from typing import Any
 from kdrun.report.pivot import Cell, Table
 from kdrun.report.table import PROTOCOLS, gain_text, percent
 
+LESS = ("multiply-adds", "parameters", "time", "agreement", "best")  # what a narrow screen does without, in this order
 FIELDS = (
     "n", "seeds", "last", "last_sd", "best", "best_sd", "holdout", "holdout_sd", "pairs", "gain", "low", "high", "p", "test", "equal",
     "seeds_needed", "agreement", "params", "multiply_adds", "train_s",
@@ -145,19 +146,36 @@ def _time(seconds: float | None) -> str:
 
 
 def terminal(tables: list[Table], skipped: int = 0, width: int = 100) -> str:
-    """For a screen: captions folded to its width; where a row is too wide, its cells stand below its name."""
+    """For a screen: captions folded to its width; a table too wide for it leaves out the columns of LESS, and says so.
+
+    Where that is not enough, a row's cells stand below its name.
+    """
     import textwrap
 
     parts = []
     for table in tables:
-        lines = [line for said in caption(table, skipped) for line in textwrap.wrap(said, width)]
-        parts.append("\n".join([*lines, "", *aligned(*grid(table), width)]))
+        head, rows = grid(table)
+        left = [name for name in LESS if name in head]
+        out: list[str] = []
+        while left and _width(head, rows) > width:
+            out.append(left.pop(0))
+            kept = [i for i, name in enumerate(head) if name not in out]
+            head, rows = [head[i] for i in kept], [[row[i] for i in kept] for row in rows]
+        said = caption(table, skipped) + [f"left out for this width: {', '.join(out)} (--format md has all)"] * bool(
+            out
+        )
+        lines = [line for sentence in said for line in textwrap.wrap(sentence, width)]
+        parts.append("\n".join([*lines, "", *aligned(head, rows, width)]))
     return "\n\n".join(parts) + "\n"
+
+
+def _width(head: list[str], rows: list[list[str]]) -> int:
+    return sum(max(map(len, column)) + 2 for column in zip(head, *rows, strict=True)) - 2
 
 
 def aligned(head: list[str], rows: list[list[str]], width: int) -> list[str]:
     wide = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    if sum(wide) + 2 * (len(wide) - 1) <= width:
+    if _width(head, rows) <= width:
         return [
             "  ".join(cell.ljust(room) for cell, room in zip(row, wide, strict=True)).rstrip() for row in [head, *rows]
         ]
