@@ -1,12 +1,13 @@
-"""Where Hydra looks for sweepers. What this one does stands in kdrun/sweep.py."""
+"""Where Hydra looks for sweepers. What they do stands in kdrun/sweep.py and kdrun/search.py."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict, Optional  # noqa: UP035
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 
@@ -17,7 +18,20 @@ class Conf(BasicSweeperConf):
     _target_: str = "hydra_plugins.kdrun_sweeper.KdrunSweeper"
 
 
+@dataclass
+class SearchConf:
+    """`hydra/sweeper=search hydra.sweeper.trials=50 hydra.sweeper.study=outputs/kd.db`."""
+
+    _target_: str = "hydra_plugins.kdrun_sweeper.SearchSweeper"
+    params: Optional[Dict[str, str]] = None  # noqa: UP006
+    trials: int = 20
+    at_once: int = 1  # trials asked for together: as many as the launcher runs side by side
+    study: str = "${outputs}/study.db"
+    seed: int = 0  # of the sampler
+
+
 ConfigStore.instance().store(group="hydra/sweeper", name="kdrun", node=Conf, provider="kdrun")
+ConfigStore.instance().store(group="hydra/sweeper", name="search", node=SearchConf, provider="kdrun")
 
 
 class KdrunSweeper(BasicSweeper):
@@ -29,25 +43,36 @@ class KdrunSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         from kdrun import sweep
 
-        assert self.config is not None
-        assert self.launcher is not None
-        assert self.hydra_context is not None
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        overrides = self._overrides(arguments)
         jobs = sweep.expand(self.split_arguments(overrides, None)[0])
         if sweep.ONLY_PLAN:
             sweep.plan(overrides, jobs, self._compose)
             return None
+        teachers, students = sweep.begin(self._begin(), overrides, jobs, self._compose)
+        self._launch(teachers, len(jobs))
+        self._launch(students, 0)
+        return None
+
+    def _overrides(self, arguments: list[str]) -> list[Override]:
+        assert self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        return parser.parse_overrides([*self._parse_config(), *arguments])
+
+    def _begin(self) -> Path:
+        """The folder of this sweep, with what was asked for in Hydra's own words."""
+        assert self.config is not None
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
-        teachers, students = sweep.begin(folder, overrides, jobs, self._compose)
-        for batch, first in ((teachers, len(jobs)), (students, 0)):
-            for start in range(0, len(batch), self.max_batch_size or max(len(batch), 1)):
-                part = batch[start : start + (self.max_batch_size or len(batch))]
-                for done in self.launcher.launch(part, initial_job_idx=first + start):
-                    _ = done.return_value  # raises what a job raised; kdrun's own jobs leave their errors in job.json
-        return None
+        return folder
+
+    def _launch(self, jobs: list[list[str]], first: int) -> None:
+        """Run jobs through the launcher, max_batch_size at a time; `first` is the number of the first one."""
+        assert self.launcher is not None
+        size = self.max_batch_size or max(len(jobs), 1)
+        for start in range(0, len(jobs), size):
+            for done in self.launcher.launch(jobs[start : start + size], initial_job_idx=first + start):
+                _ = done.return_value  # raises what a job raised; kdrun's own jobs leave their errors in job.json
 
     def _compose(self, job: list[str]) -> DictConfig:
         """The config of one job; an error here ends the sweep before its first job."""
@@ -57,3 +82,17 @@ class KdrunSweeper(BasicSweeper):
         with read_write(composed), open_dict(composed):
             del composed["hydra"]  # as Hydra does before it calls a job
         return composed
+
+
+class SearchSweeper(KdrunSweeper):
+    """Optuna asks, the launcher trains, the holdout answers."""
+
+    def __init__(self, params: Any, trials: int, at_once: int, study: str, seed: int):
+        super().__init__(params)
+        self.asked = {"trials": trials, "at_once": at_once, "study_file": study, "seed": seed}
+
+    def sweep(self, arguments: list[str]) -> Any:
+        from kdrun.search import search
+
+        search(self._overrides(arguments), self._compose, self._launch, folder=self._begin(), **self.asked)
+        return None

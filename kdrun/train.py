@@ -21,7 +21,7 @@ from kdrun.config import Config, Recipe, check_recipe
 from kdrun.data.loader import Augment, Loader
 from kdrun.engine import record as records
 from kdrun.engine.checkpoint import load_into, load_weights, save_text, weights_sha256
-from kdrun.engine.cost import multiply_adds
+from kdrun.engine.cost import multiply_adds, parameters
 from kdrun.engine.journal import RunJournal
 from kdrun.engine.loop import enter, evaluate, fit, stage_recipe, weighted, weights_of
 from kdrun.engine.precision import Compute, resolve
@@ -377,10 +377,6 @@ def first_record(plan: Plan, parts: Parts, compute: Compute, before: dict[str, A
         record |= {key: before[key] for key in ("command", "resumed")}
         record["time"] |= {key: before["time"][key] for key in ("start", "peak_memory")}
     return record
-
-
-def parameters(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
 
 
 def command() -> str:
