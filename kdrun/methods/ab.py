@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from kdrun.methods.adapters import connector
-from kdrun.methods.base import Batch, Method, Pair, Stage, Terms
+from kdrun.methods.base import Batch, Method, Pair, Stage, Terms, mean
 from kdrun.methods.checks import check_above, check_choice, feature_maps
 from kdrun.registry import METHODS
 from kdrun.taps import Output
@@ -33,8 +33,7 @@ def boundaries(layers: list[tuple[Tensor, Tensor]], margin: float, variant: str 
     if variant == "paper":
         each = [cost.flatten(1).sum(1).mean() / 2 ** (len(costs) - 1 - i) for i, cost in enumerate(costs)]
         return sum(each[1:], each[0])
-    each = [cost.mean() for cost in costs]
-    return sum(each[1:], each[0]) / len(each)
+    return mean(cost.mean() for cost in costs)
 
 
 @METHODS.register

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdrun.errors import KdrunError
-from kdrun.methods.base import Batch, Method, Pair, Terms
+from kdrun.methods.base import Batch, Method, Pair, Terms, mean
 from kdrun.methods.kd import soft_targets
 from kdrun.registry import METHODS
 from kdrun.taps import Output
@@ -20,8 +20,7 @@ def mutual(logits: list[Tensor]) -> list[Tensor]:
     """
     losses = []
     for i, mine in enumerate(logits):
-        others = [soft_targets(mine, other.detach(), 1.0) for j, other in enumerate(logits) if j != i]
-        losses.append(sum(others[1:], others[0]) / len(others))
+        losses.append(mean(soft_targets(mine, other.detach(), 1.0) for j, other in enumerate(logits) if j != i))
     return losses
 
 

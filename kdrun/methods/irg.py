@@ -9,15 +9,14 @@ from torch import Tensor
 from kdrun.errors import KdrunError
 from kdrun.methods.adapters import same_side
 from kdrun.methods.base import Batch, Method, Pair, Terms, mean
+from kdrun.methods.rkd import squared_distances
 from kdrun.registry import METHODS
 from kdrun.taps import Output
 
 
 def edges(x: Tensor) -> Tensor:
     """Squared Euclidean distances (B, B) of flattened activations, divided by the largest; a zero diagonal."""
-    x_BD = x.flatten(1)
-    square_B = x_BD.square().sum(1)
-    squared_BB = (square_B[:, None] + square_B[None, :] - 2 * x_BD @ x_BD.T).clamp(min=1e-12)
+    squared_BB = squared_distances(x.flatten(1))
     squared_BB = squared_BB - squared_BB.diagonal().diag()
     return squared_BB / squared_BB.max().clamp(min=1e-12)
 

@@ -12,15 +12,16 @@ from kdrun.registry import METHODS
 from kdrun.taps import Output
 
 
-def distances(x_BD: Tensor) -> Tensor:
-    """Pairwise Euclidean distances (B, B), divided by the mean of the non-zero ones (equation 7); a zero diagonal.
-
-    Squared distances come from the Gram matrix and are floored at 1e-12, so that a repeated image has a finite gradient.
-    """
+def squared_distances(x_BD: Tensor) -> Tensor:
+    """Squared Euclidean distances (B, B) from the Gram matrix, floored at 1e-12: a repeated image has a finite gradient."""
     square_B = x_BD.square().sum(1)
-    squared_BB = (square_B[:, None] + square_B[None, :] - 2 * x_BD @ x_BD.T).clamp(min=1e-12)
+    return (square_B[:, None] + square_B[None, :] - 2 * x_BD @ x_BD.T).clamp(min=1e-12)
+
+
+def distances(x_BD: Tensor) -> Tensor:
+    """Pairwise Euclidean distances (B, B), divided by the mean of the non-zero ones (equation 7); a zero diagonal."""
     off_diagonal_BB = ~torch.eye(len(x_BD), dtype=torch.bool, device=x_BD.device)
-    distance_BB = squared_BB.sqrt() * off_diagonal_BB
+    distance_BB = squared_distances(x_BD).sqrt() * off_diagonal_BB
     mean = distance_BB.sum() / off_diagonal_BB.sum().clamp(min=1)
     return distance_BB / mean.clamp(min=1e-12)  # the last batch may be a single image, without any distance
 

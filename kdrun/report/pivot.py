@@ -110,17 +110,14 @@ def _table(records: list[dict], rows: str, columns: str, protocol: str) -> Table
         for column in where:
             if column not in order:
                 order.append(column)
-            cell = _cell(row, groups, protocol)
             label = names[id(row)]
-            while column in found.setdefault(label, {}):
-                label = f"{names[id(row)]} [{row.first['group'][:6]}]"
-                if column in found.setdefault(label, {}):
-                    break
-            found[label][column] = cell
+            if column in found.get(label, {}):  # another group of that name: the hash tells them apart
+                label = f"{label} [{row.first['group'][:6]}]"
+            found.setdefault(label, {})[column] = _cell(row, groups, protocol)
     for column in order:
         _correct([line[column] for line in found.values() if column in line])
     done = [run for row in groups for run in row.runs.values()]
-    ranked = dict(sorted(((k, v) for k, v in found.items() if v), key=lambda item: not _is_baseline(item[1])))
+    ranked = dict(sorted(found.items(), key=lambda item: not _is_baseline(item[1])))
     unfinished = [record for record in records if record["status"] != "done"]
     return Table(records[0]["dataset"], order, ranked, protocol, done, unfinished)
 
