@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,7 @@ class Split:
             _Files(self.files, self.read),
             batch_sampler=[rows_B.tolist() for rows_B in rows],
             num_workers=workers,
+            multiprocessing_context=_start() if workers else None,
             collate_fn=_unchanged,
             pin_memory=pin,
             generator=torch.Generator(),  # of its own: a DataLoader draws a seed from the global one otherwise
@@ -75,6 +77,11 @@ class Dataset:
     train: Split
     holdout: Split | None
     test: Split
+
+
+def _start() -> str:
+    """How reader processes are started: as Python does by itself, also where a launcher (joblib) has set a way of its own."""
+    return multiprocessing.get_all_start_methods()[0]
 
 
 class _Files(torch.utils.data.Dataset):
