@@ -364,7 +364,7 @@ def first_record(plan: Plan, parts: Parts, compute: Compute, before: dict[str, A
         },
         "method": list(config.method), "weights": parts.weights, "recipe": dict(vars(config.recipe)), "protocol": config.protocol,
         "metric": {"name": image.METRIC["name"], "split": "test", "higher_is_better": image.METRIC["higher_is_better"]},
-        "score": None, "last": None, "best": None, "holdout": None, "agreement": None,
+        "score": None, "last": None, "best": None, "holdout": None, "agreement": None, "calibration": None, "class_scores": None,
         "time": {"start": records.now(), "end": None, "train_s": 0.0, "images_per_s": 0.0, "data_wait": 0.0, "peak_memory": 0},
         "engine": {
             "device": compute.device.type, "precision": compute.precision, "compile": False, "cache": False,

@@ -129,6 +129,8 @@ class RunJournal:
                 save_tensors(self.folder / f"{name}.safetensors", model.state_dict())
         save_tensors(self.folder / "test_logits.safetensors", {"logits": test_logits, "labels": self.labels["test"]})
         self.record["student"]["sha256"] = weights_sha256(student)
+        self.record["calibration"] = image.calibration(test_logits, self.labels["test"])
+        self.record["class_scores"] = image.class_scores(test_logits, self.labels["test"])
         names = self.record["dataset"]["classes"]
         board.classes(self.board, test_logits, self.labels["test"], names, self.progress.step)
         board.hyperparameters(self.board, self.record)

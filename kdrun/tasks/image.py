@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,6 +36,38 @@ def agreement(logits_NK: Tensor, other_NK: Tensor) -> float:
 def mean_loss(logits_NK: Tensor, labels_N: Tensor) -> float:
     """Cross-entropy over a whole split."""
     return F.cross_entropy(logits_NK.float(), labels_N).item()
+
+
+def calibration(logits_NK: Tensor, labels_N: Tensor, bins: int = 15) -> dict[str, Any]:
+    """Is a network as often right as it is sure? The images by confidence, the highest softmax probability, in bins of equal width.
+
+    {"ece", "images", "confidence", "accuracy"}: how many images have a confidence in ((m - 1) / bins, m / bins], their mean
+    confidence and accuracy (null for an empty bin), and the expected calibration error, sum over bins of
+    (images / all images) |accuracy - confidence| (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017).
+    """
+    logits_NK, labels_N = logits_NK.cpu().double(), labels_N.cpu()  # a GPU's weighted bincount is not deterministic
+    sure_N, said_N = logits_NK.softmax(1).max(1)
+    bin_N = (sure_N * bins).ceil().long().sub(1).clamp(0, bins - 1)
+    images_M = torch.bincount(bin_N, minlength=bins)
+    sure_M, right_M = (torch.bincount(bin_N, x.double(), minlength=bins) for x in (sure_N, said_N == labels_N))
+    return {
+        "ece": round((sure_M - right_M).abs().sum().item() / len(labels_N), 6), "images": images_M.tolist(),
+        "confidence": _shares(sure_M, images_M), "accuracy": _shares(right_M, images_M),
+    }  # fmt: skip
+
+
+def class_scores(logits_NK: Tensor, labels_N: Tensor) -> list[float | None]:
+    """The accuracy on the images of each class, null for a class without any."""
+    kinds = logits_NK.shape[1]
+    right_N = logits_NK.argmax(1) == labels_N
+    all_K, right_K = (torch.bincount(x, minlength=kinds) for x in (labels_N.long(), labels_N[right_N].long()))
+    return _shares(right_K, all_K)
+
+
+def _shares(parts: Tensor, wholes: Tensor) -> list[float | None]:
+    """Quotients with six digits; None where there is nothing to divide by."""
+    pairs = zip(parts.tolist(), wholes.tolist(), strict=True)
+    return [round(part / whole, 6) if whole else None for part, whole in pairs]
 
 
 def check_logits(logits: Tensor, classes: int) -> str | None:
