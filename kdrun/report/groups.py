@@ -153,16 +153,18 @@ def score(record: dict, column: str) -> float | None:
 def labels(records: list[dict]) -> dict[str, str]:
     """{group: label}: the methods joined by +, and the fewest keys that tell its groups apart: `kd (temperature=2)`."""
     groups = {record["group"]: record for record in records}
-    found = {}
+    by_method: dict[str, dict[str, dict[str, str]]] = {}  # label -> group -> what it was asked for
     for group, record in groups.items():
-        rivals = [flat(other["identity"]) for other in groups.values() if other["method"] == record["method"]]
-        own = flat(record["identity"])
-        neutral = {key: str(value) for key, value in NEUTRAL.items()}  # what an identity leaves out
-        shown = [
-            f"{_typed(key, record['method'])}={_short(own.get(key, neutral.get(key, '-')))}" for key in _telling(rivals)
-        ]
-        label = "+".join(record["method"])
-        found[group] = f"{label} ({', '.join(shown)})" if shown else label
+        by_method.setdefault("+".join(record["method"]), {})[group] = flat(record["identity"])
+    neutral = {key: str(value) for key, value in NEUTRAL.items()}  # what an identity leaves out
+    told: dict[str, str] = {}
+    for label, rivals in by_method.items():
+        keys = _telling(list(rivals.values()))
+        for group, own in rivals.items():
+            method = groups[group]["method"]
+            shown = [f"{_typed(key, method)}={_short(own.get(key, neutral.get(key, '-')))}" for key in keys]
+            told[group] = f"{label} ({', '.join(shown)})" if shown else label
+    found = {group: told[group] for group in groups}  # in the order of the records
     repeated = {label for label, count in Counter(found.values()).items() if count > 1}
     return {group: f"{label} [{group[:6]}]" if label in repeated else label for group, label in found.items()}
 
@@ -173,7 +175,7 @@ def _telling(rivals: list[dict[str, str]]) -> Sequence[str]:
     def told(keys: Sequence[str]) -> int:
         return len({tuple(rival.get(key, "-") for key in keys) for rival in rivals})
 
-    keys = sorted({key for rival in rivals for key in rival if told([key]) > 1}, key=_rank)
+    keys = sorted((key for key in {key for rival in rivals for key in rival} if told([key]) > 1), key=_rank)
     for choice in [(), *((key,) for key in keys), *combinations(keys, 2)]:
         if told(choice) == len(rivals):
             return choice

@@ -22,7 +22,7 @@ from urllib.parse import quote
 from kdrun.report import render
 from kdrun.report.groups import difference, score
 from kdrun.report.pivot import Cell, Table
-from kdrun.report.plots import baseline_of, curves_of, interval, teachers_of
+from kdrun.report.plots import curves_of, interval, teachers_of
 from kdrun.report.render import percent, spread
 from kdrun.report.stats import mean_sd
 from kdrun.report.table import PROTOCOLS, gain_text
@@ -375,9 +375,8 @@ def _strips(table: Table, lines: list[Line]) -> str:
                 kind == "images",
             )
         )
-        base = baseline_of(cell, table)
-        if cell.gain is not None and base is not None:
-            n, gain, low, high, each = difference(cell.runs, base.runs, table.protocol)
+        if cell.gain is not None and cell.base is not None:
+            n, gain, low, high, each = difference(cell.runs, cell.base, table.protocol)
             text = gain_text(gain, low, high) + (" =" if cell.equal else "")
             gains.append(
                 Strip(

@@ -27,7 +27,7 @@ class Cell:
     """
 
     runs: Row
-    baseline: bool
+    base: Row | None  # what it is compared with: the student alone
     n: int = 0
     mean: dict[str, float] = field(default_factory=dict)  # by protocol
     sd: dict[str, float | None] = field(default_factory=dict)
@@ -41,9 +41,15 @@ class Cell:
     equal: bool | None = None
     needed: int | None = None  # paired seeds that would tell this difference apart
     agreement: float | None = None
+    ece: float | None = None  # expected calibration error, mean over seeds
+    class_scores: list[float | None] = field(default_factory=list)  # accuracy per class, mean over seeds
     params: int = 0
     multiply_adds: int | None = None
     seconds: float | None = None
+
+    @property
+    def baseline(self) -> bool:
+        return self.runs.baseline
 
 
 @dataclass
@@ -72,7 +78,11 @@ def tables(
     asked = {record["protocol"] for record in records}
     protocol = protocol or (asked.pop() if len(asked) == 1 else "last")
     teachers = {record["teacher"]["run_id"] for record in records if record["teacher"]}
-    students = [r for r in records if r["id"] not in teachers or r["method"] != ["none"] or _asked_alone(r, records)]
+    taught = {record["student"]["name"] for record in records if record["method"] != ["none"]}
+    # A teacher's run is a baseline, too, where its model is some other run's student.
+    students = [
+        r for r in records if r["id"] not in teachers or r["method"] != ["none"] or r["student"]["name"] in taught
+    ]
     for key in {rows, columns} - {"method", "pair"}:
         known = {name for record in records for name in flat(record["identity"])}
         if key not in known:
@@ -88,38 +98,38 @@ def tables(
     return [_table(members, rows, columns, protocol) for members in by_data.values()]
 
 
-def _asked_alone(record: dict, records: list[dict]) -> bool:
-    """A teacher's run that is a baseline, too: its model is some other run's student."""
-    return any(
-        other["student"]["name"] == record["student"]["name"] and other["method"] != ["none"] for other in records
-    )
-
-
 def _table(records: list[dict], rows: str, columns: str, protocol: str) -> Table:
     groups = rows_of(records)
     pairs = {id(row): _pair(row.first) for row in groups}
+    settings = {id(row): _setting(row.first) for row in groups}
+    alone: dict[str, list[Row]] = {}  # baselines by setting
+    beside: dict[str, dict[str, None]] = {}  # the pairs of a setting, in order
+    for row in groups:
+        if row.baseline:
+            alone.setdefault(settings[id(row)], []).append(row)
+        if not _alone(row.first):
+            beside.setdefault(settings[id(row)], {})[pairs[id(row)]] = None
     home = pairs if columns == "pair" else {id(row): _value(row.first, columns) for row in groups}
     names = _names(groups, rows, home)
     found: dict[str, dict[str, Cell]] = {}
-    order: list[str] = []
+    order: dict[str, None] = {}
     for row in groups:
         where = [home[id(row)]]
         if columns == "pair" and _alone(row.first):  # what has no teacher stands beside every teacher of its student
-            same = [pairs[id(o)] for o in groups if not _alone(o.first) and _setting(o.first) == _setting(row.first)]
-            where = list(dict.fromkeys(same)) or where
+            where = list(beside.get(settings[id(row)], where))
+        base = _nearest(row, alone.get(settings[id(row)], []))
         for column in where:
-            if column not in order:
-                order.append(column)
+            order[column] = None
             label = names[id(row)]
             if column in found.get(label, {}):  # another group of that name: the hash tells them apart
                 label = f"{label} [{row.first['group'][:6]}]"
-            found.setdefault(label, {})[column] = _cell(row, groups, protocol)
+            found.setdefault(label, {})[column] = _cell(row, base, protocol)
     for column in order:
         _correct([line[column] for line in found.values() if column in line])
     done = [run for row in groups for run in row.runs.values()]
     ranked = dict(sorted(found.items(), key=lambda item: not _is_baseline(item[1])))
     unfinished = [record for record in records if record["status"] != "done"]
-    return Table(records[0]["dataset"], order, ranked, protocol, done, unfinished)
+    return Table(records[0]["dataset"], [*order], ranked, protocol, done, unfinished)
 
 
 def _is_baseline(line: dict[str, Cell]) -> bool:
@@ -139,9 +149,11 @@ def _alone(record: dict) -> bool:
     return "->" not in _pair(record)
 
 
-def _setting(record: dict) -> list[Any]:
+def _setting(record: dict) -> str:
+    """What a run and its baseline share."""
     identity = record["identity"]
-    return [record["student"]["name"], identity.get("student"), identity.get("recipe"), identity.get("precision")]
+    shared = [record["student"]["name"], *(identity.get(key) for key in ("student", "recipe", "precision"))]
+    return json.dumps(shared, sort_keys=True)
 
 
 def _names(groups: list[Row], rows: str, home: dict[int, str]) -> dict[int, str]:
@@ -162,10 +174,10 @@ def _value(record: dict, key: str) -> str:
     return "+".join(record["method"]) if key == "method" else flat(record["identity"]).get(key, "-")
 
 
-def _cell(row: Row, groups: Iterable[Row], protocol: str) -> Cell:
+def _cell(row: Row, base: Row | None, protocol: str) -> Cell:
     """The numbers of one group; disputed seeds are in none of them."""
     first, runs = row.first, list(row.runs.values())
-    cell = Cell(row, row.baseline, len(runs), params=first["student"]["params"])
+    cell = Cell(row, base, len(runs), params=first["student"]["params"])
     cell.multiply_adds = first["student"].get("multiply_adds")
     for column in ("last", "best", "holdout"):
         scores = row.scores(column)
@@ -174,7 +186,10 @@ def _cell(row: Row, groups: Iterable[Row], protocol: str) -> Cell:
     agreements = [run["agreement"] for run in runs if run["agreement"] is not None]
     cell.agreement = fmean(agreements) if agreements else None
     cell.seconds = fmean(run["time"]["train_s"] for run in runs) if runs else None
-    base = _baseline(row, groups)
+    errors = [run["calibration"]["ece"] for run in runs if run.get("calibration")]
+    cell.ece = fmean(errors) if errors else None
+    classes = [run["class_scores"] for run in runs if run.get("class_scores")]
+    cell.class_scores = [_mean(each) for each in zip(*classes, strict=True)]
     if base is not None:
         cell.pairs, gain, cell.low, cell.high, differences = difference(row, base, protocol)
         if cell.pairs:
@@ -189,12 +204,14 @@ def _cell(row: Row, groups: Iterable[Row], protocol: str) -> Cell:
     return cell
 
 
-def _baseline(row: Row, groups: Iterable[Row]) -> Row | None:
-    """The `none` of the same student, recipe and precision."""
-    if row.baseline:
-        return None
-    fitting = [other for other in groups if other.baseline and _setting(other.first) == _setting(row.first)]
-    return max(fitting, key=lambda other: len(other.runs.keys() & row.runs.keys()), default=None)
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def _nearest(row: Row, baselines: list[Row]) -> Row | None:
+    """Of several runs of the student alone the one that shares most seeds; none for a baseline."""
+    return None if row.baseline else max(baselines, key=lambda b: len(b.runs.keys() & row.runs.keys()), default=None)
 
 
 def _correct(cells: list[Cell]) -> None:

@@ -75,15 +75,6 @@ def teachers_of(cells: Iterable[Cell]) -> list[tuple[str, float]]:
     return sorted((name, value) for name, value in found if value is not None)
 
 
-def baseline_of(cell: Cell, table: Table) -> Cell | None:
-    """The cell that this one was compared with: the student alone, same recipe and precision."""
-    from kdrun.report.pivot import _baseline
-
-    cells = [other for line in table.cells.values() for other in line.values()]
-    row = _baseline(cell.runs, [other.runs for other in cells])
-    return next((other for other in cells if other.runs is row), None)
-
-
 # Pictures ----------------------------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from dataclasses import asdict
 from typing import Any
 
 from kdrun.report.pivot import Cell, Table
@@ -239,7 +238,7 @@ def long(tables: list[Table]) -> list[dict[str, Any]]:
 
 
 def _numbers(cell: Cell) -> dict[str, Any]:
-    plain = {key: value for key, value in asdict(cell).items() if key in FIELDS}
+    plain = {key: value for key, value in vars(cell).items() if key in FIELDS}
     for column in ("last", "best", "holdout"):
         plain[column], plain[f"{column}_sd"] = cell.mean.get(column), cell.sd.get(column)
     plain |= {"seeds": sorted(cell.runs.runs), "seeds_needed": cell.needed, "train_s": cell.seconds}
