@@ -61,9 +61,9 @@ def jobs(name: str, asked: list[str], pair: str | None = None, budget: str = "fu
 def cells(name: str) -> list[Cell]:
     """The cells of a table, pair by pair.
 
-    The file names `dataset` and `recipe`; `pairs` as teacher-student; `methods` with the overrides of each; `students` with
-    overrides for every cell of a student; `exceptions`: for a pair, other overrides of a method, or null where the table
-    has no such cell.
+    The file names `dataset` and `recipe`; `pairs` as teacher-student; `methods` with the overrides of each, where method=NAME
+    makes a second row of that method; `students` with overrides for every cell of a student; `exceptions`: for a pair, other
+    overrides of a method, or null where the table has no such cell.
     """
     if name not in table_names():
         raise KdrunError(f"no table '{name}'. {choices(name, table_names())}")
@@ -76,8 +76,10 @@ def cells(name: str) -> list[Cell]:
     for pair in table["pairs"]:
         teacher, _, student = pair.partition("-")
         methods = {**table["methods"], **table.get("exceptions", {}).get(pair, {})}
-        for method, overrides in methods.items():
+        for row, overrides in methods.items():
             if overrides is not None:
-                own = (*table.get("students", {}).get(student, []), *overrides)
+                method = next((item.partition("=")[2] for item in overrides if item.startswith("method=")), row)
+                others = [item for item in overrides if not item.startswith("method=")]
+                own = (*table.get("students", {}).get(student, []), *others)
                 found.append(Cell(teacher, student, method, (*common, *own)))
     return found
