@@ -16,28 +16,37 @@ import urllib.request
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
+import torch
 from test_report import make
 
 from kdrun.cli import run
 from kdrun.engine import record as records
-from kdrun.report.html import judge, page, ticks
+from kdrun.report.html import page
 from kdrun.report.pivot import tables
 from kdrun.report.render import spread
+from kdrun.report.svg import ticks
 from kdrun.report.table import gain_text
+from kdrun.tasks import image
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'`&amp;"
 
 
 def sweep(root: Path | None = None, methods=("kd", "none", "rkd", "at"), seeds=3, **changed) -> list[dict]:
-    """Made-up runs; under `root` with folders that hold a record, curves and logits."""
+    """Made-up runs; under `root` with folders that hold a record and curves."""
     made = [
         make(method, seed, 0.90 + 0.003 * number * (method != "none") + 0.004 * seed + 0.0007 * ((number + seed) % 3), **changed)
         for number, method in enumerate(methods)
         for seed in range(seeds)
     ]  # fmt: skip
+    draw = torch.Generator().manual_seed(0)
+    for record in made:
+        labels = torch.randint(10, (597,), generator=draw)
+        logits = torch.randn(597, 10, generator=draw) + 4 * torch.eye(10)[labels]
+        record |= {
+            "calibration": image.calibration(logits, labels),
+            "class_scores": image.class_scores(logits, labels),
+        }
     for number, record in enumerate(made if root else []):
         folder = root / f"run{number}"
         folder.mkdir(parents=True)
@@ -47,10 +56,6 @@ def sweep(root: Path | None = None, methods=("kd", "none", "rkd", "at"), seeds=3
             for e in range(1, 31)
         ]
         (folder / "curves.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
-        draw = np.random.default_rng(number)
-        labels = draw.integers(0, 10, 597)
-        logits = draw.normal(size=(597, 10)) + 4 * np.eye(10)[labels]
-        save_file({"logits": logits.astype(np.float32), "labels": labels}, folder / "test_logits.safetensors")
         record["folder"] = str(folder)
     return made
 
@@ -178,18 +183,17 @@ def test_the_same_runs_give_the_same_bytes(tmp_path):
     assert shown(made) == shown(made)
 
 
-def test_records_without_a_folder_make_a_page_that_says_what_is_missing():
+def test_records_without_a_folder_make_a_page_that_says_what_is_missing(tmp_path):
     text = Reader(shown(sweep())).text
     assert "12 runs without a readable curves.jsonl" in text
-    assert "12 runs without readable test_logits.safetensors" in text
+    older = [{key: value for key, value in run.items() if key != "calibration"} for run in sweep(tmp_path)]
+    assert "12 runs without calibration in the record" in Reader(shown(older)).text
 
 
 def test_torn_files_are_left_out_and_counted(tmp_path):
     made = sweep(tmp_path)
-    (tmp_path / "run0" / "test_logits.safetensors").write_bytes(b"\x10\x00")
     (tmp_path / "run1" / "curves.jsonl").write_text('{"stage": ')
     text = Reader(shown(made)).text
-    assert "1 run without readable test_logits.safetensors" in text
     assert "1 run without a readable curves.jsonl" in text
 
 
@@ -234,23 +238,6 @@ def test_links_lead_to_the_records(tmp_path, monkeypatch, capsys):
     assert len(links) == 2
     for link in links:
         assert (tmp_path / "pages" / urllib.request.url2pathname(link)).is_file()
-
-
-def test_calibration_is_that_of_the_paper():
-    """Four images in two bins, by hand; a network that is always right and sure has no error."""
-    logits = np.log([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6], [0.3, 0.7]])
-    found = judge(logits, np.array([0, 1, 1, 0]), bins=2)
-    assert found.count == [0, 4]
-    assert found.ece == pytest.approx(abs(2 - 3.0) / 4)
-    found = judge(
-        logits, np.array([0, 1, 1, 0]), bins=4
-    )  # (0.5, 0.75]: 0.6 right, 0.7 wrong; above: 0.9 right, 0.8 wrong
-    assert found.count == [0, 0, 2, 2]
-    assert found.ece == pytest.approx((abs(1 - 1.3) + abs(1 - 1.7)) / 4)
-    assert (found.class_hits, found.class_count) == ([1, 1], [2, 2])
-    assert judge(np.eye(3) * 1e4, np.arange(3)).ece == 0.0
-    with pytest.raises(ValueError, match="finite"):
-        judge(np.full((2, 2), np.nan), np.zeros(2))
 
 
 def test_ticks_are_round_numbers():

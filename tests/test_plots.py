@@ -10,8 +10,9 @@ from test_report import make
 
 from kdrun.cli import run
 from kdrun.errors import KdrunError
-from kdrun.report.pivot import tables
-from kdrun.report.plots import curves_of, interval, plots, teachers_of
+from kdrun.report.curves import curves_of
+from kdrun.report.pivot import interval, tables, teachers_of
+from kdrun.report.plots import plots
 from kdrun.report.stats import binomial_error, paired
 
 
@@ -84,4 +85,4 @@ def test_intervals_say_what_they_cover(tmp_path):
     half = 1.96 * binomial_error(0.9, 597)
     assert interval(at, "last", 597) == (0.9, pytest.approx(0.9 - half), pytest.approx(0.9 + half), "images")
     assert teachers_of([kd, at]) == [("resnet14", 0.9581)]
-    assert curves_of(kd) == ([], 3)
+    assert curves_of(kd.runs) == ([], 3)

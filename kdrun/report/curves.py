@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 
 from kdrun.errors import KdrunError
-from kdrun.report.groups import Block, blocks, difference, teachers
+from kdrun.report.groups import Block, Row, blocks, difference, teachers
+from kdrun.report.look import (
+    ABOVE,
+    BASELINE,
+    BELOW,
+    BETWEEN,
+    FONT,
+    LINE,
+    SIDE,
+    STEP,
+    TEACHER,
+    WIDE,
+    apart,
+    axis_at,
+    dress,
+    inches,
+    ink,
+    styles,
+)
 from kdrun.report.stats import mean_sd
 from kdrun.report.table import gain_text
-
-# Okabe and Ito's colours for all kinds of colour vision, less yellow (pale on white); the baseline is near black.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-BASELINE, TEACHER = "#222222", "#888888"
-DASHES = ("-", (0, (6, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
-# Inches. The figure grows with its names and its rows: nothing shrinks to make room for them.
-SIDE, ABOVE, BELOW, WIDE, BETWEEN = 0.65, 0.75, 0.6, 4.4, 0.35
-LINE, STEP, FONT = 0.18, 0.46, 9.5
 
 
 def curves(runs: list[tuple[dict, Path]], path: str | Path) -> Path:
@@ -38,8 +47,8 @@ def curves(runs: list[tuple[dict, Path]], path: str | Path) -> Path:
     ends = [
         [f"{row.label}  00.00" for row in b.rows] + [f"{label}  00.00" for label, _, _ in teachers(b)] for b in drawn
     ]
-    margin = 0.3 + max(_inches(label) for labels in ends for label in labels)
-    right = max([2.6, *(_inches(_gain_label(*gain)) + 0.1 for found in gains for gain in found)])
+    margin = 0.3 + max(inches(label) for labels in ends for label in labels)
+    right = max([2.6, *(inches(_gain_label(*gain)) + 0.1 for found in gains for gain in found)])
     wide = SIDE + WIDE + margin + (BETWEEN + right if any(gains) else 0.0) + 0.15
     tall = [max(2.9, LINE * 1.2 * len(labels), STEP * len(found)) for labels, found in zip(ends, gains, strict=True)]
     with rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
@@ -49,28 +58,15 @@ def curves(runs: list[tuple[dict, Path]], path: str | Path) -> Path:
         top = size[1]
         for block, found, height in zip(drawn, gains, tall, strict=True):
             bottom = top - ABOVE - height
-            colours = _colours(block)
-            _draw_curves(_axis(figure, SIDE, bottom, WIDE, height), block, folders, colours)
+            colours = styles(block)
+            draw_curves(axis_at(figure, SIDE, bottom, WIDE, height), block, folders, colours)
             if found:
-                _draw_gains(_axis(figure, wide - 0.15 - right, bottom, right, height), block, found, colours)
+                _draw_gains(axis_at(figure, wide - 0.15 - right, bottom, right, height), block, found, colours)
             top = bottom - BELOW
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=160, facecolor="white")
     return path
-
-
-def _axis(figure, left: float, bottom: float, width: float, height: float):
-    wide, tall = figure.get_size_inches()
-    return figure.add_axes((left / wide, bottom / tall, width / wide, height / tall))
-
-
-def _inches(label: str) -> float:
-    """The width of a text as it will be drawn."""
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import TextPath
-
-    return float(TextPath((0, 0), label, size=FONT, prop=FontProperties()).get_extents().x1) / 72
 
 
 def read_curve(folder: str | Path) -> dict[int, float]:
@@ -86,19 +82,21 @@ def read_curve(folder: str | Path) -> dict[int, float]:
     return scores
 
 
-def _colours(block: Block) -> dict[str, tuple]:
-    """{label: (colour, dashes)}: baselines near black; when the colours are used up, the dashes change."""
-    style: dict[str, tuple] = {}
-    used: Counter[bool] = Counter()
-    for row in block.rows:
-        number = used[row.baseline]
-        used[row.baseline] += 1
-        colour = BASELINE if row.baseline else COLOURS[number % len(COLOURS)]
-        style[row.label] = colour, DASHES[(number if row.baseline else number // len(COLOURS)) % len(DASHES)]
-    return style
+def curves_of(row: Row) -> tuple[list[dict[int, float]], int]:
+    """({epoch: test score} of every seed that has a curve, how many have none that can be read)."""
+    found, missing = [], 0
+    for run in row.runs.values():
+        try:
+            curve = read_curve(run["folder"]) if run.get("folder") else {}
+        except KdrunError:
+            curve = {}
+        if curve:
+            found.append(curve)
+        missing += not curve
+    return found, missing
 
 
-def _draw_curves(axis, block: Block, folders: dict[int, Path], colours: dict) -> None:
+def draw_curves(axis, block: Block, folders: dict[int, Path], colours: dict) -> None:
     ends, late, tops, seeds = [], [], [], set()
     for row in block.rows:
         lines = [curve for run in row.runs.values() if (curve := read_curve(folders[id(run)]))]
@@ -136,22 +134,8 @@ def _draw_curves(axis, block: Block, folders: dict[int, Path], colours: dict) ->
     axis.set_ylabel(f"{record['metric']['split']} {record['metric']['name']} (%)")
     count = "-".join(map(str, sorted({min(seeds), max(seeds)}))) if seeds else "0"
     title = f"{record['dataset']['name']}, student {record['student']['name']}, {count} seed{'s' * (count != '1')}"
-    _dress(axis, "y", title, "one run per method" if count == "1" else "mean over seeds, band from lowest to highest")
+    dress(axis, "y", title, "one run per method" if count == "1" else "mean over seeds, band from lowest to highest")
     _label_ends(axis, ends)
-
-
-def _dress(axis, grid: str, title: str, subtitle: str) -> None:
-    axis.grid(axis=grid, color="#e6e6e6", linewidth=0.8)
-    axis.set_axisbelow(True)
-    axis.set_title(f"{title}\n", loc="left", fontweight="bold", fontsize=11.5)
-    axis.text(0, 1.025, subtitle, transform=axis.transAxes, fontsize=9, color="#666666")
-
-
-def _ink(colour: str) -> tuple[float, ...]:
-    """A line's colour, darker: letters are thinner than lines and need more contrast."""
-    from matplotlib.colors import to_rgb
-
-    return tuple(0.75 * part for part in to_rgb(colour))
 
 
 def _label_ends(axis, ends: list[tuple[float, str, str]]) -> None:
@@ -160,20 +144,9 @@ def _label_ends(axis, ends: list[tuple[float, str, str]]) -> None:
     ends = sorted(ends)
     shares = [min(max((value - low) / (high - low), 0.0), 1.0) for value, _, _ in ends]
     gap = LINE / (axis.figure.get_figheight() * axis.get_position().height)
-    for (_, label, colour), share, place in zip(ends, shares, _apart(shares, gap), strict=True):
+    for (_, label, colour), share, place in zip(ends, shares, apart(shares, gap), strict=True):
         axis.plot((1.005, 1.035), (share, place), transform=axis.transAxes, color=colour, lw=0.8, clip_on=False)
-        axis.annotate(label, (1.045, place), xycoords="axes fraction", va="center", fontsize=FONT, color=_ink(colour))
-
-
-def _apart(places: list[float], gap: float) -> list[float]:
-    """The nearest places (least squares) at least `gap` apart, in order: isotonic regression of place - i gap."""
-    pools: list[list[float]] = []
-    for i, place in enumerate(places):
-        pools.append([place - i * gap])
-        while len(pools) > 1 and mean_sd(pools[-2])[0] > mean_sd(pools[-1])[0]:
-            pools[-2:] = [pools[-2] + pools[-1]]
-    moved = [mean_sd(pool)[0] for pool in pools for _ in pool]
-    return [place + i * gap for i, place in enumerate(moved)]
+        axis.annotate(label, (1.045, place), xycoords="axes fraction", va="center", fontsize=FONT, color=ink(colour))
 
 
 def _protocol(block: Block) -> str:
@@ -210,7 +183,7 @@ def _draw_gains(axis, block: Block, found: list[tuple[str, tuple]], colours: dic
             xytext=(0, 9),
             textcoords="offset points",
             fontsize=FONT,
-            color=_ink(colour),
+            color=ink(colour),
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},  # or the line at zero runs through the letters
         )
     axis.axvline(0, color=BASELINE, linewidth=1, zorder=1)
@@ -221,4 +194,4 @@ def _draw_gains(axis, block: Block, found: list[tuple[str, tuple]], colours: dic
     axis.spines["left"].set_visible(False)
     axis.set_xlabel(f"points over none ({_protocol(block)})")
     several = any(gain[0] > 1 for _, gain in found)
-    _dress(axis, "x", "Against none", "ring: a seed; bar: 95 % interval" if several else "one seed: no interval")
+    dress(axis, "x", "Against none", "ring: a seed; bar: 95 % interval" if several else "one seed: no interval")

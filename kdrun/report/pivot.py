@@ -14,7 +14,7 @@ from typing import Any
 
 from kdrun.errors import KdrunError, choices
 from kdrun.report.groups import Row, difference, flat, is_pair, labels, rows_of
-from kdrun.report.stats import holm, mcnemar, mean_sd, p_value, seeds_needed
+from kdrun.report.stats import binomial_error, holm, mcnemar, mean_sd, p_value, paired, seeds_needed
 
 LEVEL = 0.95
 
@@ -243,3 +243,25 @@ def _right(run: dict) -> Any:
 
     found = load_file(path)
     return found["logits"].argmax(1) == found["labels"]
+
+
+def interval(cell: Cell, protocol: str, test_n: int) -> tuple[float, float | None, float | None, str]:
+    """(mean, low, high, kind) of a cell's score at 95 %, as fractions.
+
+    Kind "seeds": a t interval of the mean over seeds; "images": one seed, 1.96 standard errors of an accuracy on so many images,
+    which says nothing about other seeds; "": none can be given.
+    """
+    scores = cell.runs.scores(protocol)
+    if len(scores) > 1:
+        return *paired(scores, [0.0] * len(scores)), "seeds"
+    if test_n > 0 and 0 <= scores[0] <= 1:
+        half = 1.96 * binomial_error(scores[0], test_n)
+        return scores[0], scores[0] - half, scores[0] + half, "images"
+    return scores[0], None, None, ""
+
+
+def teachers_of(cells: Iterable[Cell]) -> list[tuple[str, float]]:
+    """(name, score) of the teachers of these cells that have a score."""
+    runs = [run for cell in cells for run in cell.runs.runs.values()]
+    found = {(r["teacher"]["name"], r["teacher"]["score"]) for r in runs if r["teacher"]}
+    return sorted((name, value) for name, value in found if value is not None)

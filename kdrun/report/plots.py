@@ -6,13 +6,14 @@ A set for every column of every table. The look is that of `curves`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kdrun.errors import KdrunError
-from kdrun.report.curves import (
+from kdrun.report.curves import draw_curves, read_curve
+from kdrun.report.groups import Block, teachers
+from kdrun.report.look import (
     ABOVE,
     BASELINE,
     BELOW,
@@ -22,60 +23,15 @@ from kdrun.report.curves import (
     STEP,
     TEACHER,
     WIDE,
-    _apart,
-    _axis,
-    _colours,
-    _draw_curves,
-    _inches,
-    _ink,
-    read_curve,
+    apart,
+    axis_at,
+    inches,
+    ink,
+    styles,
 )
-from kdrun.report.groups import Block, teachers
-from kdrun.report.pivot import Cell, Table
+from kdrun.report.pivot import Cell, Table, interval, teachers_of
 from kdrun.report.render import spread
-from kdrun.report.stats import binomial_error, paired
 from kdrun.report.table import PROTOCOLS
-
-# What the pictures and the page are drawn from ----------------------------------------------------------------------------
-
-
-def interval(cell: Cell, protocol: str, test_n: int) -> tuple[float, float | None, float | None, str]:
-    """(mean, low, high, kind) of a cell's score at 95 %, as fractions.
-
-    Kind "seeds": a t interval of the mean over seeds; "images": one seed, 1.96 standard errors of an accuracy on so many images,
-    which says nothing about other seeds; "": none can be given.
-    """
-    scores = cell.runs.scores(protocol)
-    if len(scores) > 1:
-        return *paired(scores, [0.0] * len(scores)), "seeds"
-    if test_n > 0 and 0 <= scores[0] <= 1:
-        half = 1.96 * binomial_error(scores[0], test_n)
-        return scores[0], scores[0] - half, scores[0] + half, "images"
-    return scores[0], None, None, ""
-
-
-def curves_of(cell: Cell) -> tuple[list[dict[int, float]], int]:
-    """({epoch: test score} of every seed that has a curve, how many have none that can be read)."""
-    found, missing = [], 0
-    for run in cell.runs.runs.values():
-        try:
-            curve = read_curve(run["folder"]) if run.get("folder") else {}
-        except KdrunError:
-            curve = {}
-        if curve:
-            found.append(curve)
-        missing += not curve
-    return found, missing
-
-
-def teachers_of(cells: Iterable[Cell]) -> list[tuple[str, float]]:
-    """(name, score) of the teachers of these cells that have a score."""
-    runs = [run for cell in cells for run in cell.runs.runs.values()]
-    found = {(r["teacher"]["name"], r["teacher"]["score"]) for r in runs if r["teacher"]}
-    return sorted((name, value) for name, value in found if value is not None)
-
-
-# Pictures ----------------------------------------------------------------------------------------------------------------
 
 
 def plots(tables: list[Table], folder: str | Path) -> list[Path]:
@@ -162,7 +118,7 @@ def _epoch(protocol: str) -> str:
 
 def _room(lines: list[str]) -> float:
     """The inches that a title and the lines below it need."""
-    return max(1.4 * _inches(lines[0]), *(_inches(line) for line in lines[1:]), 0.0)
+    return max(1.4 * inches(lines[0]), *(inches(line) for line in lines[1:]), 0.0)
 
 
 def _head(axis: Any, grid: str, lines: list[str]) -> None:
@@ -185,7 +141,7 @@ def _head(axis: Any, grid: str, lines: list[str]) -> None:
 
 def _accuracy(table: Table, column: str, block: Block, cells: dict[str, Cell]) -> Any:
     """A row per method, highest on top: a ring per seed, the mean, its interval; the baseline as a line through all."""
-    protocol, colours = table.protocol, _colours(block)
+    protocol, colours = table.protocol, styles(block)
     shown = [(row, cell) for row, cell in zip(block.rows, cells.values(), strict=True) if protocol in cell.mean]
     shown.sort(key=lambda item: item[1].mean[protocol])
     names = [f"{row.label}   {spread(cell, protocol)}" for row, cell in shown]
@@ -194,10 +150,10 @@ def _accuracy(table: Table, column: str, block: Block, cells: dict[str, Cell]) -
     said = ["ring: a seed, bar: 95 % interval of the mean"] * ("seeds" in kinds)
     said += ["dotted bar: of the test images, one seed"] * ("images" in kinds)
     lines = [_title(table, column, protocol), *said]
-    right, tall = max(WIDE, *map(_inches, names), _room(lines)), max(1.6, STEP * len(shown))
+    right, tall = max(WIDE, *map(inches, names), _room(lines)), max(1.6, STEP * len(shown))
     above = ABOVE + 0.2 * (len(said) - 1)
     figure = _figure(0.3 + right + 0.3, tall + above + BELOW)
-    axis = _axis(figure, 0.3, BELOW, right, tall)
+    axis = axis_at(figure, 0.3, BELOW, right, tall)
     core: list[float] = []
     ends: list[float] = []
     for height, ((row, cell), name) in enumerate(zip(shown, names, strict=True)):
@@ -215,7 +171,7 @@ def _accuracy(table: Table, column: str, block: Block, cells: dict[str, Cell]) -
         axis.plot([100 * mean], [height], "D", ms=6, color=colour, zorder=3)
         axis.annotate(
             name, (0, height), xycoords=("axes fraction", "data"), xytext=(0, 9), textcoords="offset points", fontsize=FONT,
-            color=_ink(colour), bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+            color=ink(colour), bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )  # fmt: skip
     if len(bases) == 1:
         axis.axvline(bases[0], color=BASELINE, linewidth=1, linestyle=(0, (5, 3)), zorder=1)
@@ -228,7 +184,7 @@ def _accuracy(table: Table, column: str, block: Block, cells: dict[str, Cell]) -
             axis.axvline(100 * score, color=TEACHER, linewidth=1.3, linestyle=(0, (1, 2)), zorder=1)
             axis.annotate(
                 f"teacher {name}  {100 * score:.2f} ", (100 * score, 0), xycoords=("data", "axes fraction"), ha="right",
-                va="bottom", fontsize=FONT, color=_ink(TEACHER),
+                va="bottom", fontsize=FONT, color=ink(TEACHER),
             )  # fmt: skip
             high = max(high, 100 * score)
     axis.set_xlim(low - 0.05 * room, high + 0.05 * room)
@@ -260,9 +216,9 @@ def _lines(block: Block) -> Any:
     drawn = Block([run for row in rows for run in row.runs.values()], rows)
     folders = {id(run): Path(run["folder"]) for run in drawn.records}
     names = [f"{row.label}  00.00" for row in rows] + [f"{label}  00.00" for label, _, _ in teachers(drawn)]
-    margin, tall = 0.4 + max(map(_inches, names)), max(2.9, LINE * 1.2 * len(names))
+    margin, tall = 0.4 + max(map(inches, names)), max(2.9, LINE * 1.2 * len(names))
     figure = _figure(SIDE + WIDE + margin, tall + ABOVE + BELOW)
-    _draw_curves(_axis(figure, SIDE, BELOW, WIDE, tall), drawn, folders, _colours(block))
+    draw_curves(axis_at(figure, SIDE, BELOW, WIDE, tall), drawn, folders, styles(block))
     return figure
 
 
@@ -275,7 +231,7 @@ def _has_curve(run: dict) -> bool:
 
 def _times(table: Table, column: str, block: Block, cells: dict[str, Cell]) -> Any:
     """Accuracy against the mean training time of a run: a point per row."""
-    colours = _colours(block)
+    colours = styles(block)
     times = [cell.seconds for cell in cells.values() if cell.seconds]
     if not times:
         return None
@@ -300,11 +256,11 @@ def _sizes(table: Table) -> Any:
     """Accuracy against the students' parameters, all columns together: a line per row."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    from kdrun.report.render import _count
+    from kdrun.report.render import count
 
     cells = {label: [c for c in line.values() if _scored(table, c)] for label, line in table.cells.items()}
     cells = {label: line for label, line in cells.items() if line}
-    colours = _colours(_block(table, {label: line[0] for label, line in cells.items()}))
+    colours = styles(_block(table, {label: line[0] for label, line in cells.items()}))
     points, sizes = [], set()
     for label, line in cells.items():
         once = {id(cell.runs): cell for cell in line}.values()  # what has no teacher stands in several columns
@@ -318,7 +274,7 @@ def _sizes(table: Table) -> Any:
     axis.set_xlim(low, high)
     if len(sizes) < 6:
         axis.set_xticks(sorted(sizes))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _count(round(x))))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: count(round(x))))
     axis.xaxis.set_minor_formatter(NullFormatter())
     return figure
 
@@ -328,10 +284,10 @@ def _scatter(table: Table, title: str, rows: list[tuple[str, tuple, list[tuple[f
     protocol = table.protocol
     several = any(cell.sd.get(protocol) is not None for _, _, points in rows for _, cell in points)
     lines = [title, "mean over seeds, bar: standard deviation" if several else "one seed"]
-    margin, tall = 0.4 + max(_inches(f"{label}  00.00") for label, _, _ in rows), max(2.9, LINE * 1.2 * len(rows))
+    margin, tall = 0.4 + max(inches(f"{label}  00.00") for label, _, _ in rows), max(2.9, LINE * 1.2 * len(rows))
     wide = max(WIDE, _room(lines) - margin)
     figure = _figure(SIDE + wide + margin, tall + ABOVE + BELOW)
-    axis, ends = _axis(figure, SIDE, BELOW, wide, tall), []
+    axis, ends = axis_at(figure, SIDE, BELOW, wide, tall), []
     for label, (colour, dashes), points in rows:
         for x, cell in points:
             y, sd = 100 * cell.mean[protocol], cell.sd.get(protocol)
@@ -363,10 +319,10 @@ def _label_points(axis: Any, points: list[tuple[float, float, str, str]]) -> Non
     low, high = axis.get_ylim()
     points = sorted(points, key=lambda point: point[1])
     gap = LINE / (axis.figure.get_figheight() * axis.get_position().height)
-    places = _apart([(y - low) / (high - low) for _, y, _, _ in points], gap)
+    places = apart([(y - low) / (high - low) for _, y, _, _ in points], gap)
     for (x, y, label, colour), place in zip(points, places, strict=True):
         line = ConnectionPatch(
             (x, y), (1.035, place), "data", axis.transAxes, color=colour, lw=0.6, alpha=0.5, clip_on=False, zorder=1
         )
         axis.add_artist(line)
-        axis.annotate(label, (1.045, place), xycoords="axes fraction", va="center", fontsize=FONT, color=_ink(colour))
+        axis.annotate(label, (1.045, place), xycoords="axes fraction", va="center", fontsize=FONT, color=ink(colour))

@@ -102,9 +102,9 @@ def _full(cell: Cell, columns: list[str]) -> list[str]:
         *(spread(cell, column) for column in columns),
         against(cell),
         percent(cell.agreement) if cell.agreement is not None else "",
-        _count(cell.params),
-        _count(cell.multiply_adds) if cell.multiply_adds else "",
-        _time(cell.seconds),
+        count(cell.params),
+        count(cell.multiply_adds) if cell.multiply_adds else "",
+        duration(cell.seconds),
     ]
 
 
@@ -130,14 +130,14 @@ def against(cell: Cell) -> str:
     return text
 
 
-def _count(number: int) -> str:
+def count(number: int) -> str:
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.2f} {letter}"
     return str(number)
 
 
-def _time(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
     if seconds is None:
         return ""
     minutes, rest = divmod(round(seconds), 60)
