@@ -82,7 +82,9 @@ def _student(plan: Plan, screen: Screen) -> float:
     if record is None:
         from kdrun.train import train
 
-        record = train(plan, screen)
+        record = train(
+            plan, screen, wait=True
+        )  # a killed sweep's workers may live on, and a second sweep may want the same run
         word = f"done in {clock(time.perf_counter() - began)}"
     value: float = with_protocol(record, plan.config.protocol)["score"]
     name = f"{'+'.join(plan.config.method)} {plan.config.student.name} seed {plan.config.seed}"

@@ -107,7 +107,7 @@ def changed_code(config: Config, record: dict[str, Any]) -> list[str]:
 
 @contextmanager
 def held(plan: Plan, wait: bool, say: Any = print) -> Iterator[None]:
-    """Hold a run's folder. Another holder is an error of exit code 4, or is waited for (a teacher)."""
+    """Hold a run's folder. Another holder is an error of exit code 4, or is waited for (a teacher, a job of a sweep)."""
     try:
         plan.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -121,7 +121,8 @@ def held(plan: Plan, wait: bool, say: Any = print) -> Iterator[None]:
         who = _holder(holder)
         if not wait:
             raise HeldError(f"{plan.folder} is being trained by {who}. Wait for it, or ask for another run") from None
-        say(f"teacher {plan.config.student.name} is being trained by {who}; waiting for it")
+        config = plan.config
+        say(f"{'+'.join(config.method)} {config.student.name} seed {config.seed} is being trained by {who}; waiting for it")
         lock.acquire()
     try:
         holder.write_text(

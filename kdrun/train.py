@@ -37,16 +37,15 @@ from kdrun.taps import evaluate as look
 from kdrun.tasks import image
 
 
-def train(plan: Plan, screen: Screen, *, wait: bool = False) -> dict[str, Any]:
-    """Train a run to its end, or go on with it, and return its record. `wait`: it is a teacher; where another process trains
-    it, wait for that one.
+def train(plan: Plan, screen: Screen, *, role: str = "student", wait: bool = False) -> dict[str, Any]:
+    """Train a run to its end, or go on with it, and return its record. `wait`: where another process trains it, wait for that one.
 
     Everything is built and rehearsed before the folder exists, so that a config that cannot work leaves nothing behind. The
     plan is said before that: building takes a while.
     """
     compute = resolve(plan.config.engine)
     dataset = data.load(plan.config.dataset, plan.config.outputs)
-    if not wait and not screen.brief:
+    if role == "student" and not screen.brief:
         sizes = f"{len(dataset.train.labels):,}/{len(dataset.test.labels):,}"
         for line in [*describe(plan, sizes), f"engine   {compute.said}"]:
             screen.say(line)
@@ -57,7 +56,7 @@ def train(plan: Plan, screen: Screen, *, wait: bool = False) -> dict[str, Any]:
             return found  # another process finished it meanwhile
         if plan.config.rerun:
             clear(plan)
-        return _train(plan, compute, parts, screen, f"teacher {plan.config.student.name}" if wait else "student")
+        return _train(plan, compute, parts, screen, role)
 
 
 @dataclass
@@ -331,7 +330,7 @@ def finished_teacher(plan: Plan, screen: Screen) -> dict[str, Any]:
         record = plan.finished()
         if record is not None:
             return record
-        record = train(plan, screen, wait=True)
+        record = train(plan, screen, role=f"teacher {plan.config.student.name}", wait=True)
     except KdrunError as error:
         name = plan.config.student.name
         raise KdrunError(
