@@ -122,7 +122,9 @@ def held(plan: Plan, wait: bool, say: Any = print) -> Iterator[None]:
         if not wait:
             raise HeldError(f"{plan.folder} is being trained by {who}. Wait for it, or ask for another run") from None
         config = plan.config
-        say(f"{'+'.join(config.method)} {config.student.name} seed {config.seed} is being trained by {who}; waiting for it")
+        say(
+            f"{'+'.join(config.method)} {config.student.name} seed {config.seed} is being trained by {who}; waiting for it"
+        )
         lock.acquire()
     try:
         holder.write_text(

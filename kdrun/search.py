@@ -72,6 +72,7 @@ def search(
     print(
         f"next     kdrun {' '.join(fixed)} {words}   (with seeds of its own, against none: the test set has chosen nothing)"
     )
+    print(f"trials   kdrun report {study_file}")
     (folder / "search.json").write_text(
         json.dumps({"study": study_file, "best": best.params, "holdout": best.value}), encoding="utf-8"
     )

@@ -235,9 +235,11 @@ class Summary(Callback):
         for line in _changed(states, {path: record for record, path in runs}):
             print(line)
         recorded = {path for _, path in runs}
-        for state in failed:
-            if state["folder"] is None or Path(state["folder"]) not in recorded:  # the table lists the others
-                print(f"{state['status']:<11} {' '.join(state['overrides'])}: {state['error']}".replace("  : ", "  "))
+        unrecorded = [
+            s for s in failed if s["folder"] is None or Path(s["folder"]) not in recorded
+        ]  # the table lists the others
+        for line in _failures(unrecorded):
+            print(line)
         if failed:
             rerun = again(config.hydra.overrides.task)
             print(
@@ -288,6 +290,18 @@ def _runs(states: list[dict[str, Any]]) -> list[tuple[dict[str, Any], Path]]:
         if record is not None and folder is not None:
             found[folder] = (with_protocol(record, state["protocol"] or record["protocol"]), folder)
     return list(found.values())
+
+
+def _failures(states: list[dict[str, Any]]) -> list[str]:
+    """A line per failed job; jobs that failed of one and the same error share a line."""
+    by_error: dict[tuple[str, str], list[str]] = {}
+    for state in states:
+        by_error.setdefault((state["status"], state["error"]), []).append(" ".join(state["overrides"]))
+    lines = []
+    for (status, error), jobs in by_error.items():
+        others = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
+        lines.append(f"{status:<11} {jobs[0]}{others}: {error}".replace("  : ", "  "))
+    return lines
 
 
 def _changed(states: list[dict[str, Any]], runs: dict[Path, dict[str, Any]]) -> list[str]:

@@ -98,6 +98,9 @@ def test_foreign_and_truncated_records_are_named_and_counted(tmp_path, capsys):
         (["runs", "--rows", "recipe.lrr"], "no key 'recipe.lrr' in these runs. Did you mean recipe.lr?", 1),
         (["runs", "--against", "kdzo_cifar10"], "no published table 'kdzo_cifar10'. Did you mean kdzoo_cifar10", 1),
         (["runs", "--against", "kdzoo_cifar10"], "kdzoo_cifar10 is about cifar10 and these runs are about digits", 1),
+        (["no.db"], "no.db is no study of a search: give the file that hydra.sweeper.study names", 1),
+        (["runs", "no.db"], "a study of a search is reported alone", 1),
+        (["runs", "--output", "no/such/folder.md"], "--output no/such/folder.md cannot be written (No such file", 1),
         (["runs", "--format", "pdf"], "argument --format: invalid choice: 'pdf'", 2),
         (["--fromat", "md"], "unrecognized arguments: --fromat", 2),
     ],
@@ -121,6 +124,26 @@ def test_ten_thousand_records_are_read_in_seconds(tmp_path):
         (tmp_path / f"{number}" / "record.json").write_text(json.dumps({**made, "seed": number}))
     (table,) = tables(collect([tmp_path]).records)
     assert table.cells["kd"]["resnet14 -> resnet8"].n == 2000
+
+
+def test_records_are_copied_without_weights_and_report_the_same(tmp_path, capsys):
+    """Only record.json and curves.jsonl, in the same folders; the copies tell the same table; another result is not overwritten."""
+    for made in sweep():
+        folder = tmp_path / "runs/digits" / made["method"][0] / "pair/hash" / f"seed{made['seed']}"
+        folder.mkdir(parents=True)
+        records.write(folder, made)
+        (folder / "curves.jsonl").write_text("")
+        (folder / "student.safetensors").write_text("many bytes")
+    assert run(["report", str(tmp_path / "runs"), "--copy", str(tmp_path / "copy"), "--format", "csv"]) == 0
+    table, said = capsys.readouterr()
+    assert said == f"records  {len(sweep())} in {tmp_path}/copy\n"
+    assert {path.name for path in tmp_path.glob("copy/**/*") if path.is_file()} == {"record.json", "curves.jsonl"}
+    assert run(["report", str(tmp_path / "copy"), "--format", "csv"]) == 0
+    assert capsys.readouterr().out == table
+    other = {**made, "student": {**made["student"], "sha256": "0" * 64}}
+    records.write(folder, other)
+    assert run(["report", str(tmp_path / "runs"), "--copy", str(tmp_path / "copy")]) == 1
+    assert "holds another result of" in capsys.readouterr().err
 
 
 # Tables ------------------------------------------------------------------------------------------------------------------
@@ -237,9 +260,7 @@ def test_a_very_narrow_screen_puts_cells_below_their_row():
     assert "\nkd\n" in text
 
 
-def test_published_scores_stand_beside_ours():
-    """Inside, above and below, by the errors of both; a test set of 10,000 has 0.26 points of error at 93 %."""
-    assert 100 * binomial_error(0.93, 10_000) == pytest.approx(0.255, abs=1e-3)
+def cifar() -> list[dict]:
     runs = []
     for method, score in (("kd", 0.9290), ("at", 0.9200), ("sp", 0.9450)):  # published: 92.82, 93.21, 93.30
         for seed in range(3):
@@ -247,8 +268,46 @@ def test_published_scores_stand_beside_ours():
             record["dataset"] |= {"name": "cifar10", "test_n": 10_000}
             record["teacher"]["name"] = "resnet110"
             runs.append(record)
-    found = {c.theirs.method: c.verdict for c in compare(tables(runs), "kdzoo_cifar10")}
+    return runs
+
+
+def test_published_scores_stand_beside_ours():
+    """Inside, above and below, by the errors of both; a test set of 10,000 has 0.26 points of error at 93 %."""
+    assert 100 * binomial_error(0.93, 10_000) == pytest.approx(0.255, abs=1e-3)
+    found = {c.theirs.method: c.verdict for c in compare(tables(cifar()), "kdzoo_cifar10")}
     assert found == {"kd": "inside", "at": "below", "sp": "above"}
+
+
+def test_best_is_compared_with_best_and_last_with_last():
+    """mdistiller's and CRD's kd of one pair: one reports the best epoch, the other the last."""
+    run = make("dkd", 0, 0.74, student="resnet8x4")
+    run["dataset"] |= {"name": "cifar100", "test_n": 10_000}
+    run["teacher"]["name"] = "resnet32x4"
+    run["last"]["score"], run["best"]["score"] = 0.74, 0.76
+    shown = tables([run])
+    (best,) = [c for c in compare(shown, "mdistiller_cifar100") if c.theirs.protocol == "best"]
+    assert (best.protocol, best.ours) == ("best", 0.76)
+    run["method"] = ["crd"]
+    run["identity"]["method"] = {"crd": {}}
+    (last,) = compare(tables([run]), "crd_cifar100")
+    assert (last.protocol, last.ours) == ("last", 0.74)
+
+
+@pytest.mark.parametrize("form", ["terminal", "md", "latex", "csv", "json", "html"])
+def test_every_format_puts_published_scores_beside_ours(form, tmp_path, capsys):
+    write(tmp_path / "runs", *cifar())
+    arguments = ["report", str(tmp_path / "runs"), "--against", "kdzoo_cifar10", "--format", form]
+    assert run(arguments) == 0
+    text = capsys.readouterr().out
+    assert "inside" in text
+    assert "below" in text
+    if form == "csv":
+        lines = {line["row"]: line for line in csv.DictReader(io.StringIO(text))}
+        assert (lines["at"]["published"], lines["at"]["verdict"]) == ("0.9321", "below")
+    if form == "json":
+        rows = {row["row"]: row for row in json.loads(text)[-1]["rows"]}
+        assert rows["sp"]["verdict"] == "above"
+        assert rows["sp"]["compared"] == pytest.approx(0.946)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
+import io
 import json
 import os
 import subprocess
@@ -46,6 +48,14 @@ def test_a_study_goes_on_and_the_holdout_decides(tmp_path):
     best = max(record["holdout"]["score"] for record in found)
     assert f"best     holdout {100 * best:.2f} of 5 trials" in again.stdout
     assert "no more" not in search(tmp_path, *SPACE, *HELD, "hydra.sweeper.trials=5").stdout
+    told = subprocess.run(
+        [sys.executable, "-m", "kdrun", "report", "outputs/study.db", "--format", "csv"], cwd=tmp_path, capture_output=True, text=True
+    )  # fmt: skip
+    lines = list(csv.DictReader(io.StringIO(told.stdout)))
+    assert len(lines) == 5
+    assert float(lines[0]["holdout"]) == best
+    assert {line["state"] for line in lines} == {"complete"}
+    assert "method.kd.temperature" in lines[0]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from kdrun.errors import KdrunError, choices
 from kdrun.report.pivot import Cell, Table
+from kdrun.report.render import Plain
 from kdrun.report.stats import binomial_error
+from kdrun.report.table import percent
 
 FOLDER = Path(__file__).parents[1] / "published"
 
@@ -30,12 +32,20 @@ class Published:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A published cell beside ours. `margin` is half of the 95 % interval of their difference."""
+    """A published cell beside ours, like with like: their best epoch beside our best, their last beside our last.
+
+    `margin` is half of the 95 % interval of the difference.
+    """
 
     theirs: Published
+    dataset: str
     row: str
-    cell: Cell
+    column: str
+    protocol: str  # of ours: that of the published score where it says it and our runs have it, else the table's
+    n: int
+    epochs: int
     ours: float
+    sd: float | None
     margin: float
 
     @property
@@ -54,7 +64,7 @@ def published(name: str) -> list[Published]:
     with (FOLDER / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         return [
             Published(
-                line["dataset"], line["teacher"], line["student"], line["method"], float(line["score"]) / 100,
+                line["dataset"], line["teacher"], line["student"], line["method"], round(float(line["score"]) / 100, 6),
                 line["protocol"], int(line["seeds"]) if line["seeds"] else None, line["source"],
             )
             for line in csv.DictReader(file)
@@ -73,13 +83,49 @@ def compare(tables: list[Table], name: str) -> list[Comparison]:
         )
     found = []
     for theirs in cells:
+        column = f"{theirs.teacher} -> {theirs.student}"
         for table in fitting:
             for row, line in table.cells.items():
-                cell = line.get(f"{theirs.teacher} -> {theirs.student}")
-                if cell is not None and cell.n and table.protocol in cell.mean and called(cell) == theirs.method:
-                    ours = cell.mean[table.protocol]
-                    found.append(Comparison(theirs, row, cell, ours, _margin(theirs, cell, table)))
+                if column in line and line[column].n and called(line[column]) == theirs.method:
+                    found += _beside(theirs, table, row, column)
     return found
+
+
+def _beside(theirs: Published, table: Table, row: str, column: str) -> list[Comparison]:
+    cell = table.cells[row][column]
+    protocol = theirs.protocol if theirs.protocol in cell.mean else table.protocol
+    if protocol not in cell.mean:
+        return []
+    ours, sd = cell.mean[protocol], cell.sd[protocol]
+    margin = _margin(theirs, ours, sd, cell.n, table.dataset["test_n"])
+    epochs = cell.runs.first["recipe"]["epochs"]
+    return [Comparison(theirs, table.dataset["name"], row, column, protocol, cell.n, epochs, ours, sd, margin)]
+
+
+def beside(tables: list[Table], name: str) -> Plain:
+    """The comparison as a table: published, ours and the verdict, a row per cell that we have."""
+    found = compare(tables, name)
+    said = f"against {name}: no cell of it has runs here"
+    if found:
+        said = (
+            f"against {name} ({found[0].theirs.source}), like with like where it says which epoch it reports: inside is a difference "
+            "within 1.96 standard errors, ours over seeds (with one seed: of the test set), theirs as scores on a test set of this size"
+        )
+    rows = [
+        [
+            c.row, c.column, percent(c.theirs.score), c.theirs.protocol,
+            percent(c.ours) + (f" ± {percent(c.sd)}" if c.sd is not None else ""), f"{c.protocol} of {c.epochs}", str(c.n), c.verdict,
+        ]
+        for c in found
+    ]  # fmt: skip
+    data = [
+        {
+            "row": c.row, "dataset": c.dataset, "column": c.column, "published": c.theirs.score, "published_epoch": c.theirs.protocol,
+            "published_source": c.theirs.source, "compared": c.ours, "compared_epoch": c.protocol, "margin": c.margin, "verdict": c.verdict,
+        }
+        for c in found
+    ]  # fmt: skip
+    return Plain(said, ["method", "pair", "published", "its epoch", "ours", "our epoch", "n", "verdict"], rows, data)
 
 
 def called(cell: Cell) -> str:
@@ -91,16 +137,14 @@ def called(cell: Cell) -> str:
     return "+".join(first["method"])
 
 
-def _margin(theirs: Published, cell: Cell, table: Table) -> float:
+def _margin(theirs: Published, ours: float, sd: float | None, n: int, images: int) -> float:
     """1.96 standard errors of the difference: ours over seeds (t quantile), theirs as one score on a test set of this size.
 
     With one seed of ours its error is that of the test set, too; a published mean over n seeds has 1 / sqrt(n) of it.
     """
     from scipy.special import stdtrit
 
-    images = table.dataset["test_n"]
     other: float = 1.96 * binomial_error(theirs.score, images) / math.sqrt(theirs.seeds or 1)
-    sd = cell.sd.get(table.protocol)
     if sd is None:
-        return math.hypot(other, 1.96 * binomial_error(cell.mean[table.protocol], images))
-    return math.hypot(other, float(stdtrit(cell.n - 1, 0.975)) * sd / math.sqrt(cell.n))
+        return math.hypot(other, 1.96 * binomial_error(ours, images))
+    return math.hypot(other, float(stdtrit(n - 1, 0.975)) * sd / math.sqrt(n))

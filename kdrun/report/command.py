@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from kdrun.engine.record import NAME, atomically, read
 from kdrun.errors import KdrunError
 from kdrun.report import render
-from kdrun.report.against import Comparison, compare
+from kdrun.report.against import beside
 from kdrun.report.collect import collect
-from kdrun.report.pivot import Table, tables
+from kdrun.report.groups import name
+from kdrun.report.pivot import tables
+from kdrun.report.trials import trials
 
 FORMATS = ("terminal", "md", "csv", "latex", "json", "html")
 
@@ -31,7 +34,13 @@ def parser() -> Parser:
     found = Parser(
         "kdrun report", description="The runs below folders as a table: means over seeds, differences to `none`."
     )
-    found.add_argument("folders", nargs="*", default=["outputs/runs"], metavar="FOLDER", help="default: outputs/runs")
+    found.add_argument(
+        "folders",
+        nargs="*",
+        default=["outputs/runs"],
+        metavar="FOLDER",
+        help="default: outputs/runs; or the study of a search, as outputs/study.db",
+    )
     found.add_argument("--rows", default="method", metavar="KEY", help="method, pair, or a key such as recipe.lr")
     found.add_argument("--columns", default="pair", metavar="KEY", help="pair (teacher -> student), method, or a key")
     found.add_argument(
@@ -41,67 +50,87 @@ def parser() -> Parser:
     found.add_argument("--format", choices=FORMATS, default="terminal")
     found.add_argument("--output", metavar="FILE", help="write to a file instead of the screen")
     found.add_argument("--plots", metavar="DIR", help="draw the tables, too: PNG and SVG files into a folder")
+    found.add_argument(
+        "--copy", metavar="DIR", help="copy the records and curves, a few kB a run: they can be reported anywhere"
+    )
     return found
 
 
 def report(arguments: Sequence[str]) -> int:
     """The verb; returns the exit status."""
     asked = parser().parse_args(arguments)
+    studies = [Path(name) for name in asked.folders if name.endswith(".db")]
+    if studies:
+        if len(studies) < len(asked.folders):
+            raise KdrunError("a study of a search is reported alone: kdrun report outputs/study.db")
+        _tell(_trials([plain for path in studies for plain in trials(path)], asked.format), asked.output)
+        return 0
     found = collect(asked.folders)
     for line in found.skipped:
         print(f"skipped  {line}", file=sys.stderr)
     shown = tables(found.records, rows=asked.rows, columns=asked.columns, protocol=asked.protocol)
+    more = [beside(shown, asked.against)] if asked.against else []
     if asked.format == "html":
         from kdrun.report.html import page
 
         place = Path(asked.output).parent if asked.output else Path()
-        text = page(shown, found.skipped, found.records, place)
+        _tell(page(shown, found.skipped, found.records, place, more), asked.output)
+    elif asked.format == "csv":
+        _tell(render.comma(shown, more), asked.output)
+    elif asked.format == "terminal":
+        _tell(render.terminal(shown, len(found.skipped), _width(), more), asked.output)
     else:
-        text = _text(shown, asked.format, len(found.skipped))
-    if asked.against:
-        text += _against(compare(shown, asked.against), asked.against, asked.format)
-    if asked.output:
-        Path(asked.output).write_text(text, encoding="utf-8")
-        print(f"table    {asked.output}")
-    else:
-        print(text, end="")
+        form = {"md": render.markdown, "latex": render.latex, "json": render.as_json}[asked.format]
+        _tell(form(shown, len(found.skipped), more), asked.output)
     if asked.plots:
         from kdrun.report.plots import plots
 
         drawn = plots(shown, asked.plots)
         print(f"plots    {len(drawn)} files in {asked.plots}", file=sys.stdout if asked.output else sys.stderr)
+    if asked.copy:
+        copy(found.records, Path(asked.copy))
+        print(f"records  {len(found.records)} in {asked.copy}", file=sys.stdout if asked.output else sys.stderr)
     return 0
 
 
-def _text(shown: list[Table], form: str, skipped: int) -> str:
+def copy(records: list[dict], target: Path) -> None:
+    """record.json and curves.jsonl of each run, in the folders that it has below outputs/runs; a second copy brings the first up to date.
+
+    KdrunError where another run's record lies at its place.
+    """
+    for record in records:
+        source = Path(record["folder"])
+        there = target.joinpath(*source.resolve().parts[-5:])  # dataset/method/pair/hash/seed
+        old = read(there) if there.is_dir() else None
+        if old is not None and old["student"]["sha256"] != record["student"]["sha256"]:
+            raise KdrunError(f"{there} holds another result of {name(record)}; copy into a folder of its own")
+        there.mkdir(parents=True, exist_ok=True)
+        for file in ("curves.jsonl", NAME):
+            if (source / file).is_file():
+                atomically(there / file, (source / file).read_bytes())
+
+
+def _tell(text: str, output: str | None) -> None:
+    if output is None:
+        print(text, end="")
+        return
+    try:
+        Path(output).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise KdrunError(f"--output {output} cannot be written ({error.strerror})") from error
+    print(f"table    {output}")
+
+
+def _width() -> int:
+    return shutil.get_terminal_size((120, 24)).columns
+
+
+def _trials(found: list[render.Plain], form: str) -> str:
+    if form == "html":
+        raise KdrunError("the trials of a search are told in --format terminal, md, csv, latex or json, not html")
     if form == "csv":
-        return render.comma(shown)
+        columns = dict.fromkeys(key for plain in found for key in plain.data[0]) if found else {}
+        return render.as_csv([*columns], [line for plain in found for line in plain.data])
     if form == "terminal":
-        return render.terminal(shown, skipped, shutil.get_terminal_size((120, 24)).columns)
-    return {"md": render.markdown, "latex": render.latex, "json": render.as_json}[form](shown, skipped)
-
-
-def _against(found: list[Comparison], name: str, form: str) -> str:
-    """Published, ours and the verdict, a line per cell that we have."""
-    if form not in ("terminal", "md"):
-        raise KdrunError(f"--against is told in --format terminal or md, not {form}")
-    if not found:
-        return f"\nno cell of {name} has runs here\n"
-    head = ["method", "pair", "published", "protocol", "ours", "n", "verdict"]
-    rows = [
-        [
-            c.row, f"{c.theirs.teacher} -> {c.theirs.student}", f"{100 * c.theirs.score:.2f}", c.theirs.protocol,
-            render.spread(c.cell, "last") if "last" in c.cell.mean else f"{100 * c.ours:.2f}", str(c.cell.n), c.verdict,
-        ]
-        for c in found
-    ]  # fmt: skip
-    said = (
-        f"against {name} ({found[0].theirs.source}): inside is a difference within 1.96 standard errors, ours over seeds (with one "
-        "seed: of the test set), theirs as scores on a test set of this size"
-    )
-    lines = (
-        [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]]
-        if form == "md"
-        else render.aligned(head, rows, 200)
-    )
-    return "\n" + "\n".join([said, "", *lines]) + "\n"
+        return render.terminal([], 0, _width(), found)
+    return {"md": render.markdown, "latex": render.latex, "json": render.as_json}[form]([], 0, found)

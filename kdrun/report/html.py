@@ -9,11 +9,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kdrun.report import render
-from kdrun.report.markup import Head, Td, grid, link, many, figure, safe, text
+from kdrun.report.markup import Head, Td, figure, grid, link, many, safe, text
 from kdrun.report.pivot import Cell, Table, teachers_of
 from kdrun.report.render import percent, spread
 from kdrun.report.svg import Line, learning_curves, percents, reliability, strips
@@ -25,17 +26,24 @@ COLOURS = 6
 DASHES = (("none", "solid"), ("7 3", "dashed"), ("2 3", "dotted"), ("8 3 2 3", "double"))  # of a line, of its swatch
 
 
-def page(tables: list[Table], skipped: list[str], runs: list[dict], place: Path | None = None) -> str:
+def page(
+    tables: list[Table],
+    skipped: list[str],
+    runs: list[dict],
+    place: Path | None = None,
+    more: Sequence[render.Plain] = (),
+) -> str:
     """The whole file. `place`: the folder that it will lie in, for relative links to the records; without it, paths are text."""
     names = list(dict.fromkeys(str(table.dataset["name"]) for table in tables))
     unfinished = [run for run in runs if run["status"] != "done"]
     done = len(runs) - len(unfinished)
     links = [(f"t{i}", f"{table.dataset['name']}") for i, table in enumerate(tables)]
+    links += [(f"m{i}", "published scores") for i, _ in enumerate(more)]
     links += [("failures", f"not finished ({len(unfinished)})")] * bool(unfinished)
     links += [("skipped", f"skipped files ({len(skipped)})")] * bool(skipped) + [("runs", f"all runs ({len(runs)})")]
     script = (HERE / "page.js").read_text(encoding="utf-8")
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    comma = base64.b64encode(render.comma(tables).encode("utf-8", "replace")).decode()
+    comma = base64.b64encode(render.comma(tables, more).encode("utf-8", "replace")).decode()
     parts = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
@@ -53,6 +61,7 @@ def page(tables: list[Table], skipped: list[str], runs: list[dict], place: Path 
         + f'. <a download="results.csv" href="data:text/csv;base64,{comma}">The numbers as CSV</a>.</p>',
         '<nav aria-label="sections">' + "".join(f'<a href="#{to}">{safe(name)}</a>' for to, name in links) + "</nav></header>\n<main>",
         *(_table(table, f"t{number}", len(skipped)) for number, table in enumerate(tables)),
+        *(_plain(plain, f"m{number}") for number, plain in enumerate(more)),
         _failures(unfinished),
         _skipped(skipped),
         _runs(runs, place),
@@ -277,6 +286,13 @@ def _tint(value: float | None, alone: float | None) -> str:
         return ""
     strength = min(abs(value - alone) / 0.15, 1.0) * 0.5
     return f"background:rgba(var(--{'more' if value > alone else 'less'}),{strength:.2f})" if strength >= 0.01 else ""
+
+
+def _plain(plain: render.Plain, ident: str) -> str:
+    head = [Head(name, "", name in ("published", "ours", "n")) for name in plain.head]
+    rows = [("", [Td(safe(cell), cell.partition(" ±")[0]) for cell in row]) for row in plain.rows]
+    table = grid(f"{ident}t", "published scores beside ours", head, rows, "cards") if rows else ""
+    return f'<section id="{ident}"><h2>Published scores beside ours</h2><p class="soft">{safe(plain.caption)}.</p>{table}</section>'
 
 
 # Failures, skipped files, runs -------------------------------------------------------------------------------------------

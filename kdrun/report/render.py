@@ -5,15 +5,24 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from kdrun.report.pivot import Cell, Table
 from kdrun.report.table import PROTOCOLS, gain_text, percent
 
-LESS = ("multiply-adds", "parameters", "time", "agreement", "best")  # what a narrow screen does without, in this order
+LESS = (
+    "ECE",
+    "multiply-adds",
+    "parameters",
+    "time",
+    "agreement",
+    "best",
+)  # what a narrow screen does without, in this order
 FIELDS = (
     "n", "seeds", "last", "last_sd", "best", "best_sd", "holdout", "holdout_sd", "pairs", "gain", "low", "high", "p", "test", "equal",
-    "seeds_needed", "agreement", "params", "multiply_adds", "train_s",
+    "seeds_needed", "agreement", "ece", "params", "multiply_adds", "train_s",
 )  # fmt: skip
 
 
@@ -85,7 +94,7 @@ def grid(table: Table) -> tuple[list[str], list[list[str]]]:
         columns = [
             p for p in ("last", "best", "holdout") if any(p in line[column].mean for line in table.cells.values())
         ]
-        head = [column, "n", *columns, "against none", "agreement", "parameters", "multiply-adds", "time"]
+        head = [column, "n", *columns, "against none", "agreement", "ECE", "parameters", "multiply-adds", "time"]
         rows = [[label, *_full(line[column], columns)] for label, line in table.cells.items()]
         used = [i for i in range(len(head)) if i < 2 or any(row[i] for row in rows)]
         return [head[i] for i in used], [[row[i] for i in used] for row in rows]
@@ -102,6 +111,7 @@ def _full(cell: Cell, columns: list[str]) -> list[str]:
         *(spread(cell, column) for column in columns),
         against(cell),
         percent(cell.agreement) if cell.agreement is not None else "",
+        percent(cell.ece) if cell.ece is not None else "",
         count(cell.params),
         count(cell.multiply_adds) if cell.multiply_adds else "",
         duration(cell.seconds),
@@ -144,7 +154,17 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
-def terminal(tables: list[Table], skipped: int = 0, width: int = 100) -> str:
+@dataclass
+class Plain:
+    """A table that is no pivot: published scores beside ours, the trials of a search. `data`: its numbers, a dict per row."""
+
+    caption: str
+    head: list[str]
+    rows: list[list[str]]
+    data: list[dict[str, Any]]
+
+
+def terminal(tables: list[Table], skipped: int = 0, width: int = 100, more: Sequence[Plain] = ()) -> str:
     """For a screen: captions folded to its width; a table too wide for it leaves out the columns of LESS, and says so.
 
     Where that is not enough, a row's cells stand below its name.
@@ -165,6 +185,8 @@ def terminal(tables: list[Table], skipped: int = 0, width: int = 100) -> str:
         )
         lines = [line for sentence in said for line in textwrap.wrap(sentence, width)]
         parts.append("\n".join([*lines, "", *aligned(head, rows, width)]))
+    for plain in more:
+        parts.append("\n".join([*textwrap.wrap(plain.caption, width), "", *aligned(plain.head, plain.rows, width)]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -187,15 +209,22 @@ def aligned(head: list[str], rows: list[list[str]], width: int) -> list[str]:
     return lines
 
 
-def markdown(tables: list[Table], skipped: int = 0) -> str:
+def markdown(tables: list[Table], skipped: int = 0, more: Sequence[Plain] = ()) -> str:
     """GitHub's tables; every cell is escaped."""
     parts = []
-    for table in tables:
-        head, rows = grid(table)
+    for said, head, rows in _all(tables, skipped, more):
         lines = [f"| {' | '.join(map(_md, row))} |" for row in [head, *rows]]
         lines.insert(1, f"|{' --- |' * len(head)}")
-        parts.append("\n".join([*lines, "", *(f"{_md(line)}.\n" for line in caption(table, skipped))]))
+        parts.append("\n".join([*lines, "", *(f"{_md(line)}.\n" for line in said)]))
     return "\n".join(parts)
+
+
+def _all(
+    tables: list[Table], skipped: int, more: Sequence[Plain]
+) -> list[tuple[list[str], list[str], list[list[str]]]]:
+    """(sentences, head, rows) of every table."""
+    found = [(caption(table, skipped), *grid(table)) for table in tables]
+    return [*found, *(([plain.caption], plain.head, plain.rows) for plain in more)]
 
 
 def _md(text: str) -> str:
@@ -204,16 +233,15 @@ def _md(text: str) -> str:
     return text
 
 
-def latex(tables: list[Table], skipped: int = 0) -> str:
+def latex(tables: list[Table], skipped: int = 0, more: Sequence[Plain] = ()) -> str:
     """booktabs tables; needs \\usepackage{booktabs}."""
     parts = []
-    for table in tables:
-        head, rows = grid(table)
+    for said, head, rows in _all(tables, skipped, more):
         body = [f"{' & '.join(map(_tex, row))} \\\\" for row in rows]
         parts += [
             "\\begin{table}", "\\centering", f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", "\\toprule",
             f"{' & '.join(map(_tex, head))} \\\\", "\\midrule", *body, "\\bottomrule", "\\end{tabular}",
-            f"\\caption{{{_tex('. '.join(caption(table, skipped)))}.}}", "\\end{table}", "",
+            f"\\caption{{{_tex('. '.join(said))}.}}", "\\end{table}", "",
         ]  # fmt: skip
     return "\n".join(parts)
 
@@ -245,25 +273,33 @@ def _numbers(cell: Cell) -> dict[str, Any]:
     return {key: plain.get(key) for key in FIELDS}
 
 
-def comma(tables: list[Table]) -> str:
-    """CSV, a line per cell; the row's name is the first column."""
+def comma(tables: list[Table], more: Sequence[Plain] = ()) -> str:
+    """CSV, a line per cell; the row's name is the first column. Published scores are further columns of their cells."""
+    beside = {(line["row"], line["dataset"], line["column"]): line for plain in more for line in plain.data}
+    columns = dict.fromkeys(["row", "dataset", "column", *FIELDS, *(key for line in beside.values() for key in line)])
+    lines = [
+        {**line, **beside.get((line["row"], line["dataset"], line["column"]), {})} | {"seeds": " ".join(map(str, line["seeds"]))}
+        for line in long(tables)
+    ]  # fmt: skip
+    return as_csv([*columns], lines)
+
+
+def as_csv(columns: Sequence[str], lines: Iterable[dict[str, Any]]) -> str:
     out = io.StringIO()
-    writer = csv.DictWriter(out, ["row", "dataset", "column", *FIELDS], lineterminator="\n")
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
-    for line in long(tables):
-        writer.writerow({**line, "seeds": " ".join(map(str, line["seeds"]))})
+    writer.writerows(lines)
     return out.getvalue()
 
 
-def as_json(tables: list[Table], skipped: int = 0) -> str:
-    """Captions and cells."""
-    found = [
-        {
-            "caption": caption(table, skipped),
-            "protocol": table.protocol,
-            "dataset": table.dataset,
-            "cells": long([table]),
-        }
-        for table in tables
-    ]
+def as_json(tables: list[Table], skipped: int = 0, more: Sequence[Plain] = ()) -> str:
+    """Captions and cells, with the accuracy of each class; the rows of other tables after them."""
+    found: list[dict[str, Any]] = []
+    for table in tables:
+        cells = long([table])
+        for cell in cells:
+            cell["class_scores"] = table.cells[cell["row"]][cell["column"]].class_scores
+        said = {"caption": caption(table, skipped), "protocol": table.protocol, "dataset": table.dataset}
+        found.append({**said, "cells": cells})
+    found += [{"caption": [plain.caption], "rows": plain.data} for plain in more]
     return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
