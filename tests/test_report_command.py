@@ -183,8 +183,8 @@ def test_a_method_without_teacher_stands_in_every_column_of_its_student():
 def test_rows_and_columns_may_be_keys():
     """A sweep over a learning rate: methods by recipe.lr, each against the `none` of its own rate."""
     (table,) = tables([*sweep(lr=0.1), *sweep(lr=0.05)], columns="recipe.lr")
-    assert table.columns == ["0.1", "0.05"]
-    assert table.cells["kd"]["0.05"].gain == pytest.approx(0.0103, abs=1e-4)
+    assert table.columns == ["recipe.lr=0.1", "recipe.lr=0.05"]
+    assert table.cells["kd"]["recipe.lr=0.05"].gain == pytest.approx(0.0103, abs=1e-4)
 
 
 def test_different_results_of_one_run_are_shown_and_never_averaged():

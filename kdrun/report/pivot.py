@@ -171,7 +171,7 @@ def _names(groups: list[Row], rows: str, home: dict[int, str]) -> dict[int, str]
 
 
 def _value(record: dict, key: str) -> str:
-    return "+".join(record["method"]) if key == "method" else flat(record["identity"]).get(key, "-")
+    return "+".join(record["method"]) if key == "method" else f"{key}={flat(record['identity']).get(key, '-')}"
 
 
 def _cell(row: Row, base: Row | None, protocol: str) -> Cell:
