@@ -1,5 +1,6 @@
 """Where Hydra looks for sweepers. What they do stands in kdrun/sweep.py and kdrun/search.py."""
 
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Optional  # noqa: UP035
@@ -8,6 +9,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweepe
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobStatus
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 
@@ -41,14 +43,18 @@ class KdrunSweeper(BasicSweeper):
         super().__init__(max_batch_size, params)
 
     def sweep(self, arguments: list[str]) -> Any:
-        from kdrun import sweep
+        from kdrun import launchers, sweep
 
+        assert self.config is not None
         overrides = self._overrides(arguments)
         jobs = sweep.expand(self.split_arguments(overrides, None)[0])
         if sweep.ONLY_PLAN:
             sweep.plan(overrides, jobs, self._compose)
             return None
         teachers, students = sweep.begin(self._begin(), overrides, jobs, self._compose)
+        if teachers or students:
+            for line in launchers.notes(self.config.hydra):
+                print(line, flush=True)
         self._launch(teachers, len(jobs))
         self._launch(students, 0)
         return None
@@ -68,11 +74,33 @@ class KdrunSweeper(BasicSweeper):
 
     def _launch(self, jobs: list[list[str]], first: int) -> None:
         """Run jobs through the launcher, max_batch_size at a time; `first` is the number of the first one."""
+        from kdrun import launchers, sweep
+        from kdrun.errors import KdrunError
+
         assert self.launcher is not None
-        size = self.max_batch_size or max(len(jobs), 1)
-        for start in range(0, len(jobs), size):
-            for done in self.launcher.launch(jobs[start : start + size], initial_job_idx=first + start):
-                _ = done.return_value  # raises what a job raised; kdrun's own jobs leave their errors in job.json
+        assert self.config is not None
+        hydra, config = self.config.hydra, self.config
+        name, folder = launchers.name(hydra), Path(hydra.sweep.dir)
+        launchers.settle(self.launcher)
+        size = self.max_batch_size or (launchers.side_by_side(hydra) if name == "submitit_local" else max(len(jobs), 1))
+
+        def lost(error: Exception) -> None:
+            sweep.lost(folder, config, error)
+
+        with launchers.told(folder, name), launchers.patient(name, lost):
+            for start in range(0, len(jobs), size):
+                try:
+                    returned = self.launcher.launch(jobs[start : start + size], initial_job_idx=first + start)
+                except BrokenProcessPool as error:  # joblib: one worker was killed, and it ended the others
+                    lost(error)
+                    continue
+                except Exception as error:  # no SLURM here, no Ray at that address
+                    if name not in launchers.EXTRAS:
+                        raise
+                    raise KdrunError(f"hydra/launcher={name} cannot run the jobs: {launchers.gist(error)}") from error
+                for done in returned:
+                    if done.status != JobStatus.UNKNOWN:  # lost
+                        _ = done.return_value  # raises what a job raised; kdrun's own leave their errors in job.json
 
     def _compose(self, job: list[str]) -> DictConfig:
         """The config of one job; an error here ends the sweep before its first job."""

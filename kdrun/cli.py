@@ -12,6 +12,7 @@ from typing import Any
 from kdrun import __version__
 from kdrun.errors import KdrunError
 
+DETERMINISTIC = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when torch starts: makes cuBLAS deterministic
 VALUE_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c")
 REPORTS = {"report": "command", "status": "status", "verify": "verify", "diff": "verify"}  # verb -> its module
 VERBS = ("methods", "models", "plan", "report", "status", "verify", "diff")
@@ -30,7 +31,7 @@ def run(arguments: Sequence[str]) -> int:
     """The whole command as a function of its arguments; returns the exit status."""
     debug = any(a.replace(" ", "").lower() in ("engine.debug=true", "engine.debug=1") for a in arguments)
     signal.signal(signal.SIGTERM, _terminate)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when torch starts: makes cuBLAS deterministic
+    os.environ.setdefault(*DETERMINISTIC)
     if os.getcwd() not in sys.path:  # console scripts lack it; users' models and methods lie there
         sys.path.insert(0, os.getcwd())
     try:
@@ -140,12 +141,9 @@ def _check_usage(arguments: Sequence[str]) -> str | None:
 
 def _import_plugins(arguments: Sequence[str]) -> None:
     """Import `plugins=[module, ...]` and the entry points of the group kdrun.plugins before the config is composed."""
-    from importlib.metadata import entry_points
+    from kdrun.registry import import_entry_points, import_plugin
 
-    from kdrun.registry import import_plugin
-
-    for point in entry_points(group="kdrun.plugins"):
-        point.load()
+    import_entry_points()
     for argument in arguments:
         if argument.startswith("plugins="):
             for module in argument.removeprefix("plugins=").strip("'\"[]").split(","):

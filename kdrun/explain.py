@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdrun.errors import KdrunError, choices
+from kdrun.launchers import EXTRAS
 
 GROUPS = ("dataset", "teacher", "student", "method", "recipe", "engine", "experiment")
 OPEN = ("taps", "weights", "stages", "schedules")  # keys of a method under which +key=value may add what the yaml lacks
@@ -101,7 +102,12 @@ def _missing(error: Any, arguments: Sequence[str]) -> str:
         "teacher": " (kdrun models shows them)",
     }
     way["student"] = way["teacher"]
-    if group.startswith("hydra/"):
+    if group == "hydra/launcher":
+        if name in EXTRAS:
+            return f"hydra/launcher={name} is not installed: pip install 'kdrun[{EXTRAS[name]}]'"
+        options = sorted({*options, *EXTRAS} - {"schema"})
+        way[group] = f" (pip install 'kdrun[NAME]' with NAME one of {', '.join(sorted(set(EXTRAS.values())))})"
+    elif group.startswith("hydra/"):
         way[group] = f"; others are packages: pip install hydra-{name}-{group.removeprefix('hydra/')}"
     return f"no {group} '{name}'. {choices(name, [o for o in options if o != 'schema'])}{way.get(group, '')}"
 

@@ -14,10 +14,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from kdrun import launchers
 from kdrun.config import validate
+from kdrun.engine import record as records
 from kdrun.errors import KdrunError
 from kdrun.plan import Plan, changed_code, make_plan, with_protocol
 from kdrun.screen import Screen, clock
+from kdrun.sweep import STOPPED
 
 
 def job(composed: DictConfig) -> float:
@@ -44,8 +47,9 @@ def job(composed: DictConfig) -> float:
 
 def prepare(composed: DictConfig) -> Plan:
     """The plan of a composed config."""
-    from kdrun.registry import import_plugin
+    from kdrun.registry import import_entry_points, import_plugin
 
+    import_entry_points()  # the command did, but the workers of a sweep are processes of their own
     for module in composed.get("plugins") or []:
         import_plugin(module)
     return make_plan(validate(composed))
@@ -54,8 +58,9 @@ def prepare(composed: DictConfig) -> Plan:
 def sweep_job(composed: DictConfig) -> float:
     """A job of a sweep: one line on the screen, its state in Hydra's folder for the job, its score or NaN as result."""
     hydra = HydraConfig.get()
+    launchers.arrive(hydra)
     state: dict[str, Any] = {"overrides": list(hydra.overrides.task), "status": "failed", "error": None}
-    screen, stopped = Screen(brief=True), Path(hydra.sweep.dir) / "stopped"
+    screen, stopped = Screen(brief=True), Path(hydra.sweep.dir) / STOPPED
     value = math.nan
     try:
         if stopped.exists():
@@ -69,9 +74,9 @@ def sweep_job(composed: DictConfig) -> float:
         state |= _failed(error, state, composed, screen)
         if OmegaConf.select(composed, "sweep.on_error") == "stop":
             stopped.touch()
-    folder = Path(hydra.runtime.output_dir)
+    folder = Path(hydra.sweep.dir, str(hydra.sweep.subdir))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "job.json").write_text(json.dumps(state), encoding="utf-8")
+    records.atomically(folder / "job.json", json.dumps({**state, "said": screen.said}).encode())
     return value
 
 
@@ -124,18 +129,15 @@ def share(plan: Plan, hydra: Any) -> None:
 
     Threads that wait for each other's cores were measured 10 to 40 times slower.
     """
-    workers = hydra.launcher.get("n_jobs", 1)
-    cores = os.cpu_count() or 1
-    workers = cores if workers == -1 else workers
-    if workers <= 1:
-        return
+    threads = launchers.threads(hydra)
     for one in (plan, plan.teacher):
         if one is not None and one.config.engine.threads is None:
-            one.config.engine.threads = max(1, cores // workers)
-    import torch
+            one.config.engine.threads = threads
+    if launchers.takes_turns(hydra):
+        import torch
 
-    if torch.cuda.device_count() > 1:
-        torch.cuda.set_device(hydra.job.num % torch.cuda.device_count())
+        if torch.cuda.device_count() > 1:
+            torch.cuda.set_device(hydra.job.num % torch.cuda.device_count())
 
 
 def result(record: dict[str, Any], plan: Plan, screen: Screen) -> None:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -91,6 +92,13 @@ class Registry:
         """The function or class itself; imports its module."""
         entry = self.entry(name)
         return getattr(importlib.import_module(entry.module), entry.symbol)
+
+
+@lru_cache
+def import_entry_points() -> None:
+    """Import what installed packages add: the entry points of the group kdrun.plugins. Once in every process."""
+    for point in entry_points(group="kdrun.plugins"):
+        point.load()
 
 
 def import_plugin(module: str) -> None:

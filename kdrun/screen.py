@@ -39,6 +39,7 @@ class Screen:
         self.brief = brief
         self.bar: Progress | None = None
         self.log: Path | None = None
+        self.said: list[str] = []
         self.role = "student"
         self.loss: float | None = None
         self.test: float | None = None
@@ -46,6 +47,7 @@ class Screen:
     def say(self, line: str) -> None:
         """One line, on the screen and in the log."""
         self.console.print(line, markup=False)
+        self.said.append(line)
         self.note(line)
 
     def note(self, line: str) -> None:

@@ -17,16 +17,18 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from kdrun.engine import record as records
 from kdrun.errors import KdrunError, remove_empty
+from kdrun.launchers import gist, read_job
 from kdrun.plan import Plan, changed_code, with_protocol
 from kdrun.screen import again, clock
 from kdrun.tables import jobs as jobs_of
 
 NEXT = "kdrun method=rkd teacher=resnet110 student=resnet20   (CIFAR-10; downloads 170 MB)"
 MANIFEST = "manifest.json"
+STOPPED = "stopped"  # a file in a sweep's folder: a job failed and sweep.on_error=stop
 ONLY_PLAN = False  # kdrun plan: look, say, train nothing
 BEGUN: list[Path] = []  # the folder of this process's sweep
 
@@ -72,6 +74,13 @@ def begin(
         if one.record is not None and one.plan is not None:
             print(_already(one.plan, one.record, one.changed), flush=True)
     return list(teachers.values()), [one.overrides for one in todo]
+
+
+def lost(folder: Path, config: DictConfig, error: Exception) -> None:
+    """A job's process died and left no state: said here, counted as failed at the end, and what comes after it stops if asked to."""
+    print(f"kdrun: a job was lost: {gist(error)}", file=sys.stderr)
+    if OmegaConf.select(config, "sweep.on_error") == "stop":
+        (folder / STOPPED).touch()
 
 
 def expand(jobs: list[list[str]]) -> list[list[str]]:
@@ -257,11 +266,8 @@ def states_of(folder: Path) -> list[dict[str, Any]]:
         raise KdrunError(f"{folder} is no folder of a sweep: it has no readable {MANIFEST} ({error})") from error
     left = {}
     for path in folder.glob("*/job.json"):
-        try:
-            job = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue  # killed while it was written
-        left[tuple(job["overrides"])] = job
+        job = read_job(path)
+        left[tuple(job.get("overrides", ()))] = job
     return [_state(line, left.get(tuple(line["overrides"]), {})) for line in manifest["runs"]]
 
 

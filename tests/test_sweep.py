@@ -123,24 +123,3 @@ def test_phase_teacher_trains_the_teacher_alone(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert records(tmp_path) == {"none resnet14 0": "done"}
-
-
-@has_joblib
-def test_a_job_takes_its_share_of_the_threads(monkeypatch):
-    """Beside n - 1 others a run gets 1/n of the cores unless engine.threads says otherwise; alone it is left as it is."""
-    from types import SimpleNamespace
-
-    from kdrun import job
-
-    def threads(workers: int, asked: int | None = None) -> int | None:
-        engine = SimpleNamespace(threads=asked)
-        plan = SimpleNamespace(config=SimpleNamespace(engine=engine), teacher=None)
-        job.share(plan, SimpleNamespace(launcher={"n_jobs": workers}, job=SimpleNamespace(num=3)))
-        return engine.threads
-
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert threads(4) == 2
-    assert threads(-1) == 1
-    assert threads(16) == 1
-    assert threads(4, asked=3) == 3
-    assert threads(1) is None

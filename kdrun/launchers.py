@@ -1,0 +1,177 @@
+"""What kdrun knows of Hydra's launchers: the extra that brings each, how much of the machine a job may take, where its lines go.
+
+basic and joblib write to kdrun's own screen. The processes of submitit and Ray have screens of their own, so what a job says is
+read from its job.json and said again as jobs come back (`told`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+from hydra.core.utils import JobReturn
+
+EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}
+GIVES_GPUS = ("submitit_slurm", "ray")  # these set CUDA_VISIBLE_DEVICES for every job
+
+
+def name(hydra: Any) -> str:
+    """The launcher as it was chosen: hydra/launcher=NAME."""
+    return str(hydra.runtime.choices["hydra/launcher"])
+
+
+def cores() -> int:
+    """The cores that this process may use: those of its allocation, where it has one."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def side_by_side(hydra: Any) -> int:
+    """How many jobs share this machine's cores; 1 where a job is alone, or the launcher deals the cores out itself.
+
+    submitit_local starts all that it is given at once, so kdrun gives it no more jobs at a time than there are cores for.
+    """
+    launcher, sweeper = hydra.launcher, hydra.sweeper
+    if name(hydra) == "joblib":
+        jobs = launcher.n_jobs
+        return jobs if jobs > 0 else max(1, cores() + 1 + jobs)  # joblib's -1: as many as cores; -2: one less
+    if name(hydra) == "submitit_local":
+        asked = sweeper.get("max_batch_size") or sweeper.get("at_once")
+        return asked or max(1, cores() // (launcher.cpus_per_task or 1))
+    return 1
+
+
+def threads(hydra: Any) -> int | None:
+    """Torch's threads in one job: what the launcher was asked to give it, or its share of the cores; None: torch's own choice."""
+    launcher = hydra.launcher
+    if name(hydra) == "ray":
+        given = launcher.ray.remote.get("num_cpus", 1)  # Ray's own default
+        return max(1, int(given))
+    if name(hydra).startswith("submitit_") and launcher.cpus_per_task:
+        return int(launcher.cpus_per_task)
+    jobs = side_by_side(hydra)
+    return max(1, cores() // jobs) if jobs > 1 else None
+
+
+def takes_turns(hydra: Any) -> bool:
+    """Whether the jobs deal the GPUs out among themselves, round robin."""
+    return name(hydra) not in GIVES_GPUS and side_by_side(hydra) > 1
+
+
+def notes(hydra: Any) -> list[str]:
+    """What a user should know before the first job: where the logs are, and that a launcher hides the GPUs unless asked."""
+    said = []
+    if name(hydra).startswith("submitit_"):
+        said.append(f"log      {hydra.sweep.dir}/.submitit/*/*_log.out and *_log.err")
+    hides = None
+    if name(hydra) == "submitit_local" and not hydra.launcher.gpus_per_node:
+        hides = "hydra.launcher.gpus_per_node=N"
+    if name(hydra) == "ray" and not hydra.launcher.ray.remote.get("num_gpus"):
+        hides = "+hydra.launcher.ray.remote.num_gpus=1"
+    if hides and any(Path("/dev").glob("nvidia[0-9]*")):
+        said.append(f"note     {name(hydra)} hides this machine's GPUs from its jobs unless {hides}")
+    return said
+
+
+def arrive(hydra: Any) -> None:
+    """What the process of a job lacks that was started elsewhere, as on a Ray cluster: the command's folder and environment."""
+    from kdrun.cli import DETERMINISTIC
+
+    os.environ.setdefault(*DETERMINISTIC)
+    if os.getcwd() != hydra.runtime.cwd:
+        os.chdir(hydra.runtime.cwd)
+
+
+def settle(launcher: Any) -> None:
+    """Ray's settings that a sweep needs, where the user has not said otherwise."""
+    if hasattr(launcher, "ray_cfg"):
+        init = launcher.ray_cfg.init
+        init.setdefault("log_to_driver", False)  # it leaves out lines that look alike, as those of two seeds do
+        init.setdefault("logging_level", "warning")
+        if init.get("address"):
+            init.setdefault("object_store_memory", None)  # the launcher sets a size, which a running cluster refuses
+
+
+def read_job(path: Path) -> dict[str, Any]:
+    """The state that a job left; empty where it cannot be read."""
+    try:
+        job: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return job
+
+
+@contextmanager
+def told(folder: Path, launcher: str) -> Iterator[None]:
+    """Say what jobs said, as soon as each leaves its job.json, where their screen is not this one."""
+    if not (launcher == "ray" or launcher.startswith("submitit_")):
+        yield
+        return
+    seen, over = set(folder.glob("*/job.json")), Event()
+
+    def tell() -> None:
+        for path in sorted(set(folder.glob("*/job.json")) - seen, key=lambda path: path.stat().st_mtime):
+            seen.add(path)
+            for line in read_job(path).get("said", []):
+                print(line, flush=True)
+
+    def watch() -> None:
+        while not over.wait(0.5):
+            tell()
+
+    thread = Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        tell()
+
+
+@contextmanager
+def patient(launcher: str, tell: Callable[[Exception], None]) -> Iterator[None]:
+    """Wait for every job of a launch, also after one whose process died: `tell` is given its error, Hydra an empty result.
+
+    The launchers of submitit and Ray wait for one job after the other and give up at the first without a result, which would leave
+    the later ones to themselves. So the function that they wait with is replaced meanwhile.
+    """
+    owner: Any
+    died: Any
+    empty: Any
+    if launcher == "ray":
+        import ray
+
+        owner, name, died, empty = ray, "get", ray.exceptions.RayError, JobReturn()
+    elif launcher.startswith("submitit_"):
+        from submitit.core import core, utils
+
+        owner, name, died, empty = core.Job, "results", utils.UncompletedJobError, [JobReturn()]
+    else:
+        yield
+        return
+    wait = getattr(owner, name)
+
+    def wait_or_tell(job: Any) -> Any:
+        try:
+            return wait(job)
+        except died as error:
+            tell(error)
+            return empty
+
+    setattr(owner, name, wait_or_tell)
+    try:
+        yield
+    finally:
+        setattr(owner, name, wait)
+
+
+def gist(error: BaseException) -> str:
+    """The one line of a long message that says what happened: a traceback's last, or how the message begins."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" -")]
+    raised = [line for line in lines if line.partition(":")[0].endswith(("Error", "Exception"))]
+    return raised[-1] if raised else " ".join(lines[:2]) or type(error).__name__
