@@ -49,8 +49,7 @@ def threads(hydra: Any) -> int | None:
     """Torch's threads in one job: what the launcher was asked to give it, or its share of the cores; None: torch's own choice."""
     launcher = hydra.launcher
     if name(hydra) == "ray":
-        given = launcher.ray.remote.get("num_cpus", 1)  # Ray's own default
-        return max(1, int(given))
+        return max(1, int(launcher.ray.remote.get("num_cpus") or 1))  # 1 is Ray's own default
     if name(hydra).startswith("submitit_") and launcher.cpus_per_task:
         return int(launcher.cpus_per_task)
     jobs = side_by_side(hydra)

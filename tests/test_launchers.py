@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -163,6 +165,21 @@ def test_the_config_of_slurm_composes(tmp_path):
     composed = OmegaConf.create(out)
     assert (composed.partition, composed.cpus_per_task, composed.max_num_timeout) == ("gpu", 4, 10)
     assert composed._target_.endswith("SlurmLauncher")
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "sweeps.md"
+
+
+def test_every_command_of_the_page_composes(tmp_path):
+    """The commands of docs/sweeps.md name settings that exist; those of a launcher that is not installed are left out."""
+    blocks = re.findall(r"```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    lines = [line for line in "".join(blocks).replace("\\\n", " ").splitlines() if line.startswith("kdrun -m")]
+    assert len(lines) > 6
+    for line in lines:
+        arguments = [re.sub(r"=([\w.]+),.*", r"=\1", one) for one in shlex.split(line, comments=True)[2:]]
+        arguments = [re.sub(r"=interval\(.*\)", "=2", one) for one in arguments]  # one job of the sweep
+        status, _, err = kdrun(tmp_path, *arguments, "--cfg", "job")
+        assert status == 0 or "is not installed: pip install" in err, (line, err)
 
 
 def hydra(launcher: str, settings: dict, sweeper: dict | None = None):
