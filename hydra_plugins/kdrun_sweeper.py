@@ -120,7 +120,13 @@ class SearchSweeper(KdrunSweeper):
         self.asked = {"trials": trials, "at_once": at_once, "study_file": study, "seed": seed}
 
     def sweep(self, arguments: list[str]) -> Any:
+        from kdrun import sweep
+        from kdrun.errors import KdrunError
         from kdrun.search import search
 
+        if sweep.ONLY_PLAN:
+            raise KdrunError(
+                "a search cannot be planned: which runs it trains depends on their scores. Plan one of its trials instead"
+            )
         search(self._overrides(arguments), self._compose, self._launch, folder=self._begin(), **self.asked)
         return None

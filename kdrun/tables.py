@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import yaml
 
@@ -25,6 +26,23 @@ class Cell:
     def command(self) -> list[str]:
         """The arguments of `kdrun` that train it."""
         return [f"teacher={self.teacher}", f"student={self.student}", f"method={self.method}", *self.overrides]
+
+
+def full_epochs(recipe: str) -> int | None:
+    """The epochs of a file of conf/recipe; None for a recipe that is not kdrun's own."""
+    return _read("recipe", recipe).get("epochs")
+
+
+def recipe_of(name: str) -> str | None:
+    """The recipe of a published table; None where conf/table has no such file."""
+    return _read("table", name).get("recipe")
+
+
+@cache
+def _read(group: str, name: str) -> dict:
+    """A file of conf/; empty where there is none."""
+    file = conf_folder() / group / f"{name}.yaml"
+    return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def table_names() -> list[str]:
@@ -67,7 +85,7 @@ def cells(name: str) -> list[Cell]:
     """
     if name not in table_names():
         raise KdrunError(f"no table '{name}'. {choices(name, table_names())}")
-    table = yaml.safe_load((conf_folder() / "table" / f"{name}.yaml").read_text(encoding="utf-8"))
+    table = _read("table", name)
     unknown = set(table) - KEYS
     if unknown:
         raise KdrunError(f"table {name} has a key '{sorted(unknown)[0]}'. {choices(sorted(unknown)[0], KEYS)}")

@@ -207,7 +207,7 @@ def test_the_data_inside_is_the_json_of_the_cells(tmp_path):
     assert [cell["row"] for cell in cells] == ["none", "kd", "rkd", "at"]
     assert cells[0]["dataset"] == EVIL
     (comma,) = re.findall(r'href="data:text/csv;base64,([^"]*)"', text)
-    assert base64.b64decode(comma).decode().splitlines()[0].startswith("row,dataset,column,n,")
+    assert base64.b64decode(comma).decode().splitlines()[0].startswith("row,dataset,column,protocol,")
 
 
 def test_several_pairs_have_a_matrix_and_a_part_each():

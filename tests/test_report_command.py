@@ -17,7 +17,7 @@ from kdrun.cli import run
 from kdrun.engine import record as records
 from kdrun.errors import KdrunError
 from kdrun.report import render
-from kdrun.report.against import compare, published
+from kdrun.report.against import beside, compare, published
 from kdrun.report.collect import collect
 from kdrun.report.pivot import tables
 from kdrun.report.stats import binomial_error, holm, mcnemar, p_value, seeds_needed
@@ -51,6 +51,26 @@ def test_p_values_are_those_of_scipy():
     assert p_value([0.75, 0.5], [0.5, 0.25]) == 0
     assert mcnemar(10, 25) == pytest.approx(reference.binomtest(10, 35).pvalue)
     assert mcnemar(0, 0) == 1
+
+
+def test_differences_that_agree_to_the_image_are_not_certain():
+    """One image of 10,000 in each of two seeds is nothing; without a resolution it would have p = 0."""
+    a, b = [0.9001, 0.9101], [0.9, 0.91]
+    assert p_value(a, b) < 1e-3
+    assert p_value(a, b, resolution=1e-4) > 0.1
+    made = [make(m, s, x) for m, xs in (("none", b), ("kd", a)) for s, x in enumerate(xs)]
+    (table,) = tables(made)
+    cell = table.cells["kd"]["resnet14 -> resnet8"]
+    assert cell.equal
+    assert cell.low < 0 < cell.high
+
+
+def test_few_seeds_claim_no_more_than_they_may():
+    """Two seeds on 597 images, nothing to find: about 5 % are told apart, as the level says."""
+    draw = np.random.default_rng(0)
+    scores = np.round(560 + 2.5 * draw.normal(size=(2000, 2, 2))) / 597
+    told = sum(p_value(list(a), list(b), 1 / 597) < 0.05 for a, b in scores)
+    assert told / 2000 < 0.06
 
 
 def test_holm_multiplies_in_order_and_never_falls():
@@ -146,6 +166,34 @@ def test_records_are_copied_without_weights_and_report_the_same(tmp_path, capsys
     assert "holds another result of" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"engine": None}, "engine is NoneType, not object"),
+        ({"method": "kd"}, "method is str, not array"),
+        ({"status": None}, "status is None"),
+        ({"teacher": {"name": "x"}}, "no key 'run_id'"),
+        ({"last": None}, "it is done without a score"),
+        ({"last": {"epoch": 1, "score": "0.9", "loss": 1.0}}, "score is str, not number"),
+    ],
+)
+def test_a_record_of_another_shape_is_named_and_skipped(change, why, tmp_path, capsys):
+    (tmp_path / "odd").mkdir()
+    write(tmp_path / "good", *sweep())
+    (tmp_path / "odd/record.json").write_text(json.dumps({**sweep()[0], **change}))
+    assert run(["report", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert f"odd/record.json is not a record of a kdrun run ({why}" in err
+    assert "1 file called record.json could not be read" in out
+
+
+def test_a_foreign_record_hides_nothing_below_it(tmp_path):
+    write(tmp_path, *sweep())
+    (tmp_path / "record.json").write_text('{"name": "vinyl"}')
+    found = collect([tmp_path])
+    assert (len(found.records), len(found.skipped)) == (len(sweep()), 1)
+
+
 # Tables ------------------------------------------------------------------------------------------------------------------
 
 
@@ -193,7 +241,7 @@ def test_different_results_of_one_run_are_shown_and_never_averaged():
     (table,) = tables([*runs, {**again, "student": {**again["student"], "sha256": "ff" * 32}}])
     cell = table.cells["kd"]["resnet14 -> resnet8"]
     assert cell.n == 2
-    assert any("kd seed 0 has several different results" in line for line in render.caption(table))
+    assert any("kd seed 0 has 2 different results: 9" in line and "50.00 (" in line for line in render.caption(table))
 
 
 def test_one_seed_is_told_by_the_test_images(tmp_path):
@@ -214,6 +262,29 @@ def test_one_seed_is_told_by_the_test_images(tmp_path):
     write(tmp_path / "portable", made[1])
     (table,) = tables(collect([tmp_path]).records)
     assert table.cells["kd"]["resnet14 -> resnet8"].equal is None
+
+
+def test_what_is_no_pair_is_told():
+    """A seed that began from other weights, sources that differ, and how many pairs a difference is made of."""
+    runs = sweep()
+    kd = next(record for record in runs if record["method"] == ["kd"])
+    kd["student"]["init_sha256"] = "aa" * 32
+    kd["code"]["method"]["kd"] = "bb" * 32
+    (table,) = tables(runs)
+    said = " ".join(render.caption(table))
+    assert f"kd seed {kd['seed']} and none began from different weights: not a pair, left out" in said
+    assert "mixes different sources of kd" in said
+    assert "(2 pairs)" in render.against(table.cells["kd"]["resnet14 -> resnet8"])
+
+
+def test_a_row_that_is_set_differently_from_column_to_column_is_told():
+    other = sweep()[:3]
+    for record in other:
+        record["student"]["name"] = "resnet20"
+        record["group"], record["id"] = "c0", f"c{record['seed']}"
+        record["identity"]["method"] = {"kd": {"temperature": 2.0}}
+    (table,) = tables([*sweep(), *other])
+    assert any(line.startswith("kd is set differently from column to column: method.kd") for line in table.notes)
 
 
 def test_mixed_devices_and_unfinished_runs_are_told():
@@ -267,6 +338,7 @@ def cifar() -> list[dict]:
             record = make(method, seed, score + 0.001 * seed, student="resnet20")
             record["dataset"] |= {"name": "cifar10", "test_n": 10_000}
             record["teacher"]["name"] = "resnet110"
+            record["recipe"] |= {"name": "kdzoo", "epochs": 200}
             runs.append(record)
     return runs
 
@@ -283,6 +355,7 @@ def test_best_is_compared_with_best_and_last_with_last():
     run = make("dkd", 0, 0.74, student="resnet8x4")
     run["dataset"] |= {"name": "cifar100", "test_n": 10_000}
     run["teacher"]["name"] = "resnet32x4"
+    run["recipe"] |= {"name": "crd240", "epochs": 240}
     run["last"]["score"], run["best"]["score"] = 0.74, 0.76
     shown = tables([run])
     (best,) = [c for c in compare(shown, "mdistiller_cifar100") if c.theirs.protocol == "best"]
@@ -291,6 +364,25 @@ def test_best_is_compared_with_best_and_last_with_last():
     run["identity"]["method"] = {"crd": {}}
     (last,) = compare(tables([run]), "crd_cifar100")
     assert (last.protocol, last.ours) == ("last", 0.74)
+
+
+def test_other_epochs_and_a_holdout_are_not_judged():
+    short, held = cifar(), cifar()
+    for record in short:
+        record["recipe"]["epochs"] = 12
+    for record in held:
+        record["dataset"] |= {"train_n": 45_000, "holdout_n": 5_000}
+    for made, why in ((short, "not judged: 12 of 200 epochs"), (held, "not judged: 5,000 images held out")):
+        assert {c.verdict for c in compare(tables(made), "kdzoo_cifar10")} == {why}
+    both = list(
+        csv.DictReader(
+            io.StringIO(render.comma(tables([*cifar(), *held]), [beside(tables([*cifar(), *held]), "kdzoo_cifar10")]))
+        )
+    )
+    assert {(line["train_n"], line["verdict"][:3]) for line in both if line["row"] == "kd"} == {
+        ("1200", "ins"),
+        ("45000", "not"),
+    }
 
 
 @pytest.mark.parametrize("form", ["terminal", "md", "latex", "csv", "json", "html"])

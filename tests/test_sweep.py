@@ -94,6 +94,25 @@ def test_a_failed_job_leaves_the_others_alone_or_stops_them(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_sweep_folder_that_stays_forgets_that_it_was_stopped(tmp_path):
+    fixed = ["hydra.sweep.dir=here", "method=none", "sweep.on_error=stop"]
+    assert sweep(tmp_path, *fixed, "seed=-1")[0] == 3
+    status, out, _ = sweep(tmp_path, *fixed, "seed=0")
+    assert (status, "skipped" in out) == (0, False)
+
+
+def test_a_search_is_not_planned_and_trains_nothing(tmp_path):
+    arguments = [*TINY, "hydra/sweeper=search", "method=kd", "method.kd.temperature=interval(1,4)"]
+    done = subprocess.run(
+        [sys.executable, "-m", "kdrun", "plan", *arguments, "dataset.holdout=100", "protocol=holdout"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "a search cannot be planned" in done.stderr
+    assert not list(tmp_path.glob("**/record.json"))
+
+
+@pytest.mark.slow
 @has_joblib
 @pytest.mark.parametrize("kill", [os.kill, os.killpg], ids=["parent", "all"])
 def test_a_killed_parent_is_taken_up_where_it_was(kill, tmp_path):

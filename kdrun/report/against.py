@@ -12,6 +12,7 @@ from kdrun.report.pivot import Cell, Table
 from kdrun.report.render import Plain
 from kdrun.report.stats import binomial_error
 from kdrun.report.table import percent
+from kdrun.tables import full_epochs, recipe_of
 
 FOLDER = Path(__file__).parents[1] / "published"
 
@@ -47,10 +48,14 @@ class Comparison:
     ours: float
     sd: float | None
     margin: float
+    sizes: tuple[int, int]  # training and test images
+    other: str  # what makes it another experiment; nothing where it is the same
 
     @property
     def verdict(self) -> str:
-        """Whether our score lies inside, above or below what the published one allows."""
+        """Whether our score lies inside, above or below what the published one allows; why none can be given."""
+        if self.other:
+            return f"not judged: {self.other}"
         if abs(self.ours - self.theirs.score) <= self.margin:
             return "inside"
         return "above" if self.ours > self.theirs.score else "below"
@@ -81,25 +86,28 @@ def compare(tables: list[Table], name: str) -> list[Comparison]:
         raise KdrunError(
             f"{name} is about {', '.join(sorted(data))} and these runs are about {have}: scores on other images do not compare"
         )
-    found = []
+    found, full = [], full_epochs(recipe_of(name) or "")
     for theirs in cells:
         column = f"{theirs.teacher} -> {theirs.student}"
         for table in fitting:
             for row, line in table.cells.items():
                 if column in line and line[column].n and called(line[column]) == theirs.method:
-                    found += _beside(theirs, table, row, column)
+                    found += _beside(theirs, table, row, column, full)
     return found
 
 
-def _beside(theirs: Published, table: Table, row: str, column: str) -> list[Comparison]:
+def _beside(theirs: Published, table: Table, row: str, column: str, full: int | None) -> list[Comparison]:
     cell = table.cells[row][column]
     protocol = theirs.protocol if theirs.protocol in cell.mean else table.protocol
     if protocol not in cell.mean:
         return []
     ours, sd = cell.mean[protocol], cell.sd[protocol]
     margin = _margin(theirs, ours, sd, cell.n, table.dataset["test_n"])
-    epochs = cell.runs.first["recipe"]["epochs"]
-    return [Comparison(theirs, table.dataset["name"], row, column, protocol, cell.n, epochs, ours, sd, margin)]
+    epochs, data = cell.runs.first["recipe"]["epochs"], table.dataset
+    other = f"{epochs} of {full} epochs" if full and full != epochs else ""
+    other = other or (f"{data['holdout_n']:,} images held out" if data["holdout_n"] else "")
+    sizes = (data["train_n"], data["test_n"])
+    return [Comparison(theirs, data["name"], row, column, protocol, cell.n, epochs, ours, sd, margin, sizes, other)]
 
 
 def beside(tables: list[Table], name: str) -> Plain:
@@ -108,24 +116,25 @@ def beside(tables: list[Table], name: str) -> Plain:
     said = f"against {name}: no cell of it has runs here"
     if found:
         said = (
-            f"against {name} ({found[0].theirs.source}), like with like where it says which epoch it reports: inside is a difference "
-            "within 1.96 standard errors, ours over seeds (with one seed: of the test set), theirs as scores on a test set of this size"
+            f"against {name} ({found[0].theirs.source}), like with like where it says which epoch it reports; rows are matched by method, "
+            "whatever its settings; inside is a difference within the margin, 1.96 standard errors: ours over seeds (with one seed: of the "
+            "test set), theirs, which states none, as that of scores on a test set of this size"
         )
-    rows = [
-        [
-            c.row, c.column, percent(c.theirs.score), c.theirs.protocol,
-            percent(c.ours) + (f" ± {percent(c.sd)}" if c.sd is not None else ""), f"{c.protocol} of {c.epochs}", str(c.n), c.verdict,
-        ]
-        for c in found
-    ]  # fmt: skip
-    data = [
-        {
-            "row": c.row, "dataset": c.dataset, "column": c.column, "published": c.theirs.score, "published_epoch": c.theirs.protocol,
-            "published_source": c.theirs.source, "compared": c.ours, "compared_epoch": c.protocol, "margin": c.margin, "verdict": c.verdict,
-        }
-        for c in found
-    ]  # fmt: skip
-    return Plain(said, ["method", "pair", "published", "its epoch", "ours", "our epoch", "n", "verdict"], rows, data)
+    rows, data = [], []
+    for c in found:
+        ours = percent(c.ours) + (f" ± {percent(c.sd)}" if c.sd is not None else "")
+        epoch, margin = f"{c.protocol} of {c.epochs}", f"± {percent(c.margin)}"
+        rows.append(
+            [c.row, c.column, percent(c.theirs.score), c.theirs.protocol, ours, epoch, str(c.n), margin, c.verdict]
+        )
+        data.append({
+            "row": c.row, "dataset": c.dataset, "train_n": c.sizes[0], "test_n": c.sizes[1], "column": c.column,
+            "published": c.theirs.score, "published_epoch": c.theirs.protocol, "published_source": c.theirs.source,
+            "compared": c.ours, "compared_epoch": c.protocol, "margin": c.margin, "verdict": c.verdict,
+        })  # fmt: skip
+    return Plain(
+        said, ["method", "pair", "published", "its epoch", "ours", "our epoch", "n", "margin", "verdict"], rows, data
+    )
 
 
 def called(cell: Cell) -> str:
@@ -134,6 +143,8 @@ def called(cell: Cell) -> str:
     standardized = [name for name in first["method"] if first["identity"]["method"][name].get("standardize")]
     if standardized:
         return "ls" if first["method"] == ["kd"] else f"{standardized[0]}_ls"
+    if first["method"] == ["fitnet"] and first["identity"]["method"]["fitnet"].get("variant") == "paper":
+        return "fitnet in two stages"  # published tables have the joint one
     return "+".join(first["method"])
 
 

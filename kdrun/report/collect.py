@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,45 +25,23 @@ def collect(folders: Iterable[str | Path]) -> Collection:
     for folder in places:
         if not folder.is_dir():
             raise KdrunError(f"{folder} is no folder; give one that holds runs, as outputs/runs")
-        for path in sorted(_with_record(folder)):
+        for root, folders, files in os.walk(folder):
+            folders.sort()
+            if records.NAME not in files:
+                continue
             try:
-                record = records.read(path)
-                if record is not None:
-                    _check(record, path)
-                    found.records.append({**record, "folder": str(path)})
+                record = records.read(root)
+                wrong = record and records.misfit(record)
+                if wrong:
+                    raise KdrunError(f"{Path(root, records.NAME)} is not a record of a kdrun run ({wrong})")
             except KdrunError as error:
                 found.skipped.append(str(error))
+                continue
+            folders.clear()  # below a run there is no other
+            if record is not None:
+                found.records.append({**record, "folder": root})
     if not found.records:
         where = ", ".join(map(str, places))
         more = f" ({len(found.skipped)} skipped: {found.skipped[0]})" if found.skipped else ""
         raise KdrunError(f"no record.json of a run below {where}{more}; runs lie in OUTPUTS/runs")
     return found
-
-
-def _with_record(folder: Path) -> Iterator[Path]:
-    """Folders that hold a record.json; below one nothing else is looked for."""
-    for root, folders, files in os.walk(folder):
-        if records.NAME in files:
-            folders.clear()
-            yield Path(root)
-
-
-def _check(record: dict, path: Path) -> None:
-    """The keys that a table reads are there: another program's record.json may have a key `schema`, too."""
-    wanted = (
-        "id",
-        "group",
-        "seed",
-        "status",
-        "identity",
-        "dataset",
-        "student",
-        "method",
-        "recipe",
-        "last",
-        "best",
-        "code",
-    )
-    missing = [key for key in wanted if key not in record]
-    if missing:
-        raise KdrunError(f"{path / records.NAME} is not a record of a kdrun run (no key '{missing[0]}')")

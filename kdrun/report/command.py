@@ -89,16 +89,17 @@ def report(arguments: Sequence[str]) -> int:
         print(f"plots    {len(drawn)} files in {asked.plots}", file=sys.stdout if asked.output else sys.stderr)
     if asked.copy:
         copy(found.records, Path(asked.copy))
-        print(f"records  {len(found.records)} in {asked.copy}", file=sys.stdout if asked.output else sys.stderr)
+        done = sum(record["status"] == "done" for record in found.records)
+        print(f"records  {done} in {asked.copy}", file=sys.stdout if asked.output else sys.stderr)
     return 0
 
 
 def copy(records: list[dict], target: Path) -> None:
-    """record.json and curves.jsonl of each run, in the folders that it has below outputs/runs; a second copy brings the first up to date.
+    """record.json and curves.jsonl of each finished run, in the folders that it has below outputs/runs; again: brought up to date.
 
     KdrunError where another run's record lies at its place.
     """
-    for record in records:
+    for record in (record for record in records if record["status"] == "done"):
         source = Path(record["folder"])
         there = target.joinpath(*source.resolve().parts[-5:])  # dataset/method/pair/hash/seed
         old = read(there) if there.is_dir() else None

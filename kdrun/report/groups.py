@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
@@ -54,17 +54,27 @@ class Block:
         return [record for record in self.records if record["status"] == "done"]
 
     def baseline_of(self, row: Row) -> Row | None:
-        """The `none` of the same recipe and precision in this block; of several, the one whose identity is nearest."""
+        return nearest(row, [other for other in self.rows if other.baseline and setting(other) == setting(row)])
 
-        def setting(other: Row) -> list:
-            identity, record = other.first["identity"], other.first
-            return [identity.get("recipe", record["recipe"]), identity.get("precision", record["engine"]["precision"])]
 
-        def shared(other: Row) -> int:
-            return len(flat(row.first["identity"]).items() & flat(other.first["identity"]).items())
+def setting(row: Row) -> str:
+    """What a row and its baseline share: student, data, recipe and precision."""
+    identity = row.first["identity"]
+    shared = [
+        row.first["student"]["name"],
+        *(identity.get(key) for key in ("student", "dataset", "recipe", "precision")),
+    ]
+    return json.dumps(shared, sort_keys=True)
 
-        fitting = [other for other in self.rows if other.baseline and setting(other) == setting(row)]
-        return None if row.baseline else max(fitting, key=shared, default=None)
+
+def nearest(row: Row, baselines: list[Row]) -> Row | None:
+    """Of several runs of the student alone the one with most pairs, then with most of its settings; none for a baseline."""
+    if row.baseline or len(baselines) < 2:
+        return None if row.baseline or not baselines else baselines[0]
+    own = flat(row.first["identity"]).items()
+    return max(
+        baselines, key=lambda b: (len(b.runs.keys() & row.runs.keys()), len(own & flat(b.first["identity"]).items()))
+    )
 
 
 def blocks(records: list[dict]) -> list[Block]:
@@ -112,7 +122,57 @@ def difference(row: Row, base: Row, column: str) -> tuple[int, float, float | No
     if not pairs:
         return 0, float("nan"), None, None, []
     ours, theirs = zip(*pairs, strict=True)
-    return len(pairs), *paired(ours, theirs), [x - y for x, y in zip(ours, theirs, strict=True)]
+    return (
+        len(pairs),
+        *paired(ours, theirs, resolution=resolution(row)),
+        [x - y for x, y in zip(ours, theirs, strict=True)],
+    )
+
+
+def resolution(row: Row) -> float:
+    """The least step of a test accuracy."""
+    return 1 / max(row.first["dataset"]["test_n"], 1)
+
+
+def notes(rows: Sequence[Row], base_of: Callable[[Row], Row | None]) -> list[str]:
+    """What a reader must know before trusting a table: disputed results, unpaired seeds, sources and devices that differ."""
+    found = []
+    for row in rows:
+        for seed, results in row.disputed.items():
+            where = ", ".join(
+                f"{100 * run['last']['score']:.2f} ({run['host']}, {run['time']['end']})" for run in results
+            )
+            said = f"{row.label} seed {seed} has {len(results)} different results: {where}"
+            found.append(f"{said}; all are left out of the mean")
+        base = base_of(row)
+        for seed, other in base.runs.items() if base else ():
+            if seed in row.runs and not is_pair(row.runs[seed], other):
+                found.append(f"{row.label} seed {seed} and none began from different weights: not a pair, left out")
+    mixed = _mixed([run for row in rows for run in row.runs.values()])
+    return found + ([f"this table mixes different {', '.join(mixed)}"] if mixed else [])
+
+
+def _mixed(runs: Iterable[dict]) -> list[str]:
+    """What runs do not share and should, with the values where they can be read."""
+    found: dict[str, set[str]] = {}
+    for run in runs:
+        values = {
+            "devices": run["engine"]["device"], "precisions": run["engine"]["precision"],
+            "versions of torch": run["versions"].get("torch"), "versions of kdrun": run["versions"].get("kdrun"),
+            f"sources of {run['student']['name']}": run["code"]["student"],
+            **{f"sources of {method}": sha for method, sha in run["code"]["method"].items()},
+        }  # fmt: skip
+        if run["teacher"]:
+            asked = json.dumps(run["identity"].get("teacher"), sort_keys=True)
+            values[f"weights of teacher {run['teacher']['name']}\0{asked}"] = run["teacher"]["sha256"]
+        for what, value in values.items():
+            found.setdefault(what, set()).add(str(value))
+    return [
+        what.partition("\0")[0]
+        + (f" ({', '.join(sorted(values))})" if what.startswith(("dev", "prec", "vers")) else "")
+        for what, values in found.items()
+        if len(values) > 1
+    ]
 
 
 def is_pair(run: dict, other: dict) -> bool:

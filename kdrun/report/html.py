@@ -95,7 +95,7 @@ def _table(table: Table, ident: str, skipped: int) -> str:
 
 
 def _warns(line: str) -> str:
-    return ' class="warning"' if line.startswith(("warning", "not finished")) else ""
+    return ' class="warning"' if line.startswith(("note", "not finished")) else ""
 
 
 def _matrix(table: Table, ident: str) -> str:

@@ -6,6 +6,7 @@ Rows are methods and columns are teacher -> student pairs unless other keys are 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,8 @@ from statistics import fmean
 from typing import Any
 
 from kdrun.errors import KdrunError, choices
-from kdrun.report.groups import Row, difference, flat, is_pair, labels, rows_of
-from kdrun.report.stats import binomial_error, holm, mcnemar, mean_sd, p_value, paired, seeds_needed
+from kdrun.report.groups import Row, difference, flat, is_pair, labels, nearest, notes, resolution, rows_of, setting
+from kdrun.report.stats import binomial_error, deviation, holm, mcnemar, mean_sd, p_value, paired, seeds_needed
 
 LEVEL = 0.95
 
@@ -62,6 +63,7 @@ class Table:
     protocol: str
     runs: list[dict]  # the done runs that stand in it
     unfinished: list[dict]
+    notes: list[str] = field(default_factory=list)  # what a reader must know before trusting it
 
     @property
     def seeds(self) -> list[int]:
@@ -77,6 +79,8 @@ def tables(
     """
     asked = {record["protocol"] for record in records}
     protocol = protocol or (asked.pop() if len(asked) == 1 else "last")
+    if protocol == "holdout" and not any(record["holdout"] for record in records):
+        raise KdrunError("no run here has a holdout; --protocol last or best, or train with dataset.holdout=N")
     teachers = {record["teacher"]["run_id"] for record in records if record["teacher"]}
     taught = {record["student"]["name"] for record in records if record["method"] != ["none"]}
     # A teacher's run is a baseline, too, where its model is some other run's student.
@@ -101,7 +105,7 @@ def tables(
 def _table(records: list[dict], rows: str, columns: str, protocol: str) -> Table:
     groups = rows_of(records)
     pairs = {id(row): _pair(row.first) for row in groups}
-    settings = {id(row): _setting(row.first) for row in groups}
+    settings = {id(row): setting(row) for row in groups}
     alone: dict[str, list[Row]] = {}  # baselines by setting
     beside: dict[str, dict[str, None]] = {}  # the pairs of a setting, in order
     for row in groups:
@@ -109,6 +113,7 @@ def _table(records: list[dict], rows: str, columns: str, protocol: str) -> Table
             alone.setdefault(settings[id(row)], []).append(row)
         if not _alone(row.first):
             beside.setdefault(settings[id(row)], {})[pairs[id(row)]] = None
+    bases = {id(row): nearest(row, alone.get(settings[id(row)], [])) for row in groups}
     home = pairs if columns == "pair" else {id(row): _value(row.first, columns) for row in groups}
     names = _names(groups, rows, home)
     found: dict[str, dict[str, Cell]] = {}
@@ -117,7 +122,7 @@ def _table(records: list[dict], rows: str, columns: str, protocol: str) -> Table
         where = [home[id(row)]]
         if columns == "pair" and _alone(row.first):  # what has no teacher stands beside every teacher of its student
             where = list(beside.get(settings[id(row)], where))
-        base = _nearest(row, alone.get(settings[id(row)], []))
+        base = bases[id(row)]
         for column in where:
             order[column] = None
             label = names[id(row)]
@@ -129,7 +134,21 @@ def _table(records: list[dict], rows: str, columns: str, protocol: str) -> Table
     done = [run for row in groups for run in row.runs.values()]
     ranked = dict(sorted(found.items(), key=lambda item: not _is_baseline(item[1])))
     unfinished = [record for record in records if record["status"] != "done"]
-    return Table(records[0]["dataset"], [*order], ranked, protocol, done, unfinished)
+    said = notes(groups, lambda row: bases[id(row)]) + _unlike(ranked)
+    return Table(records[0]["dataset"], [*order], ranked, protocol, done, unfinished, said)
+
+
+def _unlike(cells: dict[str, dict[str, Cell]]) -> list[str]:
+    """Rows whose method is set differently from column to column, as the tables of papers do."""
+    found = []
+    for label, line in cells.items():
+        asked = [flat(cell.runs.first["identity"].get("method") or {}, "method.") for cell in line.values()]
+        keys = sorted(key for key in {key for one in asked for key in one} if len({one.get(key) for one in asked}) > 1)
+        if keys and not any(cell.baseline for cell in line.values()):
+            found.append(
+                f"{label} is set differently from column to column: {', '.join(keys[:3])}{' ...' * (len(keys) > 3)}"
+            )
+    return found
 
 
 def _is_baseline(line: dict[str, Cell]) -> bool:
@@ -149,25 +168,22 @@ def _alone(record: dict) -> bool:
     return "->" not in _pair(record)
 
 
-def _setting(record: dict) -> str:
-    """What a run and its baseline share."""
-    identity = record["identity"]
-    shared = [record["student"]["name"], *(identity.get(key) for key in ("student", "recipe", "precision"))]
-    return json.dumps(shared, sort_keys=True)
-
-
 def _names(groups: list[Row], rows: str, home: dict[int, str]) -> dict[int, str]:
     """What each group is called: the value of the key asked for, or its method and what tells it from others of its column."""
     if rows == "pair":
         return {id(row): _pair(row.first) for row in groups}
-    if rows != "method":
-        return {id(row): _value(row.first, rows) for row in groups}
     found: dict[int, str] = {}
-    for column in dict.fromkeys(home.values()):
-        members = [row for row in groups if home[id(row)] == column]
+    columns: dict[str, list[Row]] = {}
+    for row in groups:
+        columns.setdefault(home[id(row)], []).append(row)
+    for members in columns.values():
         told = labels([row.first for row in members])
         found |= {id(row): told[row.first["group"]] for row in members}
-    return found
+    if rows == "method":
+        return found
+    values = {id(row): _value(row.first, rows) for row in groups}
+    shared = Counter((home[id(row)], values[id(row)]) for row in groups)
+    return {key: value if shared[home[key], value] == 1 else f"{value}, {found[key]}" for key, value in values.items()}
 
 
 def _value(record: dict, key: str) -> str:
@@ -185,7 +201,8 @@ def _cell(row: Row, base: Row | None, protocol: str) -> Cell:
             cell.mean[column], cell.sd[column] = mean_sd(scores)
     agreements = [run["agreement"] for run in runs if run["agreement"] is not None]
     cell.agreement = fmean(agreements) if agreements else None
-    cell.seconds = fmean(run["time"]["train_s"] for run in runs) if runs else None
+    if len({run["engine"]["device"] for run in runs}) == 1:  # times of different devices have no mean
+        cell.seconds = fmean(run["time"]["train_s"] for run in runs)
     errors = [run["calibration"]["ece"] for run in runs if run.get("calibration")]
     cell.ece = fmean(errors) if errors else None
     classes = [run["class_scores"] for run in runs if run.get("class_scores")]
@@ -195,8 +212,8 @@ def _cell(row: Row, base: Row | None, protocol: str) -> Cell:
         if cell.pairs:
             cell.gain = gain
         if cell.pairs > 1:
-            cell.p, cell.test = p_value(differences, [0.0] * len(differences)), "t"
-            cell.spread = mean_sd(differences)[1]
+            cell.p, cell.test = p_value(differences, [0.0] * len(differences), resolution(row)), "t"
+            cell.spread = deviation(differences, resolution(row))
         elif cell.pairs == 1 and protocol == "last":
             (seed,) = [s for s in row.runs if s in base.runs and is_pair(row.runs[s], base.runs[s])]
             cell.p = one_seed(row.runs[seed], base.runs[seed])
@@ -207,11 +224,6 @@ def _cell(row: Row, base: Row | None, protocol: str) -> Cell:
 def _mean(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
-
-
-def _nearest(row: Row, baselines: list[Row]) -> Row | None:
-    """Of several runs of the student alone the one that shares most seeds; none for a baseline."""
-    return None if row.baseline else max(baselines, key=lambda b: len(b.runs.keys() & row.runs.keys()), default=None)
 
 
 def _correct(cells: list[Cell]) -> None:
@@ -241,8 +253,11 @@ def _right(run: dict) -> Any:
         return None
     from safetensors.numpy import load_file
 
-    found = load_file(path)
-    return found["logits"].argmax(1) == found["labels"]
+    try:
+        found = load_file(path)
+        return found["logits"].argmax(1) == found["labels"]
+    except Exception:  # a torn file, or another layout: as if it were not there
+        return None
 
 
 def interval(cell: Cell, protocol: str, test_n: int) -> tuple[float, float | None, float | None, str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from kdrun.report.pivot import Cell, Table
 from kdrun.report.table import PROTOCOLS, gain_text, percent
+from kdrun.tables import full_epochs
 
 LESS = (
     "ECE",
@@ -21,8 +22,8 @@ LESS = (
     "best",
 )  # what a narrow screen does without, in this order
 FIELDS = (
-    "n", "seeds", "last", "last_sd", "best", "best_sd", "holdout", "holdout_sd", "pairs", "gain", "low", "high", "p", "test", "equal",
-    "seeds_needed", "agreement", "ece", "params", "multiply_adds", "train_s",
+    "protocol", "recipe", "epochs", "train_n", "test_n", "n", "seeds", "last", "last_sd", "best", "best_sd", "holdout", "holdout_sd",
+    "pairs", "gain", "low", "high", "p", "test", "equal", "seeds_needed", "agreement", "ece", "params", "multiply_adds", "train_s",
 )  # fmt: skip
 
 
@@ -30,35 +31,30 @@ def caption(table: Table, skipped: int = 0) -> list[str]:
     """What a reader must know: data, protocol, seeds, how differences were tested, and what is missing."""
     data = table.dataset
     sizes = f"{data['train_n']:,} training and {data['test_n']:,} test images"
-    recipes = sorted({f"{r['recipe'].get('name')}, {r['recipe'].get('epochs')} epochs" for r in table.runs})
-    lines = [f"{data['name']}: {sizes}; {' or '.join(recipes)}"]
+    lines = [
+        f"{data['name']}: {sizes}; {' or '.join(sorted({recipe(run) for run in table.runs})) or 'no finished run'}"
+    ]
     seeds = table.seeds
     said = (
         f"one seed ({seeds[0]})"
         if len(seeds) == 1
         else f"seeds {', '.join(map(str, seeds))}: mean ± standard deviation"
     )
-    lines.append(f"test accuracy in %, {PROTOCOLS[table.protocol]}; {said}")
+    lines.append(f"test accuracy in %, {PROTOCOLS[table.protocol]}{f'; {said}' if seeds else ''}")
     cells = [cell for line in table.cells.values() for cell in line.values()]
     tests = {cell.test for cell in cells if cell.test}
     if "t" in tests:
         lines.append(
-            "differences to none paired by seed, with 95 % intervals that cover seeds, not another draw of test images; = is a difference "
-            "that a paired t test, corrected for the methods of its column (Holm), cannot tell from 0 at 5 %, and beside it the paired "
-            "seeds that would (power 0.8)"
+            "differences to none paired by seed, with 95 % intervals, each for itself, that cover seeds, not another draw of test "
+            "images; = is a difference that a paired t test, corrected for the methods of its column (Holm), cannot tell from 0 at 5 %; "
+            "beside it the paired seeds that would tell it (power 0.8, corrected in the same way)"
         )
     if "mcnemar" in tests:
         lines.append(
-            "one seed has no interval: = is a difference that McNemar's exact test on the two runs' test images, corrected for the methods "
-            "of its column (Holm), cannot tell from 0 at 5 %; it does not cover the seeds of training"
+            "one seed has no interval: p is that of McNemar's exact test on the two runs' test images, corrected for the methods of its "
+            "column (Holm), = where it cannot tell them apart at 5 %; it does not cover the seeds of training"
         )
-    mixed = _mixed(table.runs)
-    if mixed:
-        lines.append(f"warning: this table mixes different {', '.join(mixed)}")
-    disputed = [
-        (row, seed) for row, line in table.cells.items() for cell in line.values() for seed in cell.runs.disputed
-    ]
-    lines += [f"warning: {row} seed {seed} has several different results and is in no mean" for row, seed in disputed]
+    lines += [f"note: {note}" for note in table.notes]
     missing = [f"{'+'.join(r['method'])} seed {r['seed']}: {r['status']}" for r in table.unfinished]
     if missing:
         lines.append(
@@ -71,20 +67,11 @@ def caption(table: Table, skipped: int = 0) -> list[str]:
     return lines
 
 
-def _mixed(runs: list[dict]) -> list[str]:
-    """What the runs of a table do not share and should."""
-    found: dict[str, set[str]] = {
-        "devices": set(),
-        "versions of torch": set(),
-        "versions of kdrun": set(),
-        "precisions": set(),
-    }
-    for run in runs:
-        found["devices"].add(run["engine"]["device"])
-        found["versions of torch"].add(str(run["versions"].get("torch")))
-        found["versions of kdrun"].add(str(run["versions"].get("kdrun")))
-        found["precisions"].add(str(run["engine"]["precision"]))
-    return [f"{what} ({', '.join(sorted(values))})" for what, values in found.items() if len(values) > 1]
+def recipe(run: dict) -> str:
+    """kdzoo, 12 of 200 epochs: the recipe, and how much of it where it was cut."""
+    name, epochs = run["recipe"].get("name"), run["recipe"].get("epochs")
+    whole = full_epochs(str(name))
+    return f"{name}, {epochs}{f' of {whole}' if whole and epochs and epochs < whole else ''} epochs"
 
 
 def grid(table: Table) -> tuple[list[str], list[list[str]]]:
@@ -134,7 +121,12 @@ def against(cell: Cell) -> str:
     """The difference to the baseline: with its interval, = where it cannot be told from 0, and the seeds that would tell."""
     if cell.gain is None:
         return ""
+    if cell.low is None:
+        tested = f"one seed, {'= ' * bool(cell.equal)}p {cell.p:.3f}" if cell.p is not None else "one seed, untested"
+        return gain_text(cell.gain, None, None, tested)
     text = gain_text(cell.gain, cell.low, cell.high)
+    if cell.pairs < cell.n:
+        text += f" ({cell.pairs} pairs)"
     if cell.equal:
         text += f" = ({cell.needed:,} seeds)" if cell.needed else " ="
     return text
@@ -261,12 +253,18 @@ def long(tables: list[Table]) -> list[dict[str, Any]]:
     for table in tables:
         for label, line in table.cells.items():
             for column, cell in line.items():
-                found.append({"row": label, "dataset": table.dataset["name"], "column": column, **_numbers(cell)})
+                told = {"row": label, "dataset": table.dataset["name"], "column": column, "protocol": table.protocol}
+                found.append({**told, **_numbers(cell, table)})
     return found
 
 
-def _numbers(cell: Cell) -> dict[str, Any]:
-    plain = {key: value for key, value in vars(cell).items() if key in FIELDS}
+def _numbers(cell: Cell, table: Table) -> dict[str, Any]:
+    first = cell.runs.first
+    plain: dict[str, Any] = {
+        "protocol": table.protocol, "recipe": first["recipe"].get("name"), "epochs": first["recipe"].get("epochs"),
+        "train_n": table.dataset["train_n"], "test_n": table.dataset["test_n"],
+    }  # fmt: skip
+    plain |= {key: value for key, value in vars(cell).items() if key in FIELDS}
     for column in ("last", "best", "holdout"):
         plain[column], plain[f"{column}_sd"] = cell.mean.get(column), cell.sd.get(column)
     plain |= {"seeds": sorted(cell.runs.runs), "seeds_needed": cell.needed, "train_s": cell.seconds}
@@ -275,10 +273,11 @@ def _numbers(cell: Cell) -> dict[str, Any]:
 
 def comma(tables: list[Table], more: Sequence[Plain] = ()) -> str:
     """CSV, a line per cell; the row's name is the first column. Published scores are further columns of their cells."""
-    beside = {(line["row"], line["dataset"], line["column"]): line for plain in more for line in plain.data}
+    keys = ("row", "dataset", "train_n", "test_n", "column")
+    beside = {tuple(line[key] for key in keys): line for plain in more for line in plain.data}
     columns = dict.fromkeys(["row", "dataset", "column", *FIELDS, *(key for line in beside.values() for key in line)])
     lines = [
-        {**line, **beside.get((line["row"], line["dataset"], line["column"]), {})} | {"seeds": " ".join(map(str, line["seeds"]))}
+        {**line, **beside.get(tuple(line[key] for key in keys), {})} | {"seeds": " ".join(map(str, line["seeds"]))}
         for line in long(tables)
     ]  # fmt: skip
     return as_csv([*columns], lines)

@@ -20,18 +20,32 @@ def mean_sd(xs: Sequence[float]) -> tuple[float, float | None]:
     return mean, math.sqrt(math.fsum((x - mean) ** 2 for x in xs) / (len(xs) - 1))
 
 
-def paired(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> tuple[float, float | None, float | None]:
+def deviation(differences: Sequence[float], resolution: float = 0.0) -> float | None:
+    """The sample standard deviation of differences of scores, but never below what rounding alone makes; None for one.
+
+    An accuracy on n images is a multiple of 1 / n (`resolution`), so it is rounded with a variance of resolution^2 / 12, a difference of
+    two with twice that. Without the floor, two or three differences that happen to agree to the image would be certain.
+    """
+    sd = mean_sd(differences)[1]
+    return None if sd is None else max(sd, resolution / math.sqrt(6))
+
+
+def paired(
+    a: Sequence[float], b: Sequence[float], level: float = 0.95, resolution: float = 0.0
+) -> tuple[float, float | None, float | None]:
     """The mean of a[i] - b[i] and its t interval: (difference, low, high), the ends None for a single pair.
 
     With d = a - b over n pairs: mean(d) +- t(1 - (1 - level) / 2, n - 1) * sd(d) / sqrt(n) (Student, "The probable
     error of a mean", Biometrika 1908, https://doi.org/10.1093/biomet/6.1.1); the differences are taken to be normal.
     Paired by seed, both runs share initial weights, batches and test images, and what these do to both cancels. The
     interval covers the seeds, on this fixed test set; it does not cover another draw of test images.
-    Identical differences give an interval of width zero. ValueError if the lengths differ or are zero.
+    Identical differences give an interval of the width that `resolution` (see deviation) leaves. ValueError if the lengths
+    differ or are zero.
     """
     if len(a) != len(b):
         raise ValueError(f"paired needs lists of one length, got {len(a)} and {len(b)}")
-    difference, sd = mean_sd([x - y for x, y in zip(a, b, strict=True)])
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    difference, sd = fmean(differences), deviation(differences, resolution)
     if sd is None:
         return difference, None, None
     from scipy.special import stdtrit  # the quantile alone: scipy.stats takes a second to import
@@ -40,12 +54,13 @@ def paired(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> tuple
     return difference, difference - half, difference + half
 
 
-def p_value(a: Sequence[float], b: Sequence[float]) -> float | None:
+def p_value(a: Sequence[float], b: Sequence[float], resolution: float = 0.0) -> float | None:
     """Two-sided p of the paired t test: how often differences at least as far from 0 would come of equal means.
 
-    None for a single pair. Identical pairs give 1; a difference that is the same in every pair, without any spread, gives 0.
+    None for a single pair. Identical pairs give 1; without a `resolution` a difference that is the same in every pair gives 0.
     """
-    difference, sd = mean_sd([x - y for x, y in zip(a, b, strict=True)])
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    difference, sd = fmean(differences), deviation(differences, resolution)
     if sd is None:
         return None
     if sd == 0:

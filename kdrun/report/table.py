@@ -6,12 +6,11 @@ row's name gets a line of its own; captions are laid out for the width; notes an
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 
 from rich.text import Text
 
-from kdrun.report.groups import Block, Row, blocks, difference, is_pair, name, score, teachers
+from kdrun.report.groups import Block, Row, blocks, difference, name, notes, score, teachers
 from kdrun.report.stats import mean_sd
 
 PROTOCOLS = {
@@ -33,7 +32,7 @@ def summary(records: list[dict], protocol: str | None = None, width: int = 80) -
         if block.rows:
             lines += [(line, "dim") for line in _caption(block, protocol, width)] + [("", "")]
             lines += [(line, "" if number else "bold") for number, line in enumerate(_table(block, protocol, width))]
-            lines += [(f"note: {note}", "yellow") for note in _notes(block)] + [("", "")]
+            lines += [(f"note: {note}", "yellow") for note in notes(block.rows, block.baseline_of)] + [("", "")]
     lines += [(line, "red") for line in _unfinished(records)]
     while lines and not lines[-1][0]:
         lines.pop()
@@ -49,10 +48,10 @@ def percent(value: float) -> str:
     return f"{100 * value:.2f}"
 
 
-def gain_text(gain: float, low: float | None, high: float | None) -> str:
-    """A difference in points, never without its interval or the words "one seed"."""
+def gain_text(gain: float, low: float | None, high: float | None, test: str = "one seed") -> str:
+    """A difference in points, never without its interval or, for one seed, what a test of its images says."""
     if low is None or high is None:
-        return f"{100 * gain:+.2f} one seed"
+        return f"{100 * gain:+.2f} {test}"
     return f"{100 * gain:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
 
 
@@ -148,36 +147,6 @@ def _against(row: Row, base: Row | None, protocol: str) -> str:
     if n == 0:
         return "no seed in common"
     return f"{gain_text(gain, low, high)}{f' (n={n})' if 1 < n < len(row.runs) else ''}"
-
-
-def _notes(block: Block) -> list[str]:
-    """What a reader must know before trusting the table: disputed results, unpaired seeds, mixed sources."""
-    notes = []
-    for row in block.rows:
-        for seed, results in row.disputed.items():
-            where = ", ".join(
-                f"{percent(run['last']['score'])} ({run['host']}, {run['time']['end']})" for run in results
-            )
-            said = f"{row.label} seed {seed} has {len(results)} different results: {where}"
-            notes.append(f"{said}; all are left out of the mean")
-        base = block.baseline_of(row)
-        for seed, other in base.runs.items() if base else ():
-            if seed in row.runs and not is_pair(row.runs[seed], other):
-                notes.append(f"{row.label} seed {seed} and none began from different weights: not a pair, left out")
-    sources: dict[str, set] = {}
-    for run in block.done:
-        for method, sha in run["code"]["method"].items():
-            sources.setdefault(f"the source of {method}", set()).add(sha)
-        sources.setdefault(f"the source of {run['student']['name']}", set()).add(run["code"]["student"])
-        sources.setdefault("device", set()).add(run["engine"]["device"])
-        sources.setdefault("torch", set()).add(run["versions"].get("torch"))
-        if run["teacher"]:
-            asked = json.dumps(run["identity"].get("teacher"), sort_keys=True)
-            sources.setdefault(f"the weights of teacher {run['teacher']['name']}\0{asked}", set()).add(
-                run["teacher"]["sha256"]
-            )
-    mixed = sorted({what.split("\0")[0] for what, values in sources.items() if len(values) > 1})
-    return notes + ([f"this table mixes different versions of {', '.join(mixed)}"] if mixed else [])
 
 
 def _unfinished(records: list[dict]) -> list[str]:
