@@ -69,7 +69,7 @@ def test_a_sweep_is_the_same_under_every_launcher(launcher, tmp_path):
     assert status == 3, out + err
     assert out.splitlines()[0] == "9 runs asked for: 3 method x 3 seed; 4 done, 5 to do"
     assert (out.count("already done"), out.count("done in"), out.count("  FAILED ")) == (4, 2, 3)
-    assert out.count("seed is -1; it must be 0 or more") == 6  # as it happened, and at the end
+    assert "method=none seed=-1 and 2 more: seed is -1; it must be 0 or more" in out
     assert "\nat                 2" in out
     assert "6 done, 3 failed; the same command trains only what is missing" in err
 
