@@ -221,12 +221,7 @@ def learning_curves(table: Table, lines: list[Line]) -> str:
     if not drawn:
         return f"<h4>Learning curves</h4>{lost}" if lost else ""
     taught = teachers_of(line.cell for line in lines)
-    # The first half of the epochs may leave below: the end of training is what is compared.
-    late = sorted(min(at) for _, _, values in drawn for at in values[len(values) // 2 :])
-    low, top = late[len(late) // 20], max(max(at) for _, _, values in drawn for at in values)
-    top = max([top, *(100 * value for _, value in taught if 100 * value < top + 0.4 * max(top - low, 1.0))])
-    room = 0.06 * max(top - low, 0.5)
-    low, top = low - room, top + room
+    low, top = _heights([values for _, _, values in drawn], [100 * value for _, value in taught])
     first, last = min(e[0] for _, e, _ in drawn), max(e[-1] for _, e, _ in drawn)
     tall = max(TALL, 18 * (len(drawn) + len(taught)))
 
@@ -257,23 +252,7 @@ def learning_curves(table: Table, lines: list[Line]) -> str:
         points += "h.1" if len(epochs) == 1 else ""
         parts.append(f'<path class="line" {key} d="M{points}"><title>{safe(line.label)}</title></path>')
         ends.append((float(y(fmean(values[-1]))), line, f"{line.label}  {fmean(values[-1]):.2f}"))
-    ends.sort(key=lambda end: end[0])
-    places = apart([min(max(at, 0.0), float(tall)) for at, _, _ in ends], 17.0, 0.0, float(tall))
-    names, leaders = [], []
-    for (at, end, text), place in zip(ends, places, strict=True):
-        style, key = f"--top:{place:.1f}px", ""
-        at = min(max(at, 0.0), float(tall))
-        if end is None:
-            style += ";--c:var(--teacher)"
-            names.append(
-                f'<span class="still" style="{style}"><i class="swatch" style="--dash:dotted;--c:var(--teacher)"></i>{safe(text)}</span>'
-            )
-        else:
-            key = f' data-series="{end.series}"'
-            pressed = f'type="button" aria-pressed="false" title="{safe(text)}"'
-            style += f";{end.style}"
-            names.append(f'<button {pressed}{key} style="{style}"><i class="swatch"></i>{safe(text)}</button>')
-        leaders.append(f'<path class="leader"{key} style="{style}" d="M2 {at:.1f}L20 {place:.1f}"/>')
+    names, leaders = _ends(ends, float(tall))
     counts = sorted({len(at) for _, _, values in drawn for at in values})
     how = (
         "one seed each"
@@ -295,6 +274,37 @@ def learning_curves(table: Table, lines: list[Line]) -> str:
         f'<div class="ends" style="height:{tall}px;--wide:{wide:.1f}rem">{"".join(names)}</div>'
         f'<div class="x" aria-hidden="true">{across}<span class="name">epoch</span></div></div>{lost}</figure>'
     )  # fmt: skip
+
+
+def _heights(curves: list[list[list[float]]], teachers: list[float]) -> tuple[float, float]:
+    """The lowest and highest accuracy shown: the first half of the epochs may leave below, the end of training is what is compared."""
+    late = sorted(min(at) for values in curves for at in values[len(values) // 2 :])
+    low, top = late[len(late) // 20], max(max(at) for values in curves for at in values)
+    top = max([top, *(value for value in teachers if value < top + 0.4 * max(top - low, 1.0))])
+    room = 0.06 * max(top - low, 0.5)
+    return low - room, top + room
+
+
+def _ends(ends: list[tuple[float, Line | None, str]], tall: float) -> tuple[list[str], list[str]]:
+    """Names beside the ends of lines (None: a teacher), moved apart, and a thin line from each end to its name."""
+    ends = sorted(ends, key=lambda end: end[0])
+    names, leaders = [], []
+    places = apart([min(max(at, 0.0), tall) for at, _, _ in ends], 17.0, 0.0, tall)
+    for (at, line, text), place in zip(ends, places, strict=True):
+        style, key = f"--top:{place:.1f}px", ""
+        at = min(max(at, 0.0), tall)
+        if line is None:
+            style += ";--c:var(--teacher)"
+            names.append(
+                f'<span class="still" style="{style}"><i class="swatch" style="--dash:dotted;--c:var(--teacher)"></i>{safe(text)}</span>'
+            )
+        else:
+            key = f' data-series="{line.series}"'
+            pressed = f'type="button" aria-pressed="false" title="{safe(text)}"'
+            style += f";{line.style}"
+            names.append(f'<button {pressed}{key} style="{style}"><i class="swatch"></i>{safe(text)}</button>')
+        leaders.append(f'<path class="leader"{key} style="{style}" d="M2 {at:.1f}L20 {place:.1f}"/>')
+    return names, leaders
 
 
 def reliability(lines: list[Line]) -> str:
