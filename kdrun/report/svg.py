@@ -252,6 +252,7 @@ def learning_curves(table: Table, lines: list[Line]) -> str:
         points += "h.1" if len(epochs) == 1 else ""
         parts.append(f'<path class="line" {key} d="M{points}"><title>{safe(line.label)}</title></path>')
         ends.append((float(y(fmean(values[-1]))), line, f"{line.label}  {fmean(values[-1]):.2f}"))
+    ends.sort(key=lambda end: end[0])  # highest first
     names, leaders = _ends(ends, float(tall))
     counts = sorted({len(at) for _, _, values in drawn for at in values})
     how = (
@@ -286,8 +287,7 @@ def _heights(curves: list[list[list[float]]], teachers: list[float]) -> tuple[fl
 
 
 def _ends(ends: list[tuple[float, Line | None, str]], tall: float) -> tuple[list[str], list[str]]:
-    """Names beside the ends of lines (None: a teacher), moved apart, and a thin line from each end to its name."""
-    ends = sorted(ends, key=lambda end: end[0])
+    """Names beside the sorted ends of lines (None: a teacher), moved apart, and a thin line from each end to its name."""
     names, leaders = [], []
     places = apart([min(max(at, 0.0), tall) for at, _, _ in ends], 17.0, 0.0, tall)
     for (at, line, text), place in zip(ends, places, strict=True):
