@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from kdrun.cli import run
 from kdrun.config import method_names
+from kdrun.engine.record import validate
+from kdrun.report.collect import collect
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "docs_methods.py"
@@ -40,3 +43,21 @@ def test_methods_page_is_current():
     page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
     assert page == module.text(), "run python scripts/docs_methods.py"
     assert all(f"\n### {name}\n" in page for name in method_names())
+
+
+RESULTS = ROOT / "results/cifar10-jpeg"
+
+
+@pytest.mark.skipif(not RESULTS.exists(), reason="results/ is not part of the source distribution")
+def test_the_committed_sweep_tells_its_table(capsys, monkeypatch):
+    """Its records are whole, and what was rendered of them is what `kdrun report` says today."""
+    monkeypatch.chdir(ROOT)
+    found = collect([RESULTS]).records
+    for record in found:
+        validate({key: value for key, value in record.items() if key != "folder"})
+    assert sum(path.stat().st_size for path in RESULTS.rglob("*")) < 8 * 2**20
+    for form, name in (("md", "table.md"), ("csv", "table.csv")):
+        assert run(["report", "results/cifar10-jpeg", "--format", form]) == 0
+        assert capsys.readouterr().out == (RESULTS / name).read_text(encoding="utf-8")
+    table = (RESULTS / "table.csv").read_text(encoding="utf-8").splitlines()
+    assert len(table) > 10

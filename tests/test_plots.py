@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import xml.etree.ElementTree as xml
 
 import pytest
@@ -23,13 +24,18 @@ def words(path) -> str:
 
 def test_every_table_gets_its_pictures(tmp_path, monkeypatch, capsys):
     sweep(tmp_path / "runs")
+    sweep(tmp_path / "runs/wider", methods=("none", "kd"), student="resnet20")
+    for path in (tmp_path / "runs/wider").glob("*/record.json"):
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({**record, "student": {**record["student"], "params": 272_474}}))
     monkeypatch.chdir(tmp_path)
     assert run(["report", "runs", "--format", "csv", "--plots", "plots"]) == 0
     shown = capsys.readouterr()
     assert "plots" not in shown.out  # a table on the screen stays one that a program can read
-    assert shown.err == "plots    8 files in plots\n"
+    assert shown.err == "plots    14 files in plots\n"
     names = {path.name for path in (tmp_path / "plots").iterdir()}
-    pictures = ["digits-parameters", *(f"digits-resnet14-resnet8-{kind}" for kind in ("accuracy", "curves", "time"))]
+    kinds = [f"resnet14-resnet{depth}-{kind}" for depth in (8, 20) for kind in ("accuracy", "curves", "time")]
+    pictures = [f"digits-{name}" for name in ("parameters", *kinds)]
     assert names == {f"{name}.{kind}" for name in pictures for kind in ("png", "svg")}
     for path in (tmp_path / "plots").iterdir():
         if path.suffix == ".svg":
@@ -67,12 +73,12 @@ def test_two_tables_of_one_name_do_not_share_a_file(tmp_path):
     made = sweep(methods=("none", "kd"), seeds=1)
     again = [{**r, "dataset": {**r["dataset"], "checksum": "ff"}, "group": r["group"] + "x"} for r in made]
     names = [path.name for path in plots(tables([*made, *again]), tmp_path)]
-    assert len(names) == len(set(names)) == 12  # no folders: no curves
-    assert "digits-2-parameters.svg" in names
+    assert len(names) == len(set(names)) == 8  # no folders: no curves; one student: nothing to draw against its size
+    assert "digits-resnet14-resnet8-2-time.svg" in names
 
 
 def test_one_run_is_enough_and_none_is_one_line(tmp_path):
-    assert len(plots(tables([make("none", 0, 0.9)]), tmp_path)) == 6
+    assert len(plots(tables([make("none", 0, 0.9)]), tmp_path)) == 4
     with pytest.raises(KdrunError, match="no plots to draw: no run is done"):
         plots(tables([make("kd", 0, 0.0, status="failed", error="fell over")]), tmp_path)
 

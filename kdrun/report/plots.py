@@ -37,8 +37,8 @@ from kdrun.report.table import PROTOCOLS
 def plots(tables: list[Table], folder: str | Path) -> list[Path]:
     """Draw every column of every table into the folder; the paths of what was written, a PNG and an SVG of each picture.
 
-    <dataset>-<column>-accuracy, -curves (where a run has any) and -time; <dataset>-parameters of all columns together. The same runs
-    give the same SVG.
+    <dataset>-<column>-accuracy, -curves (where a run has any) and -time; <dataset>-parameters of all columns together, where
+    students differ in size. The same runs give the same SVG.
     """
     from matplotlib import rc_context
 
@@ -253,7 +253,7 @@ def _times(table: Table, column: str, block: Block, cells: dict[str, Cell]) -> A
 
 
 def _sizes(table: Table) -> Any:
-    """Accuracy against the students' parameters, all columns together: a line per row."""
+    """Accuracy against the students' parameters, all columns together: a line per row; None where all have one size."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     from kdrun.report.render import count
@@ -266,6 +266,8 @@ def _sizes(table: Table) -> Any:
         once = {id(cell.runs): cell for cell in line}.values()  # what has no teacher stands in several columns
         points.append((label, colours[label], sorted(((float(c.params), c) for c in once), key=lambda item: item[0])))
         sizes |= {cell.params for cell in once}
+    if len(sizes) < 2:
+        return None
     figure, axis = _scatter(table, f"{table.dataset['name']}, {_epoch(table.protocol)}, by size of the student", points)
     axis.set_xlabel("parameters of the student")
     if max(sizes) > 3 * min(sizes):
@@ -285,7 +287,7 @@ def _scatter(table: Table, title: str, rows: list[tuple[str, tuple, list[tuple[f
     several = any(cell.sd.get(protocol) is not None for _, _, points in rows for _, cell in points)
     lines = [title, "mean over seeds, bar: standard deviation" if several else "one seed"]
     margin, tall = 0.4 + max(inches(f"{label}  00.00") for label, _, _ in rows), max(2.9, LINE * 1.2 * len(rows))
-    wide = max(WIDE, _room(lines) - margin)
+    wide = max(WIDE, _room(lines) + 0.15 - margin)
     figure = _figure(SIDE + wide + margin, tall + ABOVE + BELOW)
     axis, ends = axis_at(figure, SIDE, BELOW, wide, tall), []
     for label, (colour, dashes), points in rows:
