@@ -6,7 +6,9 @@ study is a SQLite file; started again, the same command goes on with it. Every t
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,38 +38,76 @@ def search(
         import optuna
     except ImportError as error:
         raise KdrunError("hydra/sweeper=search needs Optuna: pip install 'kdrun[search]'") from error
+    for key, value in (("trials", trials), ("at_once", at_once)):
+        if value < 1:
+            raise KdrunError(f"hydra.sweeper.{key} is {value}; it must be a whole number from 1 on")
     fixed = [o.input_line or "" for o in overrides if not o.is_sweep_override()]
     space = {o.get_key_element(): _distribution(o) for o in overrides if o.is_sweep_override()}
     _check(space, fixed, compose)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    Path(study_file).parent.mkdir(parents=True, exist_ok=True)
-    study = optuna.create_study(
-        storage=f"sqlite:///{study_file}", study_name=_name(fixed, space), direction="maximize", load_if_exists=True,
-    )  # fmt: skip
+    study = _open(study_file, _name(fixed, space))
     before = _take_up(study)
     study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))  # one that goes on draws other points
-    finished = optuna.trial.TrialState.COMPLETE
     print(f"search   {len(space)} dimensions, {before} of {trials} trials done   study {study_file}", flush=True)
     number = 0
-    while (left := trials - len(study.get_trials(states=(finished,)))) > 0:
+    while (left := trials - _finished(study)) > 0:
         asked = [study.ask(space) for _ in range(min(at_once, left))]
         batch = [[*fixed, *_said(trial.params)] for trial in asked]
         launch(batch, number)
         number += len(batch)
         scores = [_holdout_score(job, compose) for job in batch]
-        for trial, score in zip(asked, scores, strict=True):
-            state = finished if score is not None else optuna.trial.TrialState.FAIL
-            study.tell(trial, score, state)
-            told = f"holdout {100 * score:.2f}" if score is not None else "failed"
-            print(f"  trial {trial.number:<4} {told}   {' '.join(_said(trial.params))}", flush=True)
+        _tell(study, asked, scores)
         if all(score is None for score in scores):
             raise KdrunError(
                 f"every trial of the last batch failed; {folder} has their errors. The same command goes on with the study"
             )
+    _say_best(study, fixed, study_file, folder)
+
+
+def _open(study_file: str, name: str) -> Any:
+    """The study of this search in its file, which is made where it is not there."""
+    import optuna
+    from sqlalchemy.exc import SQLAlchemyError
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    path = Path(study_file)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return optuna.create_study(
+            storage=f"sqlite:///{study_file}", study_name=name, direction="maximize", load_if_exists=True
+        )
+    except (OSError, SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+        why = getattr(error, "strerror", None) or getattr(error, "orig", None) or error
+        raise KdrunError(
+            f"hydra.sweeper.study={study_file} cannot be opened ({why}); give a file that can be written, or that of an earlier "
+            "search: hydra.sweeper.study=FILE.db"
+        ) from error
+
+
+def _finished(study: Any) -> int:
+    """How many trials have a score."""
+    from optuna.trial import TrialState
+
+    return len(study.get_trials(states=(TrialState.COMPLETE,)))
+
+
+def _tell(study: Any, asked: list[Any], scores: list[float | None]) -> None:
+    """What came of trials, to the study and on the screen."""
+    from optuna.trial import TrialState
+
+    for trial, score in zip(asked, scores, strict=True):
+        study.tell(trial, score, TrialState.COMPLETE if score is not None else TrialState.FAIL)
+        told = f"holdout {100 * score:.2f}" if score is not None else "failed"
+        print(f"  trial {trial.number:<4} {told}   {' '.join(_said(trial.params))}", flush=True)
+
+
+def _say_best(study: Any, fixed: list[str], study_file: str, folder: Path) -> None:
+    """The best trial, how to go on with it, and the same in search.json."""
     best = study.best_trial
     words = " ".join(_said(best.params))
     print(
-        f"best     holdout {100 * (best.value or 0):.2f} of {trials} trials, an optimistic figure: it was chosen   {words}"
+        f"best     holdout {100 * (best.value or 0):.2f} of {_finished(study)} trials, an optimistic figure: it was chosen   {words}"
     )
     print(
         f"next     kdrun {' '.join(fixed)} {words}   (with seeds of its own, against none: the test set has chosen nothing)"
@@ -85,9 +125,9 @@ def _said(parameters: dict[str, Any]) -> list[str]:
 
 def _distribution(override: Override) -> Any:
     """What Optuna draws a dimension from."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-    value = override.value()
+    value, said = override.value(), override.input_line
     if override.get_key_element().lstrip("+") in ("seed", "teacher.seed"):
         raise KdrunError(
             "a search over seeds picks the luckiest one; fix seed=NUMBER, and compare what was found over other seeds"
@@ -95,17 +135,30 @@ def _distribution(override: Override) -> Any:
     if isinstance(value, ChoiceSweep):
         return CategoricalDistribution([str(item) for item in override.sweep_string_iterator()])
     if isinstance(value, RangeSweep):
-        whole = all(float(x).is_integer() for x in (value.start, value.stop, value.step) if x is not None)
-        start, step = value.start or 0, value.step
-        last = [x for x in value.range()][-1]
-        return (
-            IntDistribution(int(start), int(last), step=int(step))
-            if whole
-            else FloatDistribution(float(start), float(last), step=float(step))
-        )
+        return _range(value, said)
     if isinstance(value, IntervalSweep) and value.start is not None and value.end is not None:
-        return FloatDistribution(float(value.start), float(value.end), log="log" in value.tags)
-    raise KdrunError(f"{override.input_line} is no dimension of a search: give a,b,c, range(...) or interval(low,high)")
+        low, high, log = float(value.start), float(value.end), "log" in value.tags
+        if not low <= high:
+            raise KdrunError(f"{said} is empty: the lower end comes first, as in interval({high:g},{low:g})")
+        if log and low <= 0:
+            raise KdrunError(f"{said}: a logarithmic scale begins above 0, as in tag(log, interval(0.001,1))")
+        return FloatDistribution(low, high, log=log)
+    raise KdrunError(f"{said} is no dimension of a search: give a,b,c, range(...) or interval(low,high)")
+
+
+def _range(value: RangeSweep, said: str | None) -> Any:
+    """The values of a range, which may count down; its end is none of them."""
+    from optuna.distributions import FloatDistribution, IntDistribution
+
+    if "log" in value.tags:
+        raise KdrunError(f"{said}: a range is no logarithmic scale; say tag(log, interval(low,high)), or choices a,b,c")
+    values = sorted(value.range()) if value.step else []
+    if not values:
+        raise KdrunError(f"{said} is empty: the end of a range is none of its values, as in range(1,4) for 1,2,3")
+    low, high, step = values[0], values[-1], abs(value.step)
+    if all(float(x).is_integer() for x in (low, step)):
+        return IntDistribution(int(low), int(high), step=int(step))
+    return FloatDistribution(float(low), float(high), step=float(step))
 
 
 def _check(space: dict[str, Any], fixed: list[str], compose: Callable[[list[str]], DictConfig]) -> None:
@@ -138,7 +191,7 @@ def _take_up(study: Any) -> int:
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         study.enqueue_trial(trial.params, skip_if_exists=False)
         study.tell(trial.number, state=TrialState.FAIL)
-    return len(study.get_trials(states=(TrialState.COMPLETE,)))
+    return _finished(study)
 
 
 def _holdout_score(job: list[str], compose: Callable[[list[str]], DictConfig]) -> float | None:

@@ -12,6 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from kdrun.errors import KdrunError
+from kdrun.search import _distribution
+from kdrun.search import _open as open_study
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="pip install 'kdrun[search]'")
 
@@ -64,6 +69,26 @@ def test_a_study_goes_on_and_the_holdout_decides(tmp_path):
         (SPACE, "a search chooses on the holdout, never on the test set: say dataset.holdout=N protocol=holdout"),
         ([*HELD, "seed=0,1"], "a search over seeds picks the luckiest one"),
         (HELD, "a search needs a dimension"),
+        (
+            [*HELD, "method.kd.temperature=interval(10,1)"],
+            "method.kd.temperature=interval(10,1) is empty: the lower end",
+        ),
+        (
+            [*HELD, "method.kd.temperature=tag(log,interval(0,1))"],
+            "method.kd.temperature=tag(log,interval(0,1)): a log",
+        ),
+        ([*HELD, "method.kd.temperature=range(0,0)"], "method.kd.temperature=range(0,0) is empty: the end of a range"),
+        (
+            [*HELD, "method.kd.temperature=tag(log,range(1,9))"],
+            "method.kd.temperature=tag(log,range(1,9)): a range is no",
+        ),
+        ([*HELD, *SPACE, "hydra.sweeper.trials=0"], "hydra.sweeper.trials is 0; it must be a whole number from 1 on"),
+        ([*HELD, *SPACE, "hydra.sweeper.at_once=0"], "hydra.sweeper.at_once is 0; it must be"),
+        ([*HELD, *SPACE, "hydra.sweeper.study=."], "hydra.sweeper.study=. cannot be opened (unable to open"),
+        (
+            [*HELD, *SPACE, "hydra.sweeper.study=/proc/x/y.db"],
+            "hydra.sweeper.study=/proc/x/y.db cannot be opened (No such",
+        ),
         ([*HELD, "method.kd.temprature=1,2"], "no key 'temprature' in method.kd. Did you mean temperature?"),
     ],
 )
@@ -73,3 +98,20 @@ def test_what_cannot_be_searched_is_one_line_and_leaves_nothing(arguments, messa
     (said,) = done.stderr.splitlines()
     assert said.startswith(f"kdrun: {message}")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_file_that_is_no_study_is_named_and_kept(tmp_path):
+    (tmp_path / "notes.txt").write_text("no database, and longer than the header of one" * 3)
+    with pytest.raises(KdrunError, match=r"notes.txt cannot be opened \(file is not a database\)"):
+        open_study(str(tmp_path / "notes.txt"), "a")
+    assert (tmp_path / "notes.txt").read_text().startswith("no database")
+
+
+@pytest.mark.parametrize(
+    ("text", "low", "high", "step"),
+    [("range(1,4)", 1, 3, 1), ("range(10,1,-2)", 2, 10, 2), ("range(0.5,2,0.5)", 0.5, 1.5, 0.5)],
+)
+def test_a_range_has_its_values_alone(text, low, high, step):
+    (override,) = OverridesParser.create().parse_overrides([f"a={text}"])
+    found = _distribution(override)
+    assert (found.low, found.high, found.step) == (low, high, step)

@@ -3,60 +3,270 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from kdrun.engine import record as records
 from kdrun.errors import KdrunError
-from kdrun.identity import digest, group
+from kdrun.identity import _canonical, digest, file_sha256, group
 from kdrun.report.command import Parser
 from kdrun.report.groups import flat
 
+BROKEN = (
+    KdrunError,
+    OSError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    RuntimeError,
+)  # what a bad file raises
+SCORED = {"last": "student", "best": "student-best", "holdout": "student-holdout"}  # its weights
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was checked and how it came out: a file that is not there is absent, a source that has changed since a note."""
+
+    what: str
+    state: str = "ok"  # ok, absent, note, WRONG
+    told: str = ""
+
 
 def verify(arguments: Sequence[str]) -> int:
-    """The verb: a line per check; exit status 1 where one of them fails."""
+    """The verb: a line per check of one run, a line per run of several; exit status 1 where a check is WRONG."""
     found = Parser("kdrun verify", description="Check that the files of runs are what their records say.")
-    found.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder (the one of its record.json)")
-    failed = 0
-    for run in found.parse_args(arguments).runs:
-        record = _record(run)
-        print(f"{run}")
-        for what, wrong in checks(Path(run), record):
-            failed += wrong is not None
-            print(f"  {'ok' if wrong is None else 'WRONG':<6} {what}" + (f": {wrong}" if wrong else ""))
-    return 1 if failed else 0
-
-
-def checks(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
-    """(what was checked, what is wrong with it or None), for one run."""
-    yield (
-        "id and group are the hashes of the identity",
-        _unequal((digest(record["identity"]), group(record["identity"])), (record["id"], record["group"])),
+    found.add_argument(
+        "runs", nargs="+", metavar="RUN", help="a run's folder (the one of its record.json), or one of many runs"
     )
-    yield "the run is done", None if record["status"] == "done" else record["status"]
+    given = found.parse_args(arguments).runs
+    runs = [run for place in given for run in _runs(Path(place))]
+    alone = len(given) == 1 and runs == [Path(given[0])]
+    is_wrong = _detailed(runs[0]) if alone else _brief(runs)
+    return 1 if is_wrong else 0
+
+
+def _runs(place: Path) -> list[Path]:
+    """The folders with a record at or below a place."""
+    found = []
+    for root, folders, files in os.walk(place):
+        folders.sort()
+        if records.NAME in files:
+            found.append(Path(root))
+            folders.clear()
+    if not found:
+        raise _no_record(place)
+    return found
+
+
+def _no_record(place: Path) -> KdrunError:
+    return KdrunError(
+        f"{place} has no {records.NAME}; give a run's folder, as outputs/runs/DATASET/METHOD/PAIR/HASH/seed0"
+    )
+
+
+def _detailed(run: Path) -> bool:
+    """Every check of a run, a line each; whether one is WRONG."""
+    print(run)
+    found = checks(run)
+    for check in found:
+        print(f"  {check.state:<6} {check.what}" + (f": {check.told}" if check.told else ""))
+    return any(check.state == "WRONG" for check in found)
+
+
+def _brief(runs: list[Path]) -> bool:
+    """A line per run with what is absent or to be noted, below it what is WRONG; the counts last."""
+    counts: Counter[str] = Counter()
+    for run in runs:
+        found = checks(run)
+        by = {state: [check for check in found if check.state == state] for state in ("absent", "note", "WRONG")}
+        state = "WRONG" if by["WRONG"] else "ok"
+        absent = [f"absent: {', '.join(check.what for check in by['absent'])}"] if by["absent"] else []
+        print(
+            "   ".join(
+                [
+                    f"{state:<6} {run}",
+                    *absent,
+                    *(f"{note.what}{': ' * bool(note.told)}{note.told}" for note in by["note"]),
+                ]
+            ),
+            flush=True,
+        )
+        for check in by["WRONG"]:
+            print(f"         {check.what}: {check.told}")
+        counts.update([state, *(["with files absent"] if absent else [])])
+    told = [f"{counts[what]} {what}" for what in ("ok", "WRONG", "with files absent") if counts[what]]
+    print("   ".join([f"{len(runs)} run{'s' * (len(runs) != 1)}", *told]))
+    return counts["WRONG"] > 0
+
+
+def checks(folder: Path) -> list[Check]:
+    """Every check of one run. The scores of other epochs than the last cannot be checked: they need the data."""
+    try:
+        record = _record(folder)
+    except KdrunError as error:
+        return [Check(records.NAME, "WRONG", str(error))]
+    found = [
+        _check("id and group are the hashes of the identity", _ids, record),
+        _file(folder / "config.yaml", "asks for what the identity says", _config, record),
+    ]
     if record["status"] != "done":
-        return
-    curve = _curve(folder)
-    last = [line for line in curve if line["stage"] == "distil"][-1:]
-    scores = (last[0]["test"]["score"], last[0]["epoch"]) if last else None
-    yield (
-        "curves.jsonl ends in the score of the record",
-        _unequal(scores, (record["last"]["score"], record["last"]["epoch"])),
-    )
-    if not (folder / "student.safetensors").is_file():
-        yield "weights and logits", "they are not here (portable records have none)"
-        return
+        return [*found, Check(f"{record['status']}: there is no result to check yet", "note")]
+    return [
+        *found,
+        _file(folder / "curves.jsonl", "has the scores of the record", _scores, record),
+        *_weights_files(folder, record),
+        _file(folder / "test_logits.safetensors", "gives the score of the record", _logits, record),
+        *_teacher(folder, record),
+        *_code(record),
+    ]
+
+
+def _check(what: str, look: Callable[..., str | None], *arguments: Any) -> Check:
+    """WRONG with what `look` returns or raises; ok where it finds nothing."""
+    try:
+        wrong = look(*arguments)
+    except BROKEN as error:
+        wrong = str(error) if isinstance(error, KdrunError) else f"it cannot be read ({type(error).__name__}: {error})"
+    return Check(what, "WRONG" if wrong else "ok", " ".join((wrong or "").split()))
+
+
+def _file(path: Path, what: str, look: Callable[..., str | None], *arguments: Any) -> Check:
+    """The same for a file, which may be absent: portable records are without most."""
+    return _check(f"{path.name} {what}", look, path, *arguments) if path.is_file() else Check(path.name, "absent")
+
+
+def _ids(record: dict[str, Any]) -> str | None:
+    return _unequal((digest(record["identity"]), group(record["identity"])), (record["id"], record["group"]))
+
+
+def _config(path: Path, record: dict[str, Any]) -> str | None:
+    """The first key in which the configuration is not the identity's; the teacher's run stands in it as a hash, by name alone."""
+    import yaml
+
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        return f"it is no YAML ({error})"
+    identity = record["identity"]
+    asked = {
+        "dataset": {key: value for key, value in config["dataset"].items() if key in identity["dataset"]},
+        "student": {key: config["student"].get(key) for key in identity["student"] if key != "checkpoint"},
+        "method": config["method"],
+        "task_weight": config["loss"]["task"],
+        "recipe": {key: value for key, value in config["recipe"].items() if key != "name"},
+        "seed": config["seed"],
+        "precision": config["engine"]["precision"],
+        "deterministic": config["engine"]["deterministic"],
+    }
+    ours = flat({"config": _canonical(asked, "")})
+    theirs = flat({"config": {key: identity[key] for key in asked}})
+    not_in = ("config.dataset.checksum", "config.student.checkpoint")  # hashes of content
+    for key in dict.fromkeys([*ours, *theirs]):
+        if key not in not_in and ours.get(key) != theirs.get(key):
+            return f"{key.removeprefix('config.')} is {ours.get(key, 'not there')}, and the identity says {theirs.get(key, 'nothing')}"
+    return None
+
+
+def _scores(path: Path, record: dict[str, Any]) -> str | None:
+    """The curve against last, best and holdout: the earliest epoch with the highest score."""
+    curve = [line for line in _curve(path) if line["stage"] == "distil"]
+    if [line["epoch"] for line in curve] != [*range(1, record["last"]["epoch"] + 1)]:
+        return f"it has {len(curve)} epochs, and the record says {record['last']['epoch']}"
+    chosen = {"last": curve[-1], "best": max(curve, key=lambda line: line["test"]["score"])}
+    found = {key: (line["test"]["score"], line["epoch"]) for key, line in chosen.items()}
+    if record["holdout"]:
+        line = max(curve, key=lambda line: line["holdout"]["score"])
+        found["holdout"] = (line["holdout"]["score"], line["epoch"])
+    for key, value in found.items():
+        if wrong := _unequal(value, (record[key]["score"], record[key]["epoch"])):
+            return f"{key} is {wrong}"
+    return None
+
+
+def _weights_files(folder: Path, record: dict[str, Any]) -> Iterator[Check]:
+    """The hash of the last weights, and of others of that epoch; those of an earlier epoch have the same tensors."""
+    for which, stem in SCORED.items():
+        path = folder / f"{stem}.safetensors"
+        if record[which] and record[which]["epoch"] == record["last"]["epoch"]:
+            yield _file(path, "has the hash of the record", _hash, record["student"]["sha256"])
+        elif record[which]:
+            yield _file(path, "has the tensors of student.safetensors", _tensors, folder / "student.safetensors")
+
+
+def _hash(path: Path, wanted: str) -> str | None:
     from kdrun.engine.checkpoint import load_weights, weights_sha256
 
-    found = weights_sha256(load_weights(folder / "student.safetensors"))
-    yield "student.safetensors has the hash of the record", _unequal(found[:12], record["student"]["sha256"][:12])
-    tested = load_weights(folder / "test_logits.safetensors")
+    return _unequal(weights_sha256(load_weights(path)), wanted)
+
+
+def _tensors(path: Path, last: Path) -> str | None:
+    """Names and shapes; where the last weights are absent, that the file loads."""
+    from kdrun.engine.checkpoint import load_weights
+
+    ours = {name: tuple(value.shape) for name, value in load_weights(path).items()}
+    try:
+        theirs = {name: tuple(value.shape) for name, value in load_weights(last).items()}
+    except KdrunError:
+        return None  # absent or broken, which its own line says
+    unlike = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
+    return f"{unlike[0]} is {ours.get(unlike[0])}, there {theirs.get(unlike[0])}" if unlike else None
+
+
+def _logits(path: Path, record: dict[str, Any]) -> str | None:
+    from kdrun.engine.checkpoint import load_weights
+
+    tested = load_weights(path)
+    for key in ("logits", "labels"):
+        if key not in tested:
+            return f"{path} has no '{key}'"
     right = (tested["logits"].argmax(1) == tested["labels"]).double().mean().item()
-    yield (
-        "test_logits.safetensors gives the score of the record",
-        _unequal(round(right, 6), round(record["last"]["score"], 6)),
-    )
+    return _unequal(round(right, 6), round(record["last"]["score"], 6))
+
+
+def _teacher(folder: Path, record: dict[str, Any]) -> list[Check]:
+    """The weights of the teacher's run, where it lies below the same dataset; one from outside has no run."""
+    teacher, places = record["teacher"], folder.resolve().parents
+    if not teacher or not teacher["run_id"]:
+        return []
+    which = (record["identity"].get("teacher") or {}).get("weights", "last")
+    beside = places[3].glob(f"none/none-*/*/seed*/{records.NAME}") if len(places) > 3 else ()
+    for path in beside:
+        try:
+            found = records.read(path.parent) or {}
+        except KdrunError:
+            continue
+        if found.get("id") == teacher["run_id"]:
+            file = path.with_name(f"{SCORED.get(which, 'student')}.safetensors")
+            if file.is_file():
+                wrong = _unequal(file_sha256(file), teacher["sha256"])
+                return [
+                    Check(
+                        "the teacher's weights have the hash of the record",
+                        *(("WRONG", f"{file}: {wrong}") if wrong else ()),
+                    )
+                ]
+    return [Check("the teacher's weights", "absent")]
+
+
+def _code(record: dict[str, Any]) -> list[Check]:
+    """Notes where the source is another by now: what was run stays what it was."""
+    from kdrun.plan import changed_code
+
+    student = {"name": record["student"]["name"], "path": record["identity"].get("student", {}).get("path")}
+    shape: Any = SimpleNamespace(method=record["method"], student=SimpleNamespace(**student))  # all that it looks at
+    try:
+        changed = changed_code(shape, record)
+    except BROKEN as error:
+        return [Check("the source cannot be compared", "note", " ".join(str(error).split()))]
+    if changed:
+        return [Check(f"the source of {', '.join(changed)} has changed since", "note")]
+    return [Check("the source is that of the record")]
 
 
 def diff(arguments: Sequence[str]) -> int:
@@ -68,7 +278,7 @@ def diff(arguments: Sequence[str]) -> int:
     found.add_argument("second", metavar="B")
     asked = found.parse_args(arguments)
     first, second = Path(asked.first), Path(asked.second)
-    for line in differences(_record(asked.first), _record(asked.second), first, second):
+    for line in differences(_record(first), _record(second), first, second):
         print(line)
     return 0
 
@@ -85,21 +295,33 @@ def differences(a: dict[str, Any], b: dict[str, Any], a_folder: Path, b_folder: 
     for part, (ours, theirs) in parts.items():
         changed = [key for key in dict.fromkeys([*ours, *theirs]) if ours.get(key) != theirs.get(key)]
         lines += [f"{part:<14} {key}: {ours.get(key, '-')} | {theirs.get(key, '-')}" for key in changed]
-    curves = [
-        [(line["stage"], line["epoch"], line["test"]["score"]) for line in _curve(f) if line["test"]]
-        for f in (a_folder, b_folder)
-    ]
-    apart = next((i for i, (x, y) in enumerate(zip(*curves, strict=False)) if x != y), None)
-    if apart is not None:
-        (stage, epoch, ours), (_, _, theirs) = curves[0][apart], curves[1][apart]
-        lines.append(
-            f"{'curve':<14} first apart at epoch {epoch} of {stage}: test {100 * ours:.2f} | {100 * theirs:.2f}"
-        )
-    elif len(curves[0]) != len(curves[1]):
-        lines.append(
-            f"{'curve':<14} alike for {min(map(len, curves))} epochs; {len(curves[0])} | {len(curves[1])} epochs"
-        )
+    lines += _curves_apart(_tested(a_folder), _tested(b_folder))
     return lines or ["no difference in configuration, environment, results or curve"]
+
+
+def _tested(folder: Path) -> list[tuple[str, int, float]]:
+    """(stage, epoch, test score) of the epochs that were tested; none where there is no curve."""
+    path = folder / "curves.jsonl"
+    if not path.is_file():
+        return []
+    return [(line["stage"], line["epoch"], line["test"]["score"]) for line in _curve(path) if line["test"]]
+
+
+def _curves_apart(first: list[tuple[str, int, float]], second: list[tuple[str, int, float]]) -> list[str]:
+    """Where two curves part, or that one is shorter; nothing where they are the same."""
+    for (stage, epoch, ours), (their_stage, their_epoch, theirs) in zip(first, second, strict=False):
+        if (stage, epoch, ours) != (their_stage, their_epoch, theirs):
+            return [
+                f"{'curve':<14} first apart at epoch {epoch} of {stage}: test {100 * ours:.2f} | {100 * theirs:.2f}"
+            ]
+    if len(first) == len(second):
+        return []
+    if not first or not second:
+        return [
+            f"{'curve':<14} {f'{len(first)} epochs' if first else '-'} | {f'{len(second)} epochs' if second else '-'}"
+        ]
+    alike = min(len(first), len(second))
+    return [f"{'curve':<14} alike for {alike} epochs; {len(first)} | {len(second)} epochs"]
 
 
 def _environment(record: dict[str, Any]) -> dict[str, Any]:
@@ -129,20 +351,28 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
 
 
-def _record(run: str) -> dict[str, Any]:
+def _record(run: Path) -> dict[str, Any]:
+    """The record of a run; one that lacks a key is an error that names the file."""
     record = records.read(run)
     if record is None:
-        raise KdrunError(
-            f"{run} has no {records.NAME}; give a run's folder, as outputs/runs/DATASET/METHOD/PAIR/HASH/seed0"
-        )
+        raise _no_record(run)
+    wrong = records.misfit(record)
+    if wrong:
+        raise KdrunError(f"{run / records.NAME} is not a record of a kdrun run ({wrong})")
     return record
 
 
-def _curve(folder: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in (folder / "curves.jsonl").read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError):
-        return []
+def _curve(path: Path) -> list[dict[str, Any]]:
+    """The lines of curves.jsonl; one that is broken or lacks a key is an error that names file and line."""
+    found = []
+    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        try:
+            line = json.loads(text)
+            _ = line["stage"], line["epoch"], line["test"] and line["test"]["score"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise KdrunError(f"{path} is broken in line {number} ({type(error).__name__}: {error})") from error
+        found.append(line)
+    return found
 
 
 def _unequal(found: Any, wanted: Any) -> str | None:
