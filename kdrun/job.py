@@ -68,7 +68,8 @@ def sweep_job(composed: DictConfig) -> float:
             raise KdrunError("sweep.on_error=stop, and a job before it failed")
         plan = prepare(composed)
         share(plan, hydra)
-        value = _teacher(plan, screen) if plan.config.phase == "teacher" else _student(plan, screen)
+        searching = str(hydra.sweeper._target_).endswith(".SearchSweeper")
+        value = _teacher(plan, screen) if plan.config.phase == "teacher" else _student(plan, screen, searching)
         state["status"] = "done"
     except Exception as error:
         state |= _failed(error, state, composed, screen)
@@ -80,20 +81,20 @@ def sweep_job(composed: DictConfig) -> float:
     return value
 
 
-def _student(plan: Plan, screen: Screen) -> float:
-    """Train a run, or find that another process has meanwhile; its score."""
+def _student(plan: Plan, screen: Screen, searching: bool) -> float:
+    """Train a run, or find that another process has meanwhile; its score. A search is not shown what its trials do on the test set."""
     began = time.perf_counter()
     record, word = plan.finished(), "already done"
     if record is None:
         from kdrun.train import train
 
-        record = train(
-            plan, screen, wait=True
-        )  # a killed sweep's workers may live on, and a second sweep may want the same run
+        # Waiting: a killed sweep's workers may live on, and a second sweep may want the same run.
+        record = train(plan, screen, wait=True)
         word = f"done in {clock(time.perf_counter() - began)}"
     value: float = with_protocol(record, plan.config.protocol)["score"]
     name = f"{'+'.join(plan.config.method)} {plan.config.student.name} seed {plan.config.seed}"
-    screen.say(f"  student   {name:<28} test {100 * value:.2f}   {word}")
+    score = f"holdout {100 * record['holdout']['score']:.2f}" if searching else f"test {100 * value:.2f}"
+    screen.say(f"  student   {name:<28} {score}   {word}")
     return value
 
 

@@ -229,7 +229,7 @@ class Summary(Callback):
         BEGUN.append(folder)
         for old in [path for path in folder.glob("*") if path.name.isdigit()] if folder.is_dir() else []:
             shutil.rmtree(old)  # a fixed sweep folder (quickstart) keeps no states of an earlier sweep
-        (folder / "stopped").unlink(missing_ok=True)
+        (folder / STOPPED).unlink(missing_ok=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if ONLY_PLAN:

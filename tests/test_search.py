@@ -45,6 +45,7 @@ def test_a_study_goes_on_and_the_holdout_decides(tmp_path):
     done = search(tmp_path, *SPACE, *HELD, "hydra.sweeper.trials=3")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "search   2 dimensions, 0 of 3 trials done   study outputs/study.db"
+    assert not [line for line in done.stdout.splitlines() if line.startswith("  student") and "test" in line]
     again = search(tmp_path, *SPACE, *HELD, "hydra.sweeper.trials=5", "hydra.sweeper.at_once=2")
     assert again.returncode == 0, again.stderr
     assert again.stdout.splitlines()[0] == "search   2 dimensions, 3 of 5 trials done   study outputs/study.db"
