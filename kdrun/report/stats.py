@@ -101,8 +101,11 @@ def seeds_needed(
 
     def reached(n: int) -> bool:
         critical = float(stdtrit(n - 1, (1 + level) / 2))
-        shift = min(abs(difference) / sd * math.sqrt(n), 37.0)  # further out scipy's series gives up, and power is 1
-        return 1 - float(nctdtr(n - 1, shift, critical)) >= power
+        shift = abs(difference) / sd * math.sqrt(n)
+        missed = float(nctdtr(n - 1, shift, critical))
+        if math.isnan(missed):  # far out its series gives up, here and there
+            missed = float(shift < critical)
+        return 1 - missed >= power
 
     if not reached(most):
         return None
