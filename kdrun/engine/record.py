@@ -61,6 +61,9 @@ def read(folder: str | Path) -> dict | None:
         raise KdrunError(f"{path} is not a record of a kdrun run (no key 'schema')")
     if record["schema"] != SCHEMA:
         raise KdrunError(f"{path} has schema {record['schema']!r}; this kdrun reads schema {SCHEMA}")
+    wrong = misfit(record)
+    if wrong:
+        raise KdrunError(f"{path} is not a record of a kdrun run ({wrong})")
     return record
 
 

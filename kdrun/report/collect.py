@@ -31,9 +31,6 @@ def collect(folders: Iterable[str | Path]) -> Collection:
                 continue
             try:
                 record = records.read(root)
-                wrong = record and records.misfit(record)
-                if wrong:
-                    raise KdrunError(f"{Path(root, records.NAME)} is not a record of a kdrun run ({wrong})")
             except KdrunError as error:
                 found.skipped.append(str(error))
                 continue
