@@ -42,7 +42,5 @@ kdrun -m "table=$name" "seed=$(seq -s, 0 $((seeds - 1)))" "${overrides[@]}" || s
 [ $status -eq 0 ] || [ $status -eq 3 ] || exit $status
 if [ $comparable = yes ]; then
   kdrun report "$outputs/runs" --against "$name"
-else
-  kdrun report "$outputs/runs"
 fi
 exit $status

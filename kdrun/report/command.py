@@ -59,12 +59,19 @@ def parser() -> Parser:
 def report(arguments: Sequence[str]) -> int:
     """The verb; returns the exit status."""
     asked = parser().parse_args(arguments)
+    for option, target in (("--plots", asked.plots), ("--copy", asked.copy)):
+        if target and Path(target).exists() and not Path(target).is_dir():
+            raise KdrunError(f"{option} {target} is a file; give a folder")
     studies = [Path(name) for name in asked.folders if name.endswith(".db")]
     if studies:
-        if len(studies) < len(asked.folders):
-            raise KdrunError("a study of a search is reported alone: kdrun report outputs/study.db")
+        if len(studies) < len(asked.folders) or asked.plots or asked.copy or asked.against:
+            raise KdrunError(
+                "a study of a search is reported alone, without --plots, --copy and --against: kdrun report outputs/study.db"
+            )
         _tell(_trials([plain for path in studies for plain in trials(path)], asked.format), asked.output)
         return 0
+    if asked.copy:
+        _check_apart(Path(asked.copy), asked.folders)
     found = collect(asked.folders)
     for line in found.skipped:
         print(f"skipped  {line}", file=sys.stderr)
@@ -92,6 +99,17 @@ def report(arguments: Sequence[str]) -> int:
         done = sum(record["status"] == "done" for record in found.records)
         print(f"records  {done} in {asked.copy}", file=sys.stdout if asked.output else sys.stderr)
     return 0
+
+
+def _check_apart(target: Path, folders: Sequence[str]) -> None:
+    """Copies among the runs themselves would be found twice ever after."""
+    there = target.resolve()
+    for folder in map(Path, folders):
+        here = folder.resolve()
+        if here == there or here in there.parents or there in here.parents:
+            raise KdrunError(
+                f"--copy {target} must lie apart from {folder}: the copies would be taken for runs of it; say --copy results/NAME"
+            )
 
 
 def copy(records: list[dict], target: Path) -> None:

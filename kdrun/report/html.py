@@ -164,11 +164,14 @@ def _finding(table: Table, lines: list[Line]) -> str:
     said = [
         f"Highest mean: <b>{safe(best.label)}</b>, {safe(spread(best.cell, table.protocol))} % ({_seeds(best.cell)})."
     ]
-    base = next((line for line in scored if line.cell.baseline and line is not best), None)
-    if base:
+    alone = [line for line in scored if line.cell.baseline]
+    if len(alone) == 1 and alone[0] is not best:
+        (base,) = alone
         said.append(
             f"The student alone (<b>{safe(base.label)}</b>): {safe(spread(base.cell, table.protocol))} % ({_seeds(base.cell)})."
         )
+    if len(alone) > 1:
+        said.append(f"There are {len(alone)} students alone; each row is compared with the one of its own recipe.")
     taught = teachers_of(line.cell for line in lines)
     said += [f"The teacher {safe(name)}: {percent(value)} %." for name, value in taught]
     one = " (one seed)" if len(table.seeds) > 1 else ""
@@ -240,7 +243,7 @@ def _told(cell: Cell) -> Td:
         return Td("")
     if cell.equal is None or cell.p is None:
         return Td("one seed, no test" if cell.pairs == 1 else "no test", 2)
-    p = f"p {cell.p:.3f}" if cell.p >= 0.001 else "p < 0.001"
+    p = render.p_text(cell.p)
     if not cell.equal:
         of = "<br><span class='soft'>test images only</span>" if cell.test == "mcnemar" else ""
         return Td(f'<span class="yes">yes</span> ({safe(p)}){of}', f"0 {cell.p:.12f}", kind="nowrap")

@@ -21,6 +21,7 @@ LESS = (
     "agreement",
     "best",
 )  # what a narrow screen does without, in this order
+STATES = {"running": "running or killed"}  # a record alone cannot tell; kdrun status can
 FIELDS = (
     "protocol", "recipe", "epochs", "train_n", "test_n", "n", "seeds", "last", "last_sd", "best", "best_sd", "holdout", "holdout_sd",
     "pairs", "gain", "low", "high", "p", "test", "equal", "seeds_needed", "agreement", "ece", "params", "multiply_adds", "train_s",
@@ -55,7 +56,9 @@ def caption(table: Table, skipped: int = 0) -> list[str]:
             "column (Holm), = where it cannot tell them apart at 5 %; it does not cover the seeds of training"
         )
     lines += [f"note: {note}" for note in table.notes]
-    missing = [f"{'+'.join(r['method'])} seed {r['seed']}: {r['status']}" for r in table.unfinished]
+    missing = [
+        f"{'+'.join(r['method'])} seed {r['seed']}: {STATES.get(r['status'], r['status'])}" for r in table.unfinished
+    ]
     if missing:
         lines.append(
             f"not finished: {'; '.join(missing[:5])}{f' and {len(missing) - 5} more' if len(missing) > 5 else ''}"
@@ -81,7 +84,8 @@ def grid(table: Table) -> tuple[list[str], list[list[str]]]:
         columns = [
             p for p in ("last", "best", "holdout") if any(p in line[column].mean for line in table.cells.values())
         ]
-        head = [column, "n", *columns, "against none", "agreement", "ECE", "parameters", "multiply-adds", "time"]
+        told = ["holdout's choice" if name == "holdout" else name for name in columns]
+        head = [column, "n", *told, "against none", "agreement", "ECE", "parameters", "multiply-adds", "time"]
         rows = [[label, *_full(line[column], columns)] for label, line in table.cells.items()]
         used = [i for i in range(len(head)) if i < 2 or any(row[i] for row in rows)]
         return [head[i] for i in used], [[row[i] for i in used] for row in rows]
@@ -122,7 +126,7 @@ def against(cell: Cell) -> str:
     if cell.gain is None:
         return ""
     if cell.low is None:
-        tested = f"one seed, {'= ' * bool(cell.equal)}p {cell.p:.3f}" if cell.p is not None else "one seed, untested"
+        tested = f"one seed, {'= ' * bool(cell.equal)}{p_text(cell.p)}" if cell.p is not None else "one seed, untested"
         return gain_text(cell.gain, None, None, tested)
     text = gain_text(cell.gain, cell.low, cell.high)
     if cell.pairs < cell.n:
@@ -130,6 +134,10 @@ def against(cell: Cell) -> str:
     if cell.equal:
         text += f" = ({cell.needed:,} seeds)" if cell.needed else " ="
     return text
+
+
+def p_text(p: float) -> str:
+    return f"p {p:.3f}" if p >= 0.001 else "p < 0.001"
 
 
 def count(number: int) -> str:
