@@ -49,7 +49,7 @@ def identity(config: Config, checksum: str) -> dict[str, Any]:
         "deterministic": config.engine.deterministic,
         "teacher": _teacher(config, checksum),
     }  # fmt: skip
-    return _canonical(found, "")
+    return canonical(found, "")
 
 
 def digest(found: dict[str, Any]) -> str:
@@ -128,17 +128,17 @@ def _recipe(recipe: Any) -> dict[str, Any]:
     return {key: value for key, value in dataclasses.asdict(recipe).items() if key != "name"}
 
 
-def _canonical(value: Any, path: str) -> Any:
+def canonical(value: Any, path: str) -> Any:
     """Numbers by value (4 and 4.0 are one), and neutral knobs left out."""
     if isinstance(value, dict):
         inner = {key: (f"{path}.{key}".lstrip("."), item) for key, item in value.items()}
         return {
-            key: _canonical(item, where)
+            key: canonical(item, where)
             for key, (where, item) in inner.items()
             if where not in NEUTRAL or item != NEUTRAL[where]
         }
     if isinstance(value, list):
-        return [_canonical(item, path) for item in value]
+        return [canonical(item, path) for item in value]
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value

@@ -28,6 +28,7 @@ from kdrun.tables import jobs as jobs_of
 
 NEXT = "kdrun method=rkd teacher=resnet110 student=resnet20   (CIFAR-10; downloads 170 MB)"
 MANIFEST = "manifest.json"
+NO_STATE = "the job left no state: was it killed, or never started?"
 STOPPED = "stopped"  # a file in a sweep's folder: a job failed and sweep.on_error=stop
 ONLY_PLAN = False  # kdrun plan: look, say, train nothing
 BEGUN: list[Path] = []  # the folder of this process's sweep
@@ -281,7 +282,7 @@ def _state(line: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
             return {**line, "status": "failed", "error": str(broken)}
     if record is not None and record["status"] == "done" and record["id"] == line["id"]:
         return {**line, "status": "done", "error": None}
-    error = job.get("error") or line["error"] or "the job left no state: was it killed, or never started?"
+    error = job.get("error") or line["error"] or NO_STATE
     return {**line, "status": job.get("status", "failed"), "error": error}
 
 

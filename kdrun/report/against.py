@@ -11,7 +11,7 @@ from kdrun.errors import KdrunError, choices
 from kdrun.report.pivot import Cell, Table
 from kdrun.report.render import Plain
 from kdrun.report.stats import binomial_error
-from kdrun.report.table import percent
+from kdrun.report.table import percent, spread_text
 from kdrun.tables import full_epochs, recipe_of
 
 FOLDER = Path(__file__).parents[1] / "published"
@@ -122,8 +122,7 @@ def beside(tables: list[Table], name: str) -> Plain:
         )
     rows, data = [], []
     for c in found:
-        ours = percent(c.ours) + (f" ± {percent(c.sd)}" if c.sd is not None else "")
-        epoch, margin = f"{c.protocol} of {c.epochs}", f"± {percent(c.margin)}"
+        ours, epoch, margin = spread_text(c.ours, c.sd), f"{c.protocol} of {c.epochs}", f"± {percent(c.margin)}"
         rows.append(
             [c.row, c.column, percent(c.theirs.score), c.theirs.protocol, ours, epoch, str(c.n), margin, c.verdict]
         )

@@ -15,7 +15,7 @@ from kdrun.report import render
 from kdrun.report.against import beside
 from kdrun.report.collect import collect
 from kdrun.report.groups import name
-from kdrun.report.pivot import tables
+from kdrun.report.pivot import Table, tables
 from kdrun.report.trials import trials
 
 FORMATS = ("terminal", "md", "csv", "latex", "json", "html")
@@ -84,11 +84,8 @@ def report(arguments: Sequence[str]) -> int:
         _tell(page(shown, found.skipped, found.records, place, more), asked.output)
     elif asked.format == "csv":
         _tell(render.comma(shown, more), asked.output)
-    elif asked.format == "terminal":
-        _tell(render.terminal(shown, len(found.skipped), _width(), more), asked.output)
     else:
-        form = {"md": render.markdown, "latex": render.latex, "json": render.as_json}[asked.format]
-        _tell(form(shown, len(found.skipped), more), asked.output)
+        _tell(_text(asked.format, shown, len(found.skipped), more), asked.output)
     if asked.plots:
         from kdrun.report.plots import plots
 
@@ -140,8 +137,11 @@ def _tell(text: str, output: str | None) -> None:
     print(f"table    {output}")
 
 
-def _width() -> int:
-    return shutil.get_terminal_size((120, 24)).columns
+def _text(form: str, shown: list[Table], skipped: int, more: list[render.Plain]) -> str:
+    """In a format for readers, or JSON: what a CSV holds depends on the kind of table."""
+    if form == "terminal":
+        return render.terminal(shown, skipped, shutil.get_terminal_size((120, 24)).columns, more)
+    return {"md": render.markdown, "latex": render.latex, "json": render.as_json}[form](shown, skipped, more)
 
 
 def _trials(found: list[render.Plain], form: str) -> str:
@@ -150,6 +150,4 @@ def _trials(found: list[render.Plain], form: str) -> str:
     if form == "csv":
         columns = dict.fromkeys(key for plain in found for key in plain.data[0]) if found else {}
         return render.as_csv([*columns], [line for plain in found for line in plain.data])
-    if form == "terminal":
-        return render.terminal([], 0, _width(), found)
-    return {"md": render.markdown, "latex": render.latex, "json": render.as_json}[form]([], 0, found)
+    return _text(form, [], 0, found)

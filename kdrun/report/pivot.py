@@ -111,7 +111,7 @@ def _table(records: list[dict], rows: str, columns: str, protocol: str) -> Table
     for row in groups:
         if row.baseline:
             alone.setdefault(settings[id(row)], []).append(row)
-        if not _alone(row.first):
+        if "->" in pairs[id(row)]:
             beside.setdefault(settings[id(row)], {})[pairs[id(row)]] = None
     bases = {id(row): nearest(row, alone.get(settings[id(row)], [])) for row in groups}
     home = pairs if columns == "pair" else {id(row): _value(row.first, columns) for row in groups}
@@ -120,7 +120,7 @@ def _table(records: list[dict], rows: str, columns: str, protocol: str) -> Table
     order: dict[str, None] = {}
     for row in groups:
         where = [home[id(row)]]
-        if columns == "pair" and _alone(row.first):  # what has no teacher stands beside every teacher of its student
+        if columns == "pair" and "->" not in pairs[id(row)]:  # without a teacher: beside every teacher of its student
             where = list(beside.get(settings[id(row)], where))
         base = bases[id(row)]
         for column in where:
@@ -162,10 +162,6 @@ def _pair(record: dict) -> str:
     if name is None and isinstance(peers, dict):  # peers of mutual learning
         name = peers.get("name")
     return f"{name} -> {record['student']['name']}" if name else record["student"]["name"]
-
-
-def _alone(record: dict) -> bool:
-    return "->" not in _pair(record)
 
 
 def _names(groups: list[Row], rows: str, home: dict[int, str]) -> dict[int, str]:

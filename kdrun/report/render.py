@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdrun.report.pivot import Cell, Table
-from kdrun.report.table import PROTOCOLS, gain_text, percent
+from kdrun.report.table import PROTOCOLS, gain_text, percent, spread_text
 from kdrun.tables import full_epochs
 
 LESS = (
@@ -115,10 +115,7 @@ def _brief(cell: Cell, protocol: str) -> str:
 
 def spread(cell: Cell, column: str) -> str:
     """mean ± sd in percent; the mean alone for one seed."""
-    if column not in cell.mean:
-        return ""
-    sd = cell.sd[column]
-    return percent(cell.mean[column]) + (f" ± {percent(sd)}" if sd is not None else "")
+    return spread_text(cell.mean[column], cell.sd[column]) if column in cell.mean else ""
 
 
 def against(cell: Cell) -> str:

@@ -19,10 +19,9 @@ from kdrun.report.collect import Collection, collect
 from kdrun.report.command import Parser
 from kdrun.report.groups import name
 from kdrun.screen import clock
-from kdrun.sweep import MANIFEST, states_of
+from kdrun.sweep import MANIFEST, NO_STATE, states_of
 
 LONG = 60  # a name beyond this, all overrides of a job without a record, moves no column
-NO_STATE = "the job left no state"  # how states_of begins to speak of a job that was never started
 
 
 @dataclass
@@ -130,7 +129,7 @@ def _state(record: dict, job: dict[str, Any] | None) -> State:
     found.told, found.left_s, found.whole_s = _progress(record, folder)
     if record["status"] != "running" or not _alive(folder):
         found.status = "interrupted"
-        if job is not None and job["error"] and not job["error"].startswith(NO_STATE):
+        if job is not None and job["error"] and job["error"] != NO_STATE:
             found.status, found.told = job["status"], job["error"]
     return found
 
@@ -139,7 +138,7 @@ def _unrecorded(job: dict[str, Any]) -> State:
     """The state of a run that the sweep asked for and that has no record: it failed before, or is not started."""
     what, place = " ".join(job["overrides"]), Path(job["folder"] or "").parts
     like = (place[-5], _last_word(place[-3])) if len(place) > 4 else None  # dataset/method/pair/hash/seed
-    if job["status"] == "done" or job["error"].startswith(NO_STATE):  # done: the run was removed since
+    if job["status"] == "done" or job["error"] == NO_STATE:  # done: the run was removed since
         return State(what, "not started", like=like, asked=True)
     return State(what, job["status"], job["error"], like=like, asked=True)
 
@@ -191,7 +190,6 @@ def _asked(folder: Path) -> list[dict[str, Any]]:
 
 def _read(folder: str) -> dict | None:
     try:
-        record = records.read(folder)
+        return records.read(folder)
     except KdrunError:
         return None  # states_of says what is wrong with it
-    return record if record is not None and records.misfit(record) is None else None

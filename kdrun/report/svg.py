@@ -17,7 +17,7 @@ from kdrun.report.markup import many, safe
 from kdrun.report.pivot import Cell, Table, interval, teachers_of
 from kdrun.report.render import percent, spread
 from kdrun.report.stats import mean_sd
-from kdrun.report.table import PROTOCOLS, gain_text
+from kdrun.report.table import PROTOCOLS, gain_text, spread_text
 
 ROW, TALL = 36, 320  # pixels: of a row of a strip plot; the least height of the curves
 
@@ -362,7 +362,4 @@ def _diagram(calibrations: list[dict]) -> tuple[str, str, float, float]:
 
 def percents(values: Sequence[float]) -> str:
     """mean ± deviation of fractions, in percent; nothing of none."""
-    if not values:
-        return ""
-    mean, sd = mean_sd(values)
-    return percent(mean) + (f" ± {percent(sd)}" if sd is not None else "")
+    return spread_text(*mean_sd(values)) if values else ""

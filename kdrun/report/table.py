@@ -48,6 +48,11 @@ def percent(value: float) -> str:
     return f"{100 * value:.2f}"
 
 
+def spread_text(mean: float, sd: float | None) -> str:
+    """mean ± deviation in percent; the mean alone where there is no deviation."""
+    return percent(mean) if sd is None else f"{percent(mean)} ± {percent(sd)}"
+
+
 def gain_text(gain: float, low: float | None, high: float | None, test: str = "one seed") -> str:
     """A difference in points, never without its interval or, for one seed, what a test of its images says."""
     if low is None or high is None:
@@ -132,10 +137,7 @@ def _layout(rows: list[list[str]], width: int) -> list[str]:
 
 def _spread(scores: Iterable[float]) -> str:
     scores = list(scores)
-    if not scores:
-        return ""
-    mean, sd = mean_sd(scores)
-    return percent(mean) if sd is None else f"{percent(mean)} ± {percent(sd)}"
+    return spread_text(*mean_sd(scores)) if scores else ""
 
 
 def _against(row: Row, base: Row | None, protocol: str) -> str:
