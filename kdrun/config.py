@@ -65,6 +65,7 @@ class Engine:
     threads: int | None = None  # torch threads; null: torch's own choice
     workers: int = 2  # of the DataLoader, for data that does not fit in memory
     log_every: int = 50  # steps between points in TensorBoard
+    rehearse: bool = False  # show each term's share of the gradient and stop
     debug: bool = False  # tracebacks
 
 
@@ -173,6 +174,7 @@ def _node(name: str, arguments: dict[str, Argument], role: str) -> type:
     parts: list[Any] = [("name", str, name), ("checkpoint", Optional[str], None)]
     if role == "teacher":
         parts += [("seed", int, 0), ("weights", str, "last"), ("recipe", Recipe, field(default_factory=Recipe))]
+        parts += [("allow_weak", bool, False)]  # go on with a teacher near chance or far below its record
     parts += _fields(arguments)
     return make_dataclass(f"{role}_{name}", parts)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -20,11 +20,16 @@ class HeldError(KdrunError):
 
 
 class DivergedError(KdrunError):
-    """A loss became NaN or infinite; `stage`, `step` and `term` say where."""
+    """A loss became NaN or infinite; `stage`, `step` and `term` say where. `terms`: all that did so at that step."""
 
-    def __init__(self, stage: str, step: int, term: str):
+    def __init__(self, stage: str, step: int, term: str, terms: Sequence[str] = ()):
+        cause = f"term {term}"
+        if "task" in terms and len(terms) > 1:
+            cause += (
+                ", and the task loss with it: the update before broke the weights; a smaller weight or recipe.lr helps"
+            )
         super().__init__(
-            f"loss became NaN at step {step:,} of stage {stage} (term {term}); the last good checkpoint is kept"
+            f"loss became NaN at step {step:,} of stage {stage} ({cause}); the last good checkpoint is kept"
         )
         self.stage, self.step, self.term = stage, step, term
 

@@ -26,6 +26,9 @@ NEUTRAL: dict[str, Any] = {
     "method.fitnet.regressor": "unlike",
 }
 
+# Keys of a model's node that do not say which model it is: `seed`, `weights` and `recipe` stand in the teacher's own run.
+NOT_THE_MODEL = ("seed", "weights", "recipe", "checkpoint", "allow_weak")
+
 
 def identity(config: Config, checksum: str) -> dict[str, Any]:
     """The run's identity as a nested dict; `checksum` is the content checksum of its dataset.
@@ -118,7 +121,7 @@ def _teacher(config: Config, checksum: str) -> Any:
 
 
 def _model(node: Any) -> dict[str, Any]:
-    values = {k: v for k, v in dataclasses.asdict(node).items() if k not in ("seed", "weights", "recipe", "checkpoint")}
+    values = {k: v for k, v in dataclasses.asdict(node).items() if k not in NOT_THE_MODEL}
     if node.checkpoint:
         values["checkpoint"] = file_sha256(node.checkpoint)
     return values

@@ -34,6 +34,11 @@ def job(composed: DictConfig) -> float:
     if plan.config.phase == "teacher":
         _teacher(plan, Screen())
         return 0.0
+    if plan.config.engine.rehearse:
+        from kdrun.train import show_rehearsal
+
+        show_rehearsal(plan, Screen())
+        return 0.0
     found = plan.finished()
     if found is not None:
         _already(plan, with_protocol(found, plan.config.protocol), time.perf_counter() - began)
@@ -67,6 +72,8 @@ def sweep_job(composed: DictConfig) -> float:
             state["status"] = "skipped"
             raise KdrunError("sweep.on_error=stop, and a job before it failed")
         plan = prepare(composed)
+        if plan.config.engine.rehearse:
+            raise KdrunError("engine.rehearse=true looks at one run; leave out -m and give each key one value")
         share(plan, hydra)
         searching = str(hydra.sweeper._target_).endswith(".SearchSweeper")
         value = _teacher(plan, screen) if plan.config.phase == "teacher" else _student(plan, screen, searching)

@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,16 @@ import yaml  # comes with omegaconf
 from torch import Tensor, nn
 
 from kdrun import data
-from kdrun.config import Config, Recipe, check_recipe
+from kdrun.config import Config, Recipe
 from kdrun.data.loader import Augment, Loader
 from kdrun.engine import record as records
 from kdrun.engine.checkpoint import load_into, load_weights, save_text, weights_sha256
 from kdrun.engine.cost import multiply_adds, parameters
 from kdrun.engine.journal import RunJournal
-from kdrun.engine.loop import enter, evaluate, fit, stage_recipe, weighted, weights_of
+from kdrun.engine.loop import evaluate, fit
 from kdrun.engine.precision import Compute, resolve
 from kdrun.engine.random import stream
+from kdrun.engine.rehearsal import Rehearsal, rehearse
 from kdrun.engine.schedule import check_schedule
 from kdrun.errors import DivergedError, KdrunError, choices
 from kdrun.identity import file_sha256, is_fresh
@@ -34,7 +35,7 @@ from kdrun.plan import Plan, clear, code, describe, held, model_arguments, score
 from kdrun.registry import METHODS, MODELS
 from kdrun.screen import Screen, again
 from kdrun.taps import evaluate as look
-from kdrun.tasks import image
+from kdrun.tasks import image, weak
 
 
 def train(plan: Plan, screen: Screen, *, role: str = "student", wait: bool = False) -> dict[str, Any]:
@@ -45,11 +46,14 @@ def train(plan: Plan, screen: Screen, *, role: str = "student", wait: bool = Fal
     """
     compute = resolve(plan.config.engine)
     dataset = data.load(plan.config.dataset, plan.config.outputs)
-    if role == "student" and not screen.brief:
-        sizes = f"{len(dataset.train.labels):,}/{len(dataset.test.labels):,}"
-        for line in [*describe(plan, sizes), f"engine   {compute.said}"]:
+    in_full = role == "student" and not screen.brief
+    if in_full:
+        for line in describe(plan, f"{len(dataset.train.labels):,}/{len(dataset.test.labels):,}"):
             screen.say(line)
-    parts = build(plan.config, compute, dataset)
+    parts = build(plan.config, compute, dataset, _trained_already(plan))
+    if in_full:
+        for line in parts.lines():
+            screen.say(line)
     with held(plan, wait, screen.say):
         found = plan.finished()
         if found is not None:
@@ -57,6 +61,32 @@ def train(plan: Plan, screen: Screen, *, role: str = "student", wait: bool = Fal
         if plan.config.rerun:
             clear(plan)
         return _train(plan, compute, parts, screen, role)
+
+
+def show_rehearsal(plan: Plan, screen: Screen) -> None:
+    """engine.rehearse=true: each term's share of the gradient on a few images, and nothing is trained or written."""
+    weights = _trained_already(plan)
+    parts = build(plan.config, resolve(plan.config.engine), teacher_weights=weights)
+    for line in [*parts.lines(), "", *parts.rehearsal.table(), ""]:
+        screen.say(line)
+    screen.say(
+        "gradient: the norm of weight x gradient in the student, on the first images of epoch 0, before any training"
+    )
+    if plan.teacher is not None and weights is None:
+        screen.say(
+            "the teacher is not trained yet: its weights are random here, and the shares will be others beside the trained one"
+        )
+
+
+def _trained_already(plan: Plan) -> dict[str, Tensor] | None:
+    """The weights of a teacher whose run is finished."""
+    if plan.teacher is None:
+        return None
+    try:
+        record = plan.teacher.finished()
+    except KdrunError:
+        return None  # readying the teacher says what is wrong with it
+    return teacher_weights(plan.teacher, record, plan.config.teacher.weights)[1] if record is not None else None
 
 
 @dataclass
@@ -70,12 +100,44 @@ class Parts:
     evals: dict[str, Loader]
     weights: dict[str, float]
     schedules: dict[str, dict[str, Any]]
+    compute: Compute
+    layout: str = "channels_last"  # of images and weights in memory, or contiguous
+    rehearsal: Rehearsal = field(default_factory=Rehearsal)
+    teacher_is_trained: bool = True  # False: at the rehearsal it had random weights yet
+
+    def lines(self) -> list[str]:
+        """What is known once everything is built: how it is computed, and what the rehearsal noticed."""
+        return [f"engine   {self.compute.said}, {self.layout}", *self.rehearsal.notes]
+
+    def rehearse(self, recipe: Recipe) -> None:
+        self.rehearsal = rehearse(self.distillation, self.train, recipe, self.weights, self.dataset.name)
 
 
-def build(config: Config, compute: Compute, dataset: Any = None) -> Parts:
-    """Data, student, teacher (without its weights yet) and method, on the device; a pair that cannot work stops here."""
+def build(
+    config: Config, compute: Compute, dataset: Any = None, teacher_weights: dict[str, Tensor] | None = None
+) -> Parts:
+    """Data, student, teacher and method, on the device, rehearsed; a pair that cannot work stops here.
+
+    `teacher_weights`: of a teacher whose run is finished; one that is trained later has random weights yet.
+    channels_last is fast; a model that it does not suit (`.view` of a map, parameters of five dimensions) runs contiguous.
+    """
     dataset = dataset or data.load(config.dataset, config.outputs)
-    train, evals = loaders(config, dataset, compute)
+    try:
+        return _build(config, compute, dataset, teacher_weights, torch.channels_last)
+    except RuntimeError as error:  # whatever the layout's part in it was: without it, it works or fails again
+        parts = _build(config, compute, dataset, teacher_weights, torch.contiguous_format)
+        parts.layout = f"contiguous (channels_last does not suit this model: {str(error).partition('.')[0]})"
+        return parts
+
+
+def _build(
+    config: Config,
+    compute: Compute,
+    dataset: Any,
+    teacher_weights: dict[str, Tensor] | None,
+    layout: torch.memory_format,
+) -> Parts:
+    train, evals = loaders(config, dataset, compute, layout)
     classes = len(dataset.classes)
     example = next(iter(evals["test"].batches()))["input"][:2]
 
@@ -84,7 +146,7 @@ def build(config: Config, compute: Compute, dataset: Any = None) -> Parts:
         built = MODELS.get(node.name)(classes, **model_arguments(node))
         if node.checkpoint:
             load_into(built, load_weights(node.checkpoint), node.checkpoint, node.name)
-        built = built.to(compute.device, memory_format=torch.channels_last)
+        built = built.to(compute.device, memory_format=layout)
         wrong = image.check_logits(look(built, example), classes)
         if wrong:
             raise KdrunError(f"model {node.name} {wrong}")
@@ -94,6 +156,8 @@ def build(config: Config, compute: Compute, dataset: Any = None) -> Parts:
     teacher = None
     if config.teacher.name != "none" and not is_fresh(config):
         teacher = model(config.teacher, 0)
+        if teacher_weights is not None:
+            load_into(teacher, teacher_weights, "the teacher's run", config.teacher.name)
     peer = dataclasses.replace(config.teacher if config.teacher.name != "none" else config.student, checkpoint=None)
     labels = torch.full((len(dataset.train.labels) + config.dataset.holdout,), -1)
     labels[dataset.train.index] = dataset.train.labels
@@ -108,17 +172,22 @@ def build(config: Config, compute: Compute, dataset: Any = None) -> Parts:
         fresh=lambda i: model(peer, stream(config.seed, "peer", i)),
     )
     weights, schedules = term_weights(config)
-    parts = Parts(distillation, teacher, dataset, train, evals, weights, schedules)
-    rehearse(parts, config.recipe)
+    parts = Parts(distillation, teacher, dataset, train, evals, weights, schedules, compute)
+    parts.teacher_is_trained = teacher is None or config.teacher.checkpoint is not None or teacher_weights is not None
+    parts.rehearse(config.recipe)
     return parts
 
 
-def loaders(config: Config, dataset: Any, compute: Compute) -> tuple[Loader, dict[str, Loader]]:
+def loaders(
+    config: Config, dataset: Any, compute: Compute, layout: torch.memory_format = torch.channels_last
+) -> tuple[Loader, dict[str, Loader]]:
     """The training loader with the recipe's augmentation, and one loader per split to evaluate on."""
     recipe = config.recipe
     padding = recipe.padding if recipe.padding is not None else dataset.size // 8
     augment = Augment(recipe.crop, padding, recipe.flip and dataset.flip)
-    common: dict[str, Any] = {"device": compute.device, "channels_last": True, "workers": config.engine.workers}
+    common: dict[str, Any] = {
+        "device": compute.device, "channels_last": layout is torch.channels_last, "workers": config.engine.workers,
+    }  # fmt: skip
     train = Loader(dataset.train, dataset, batch_size=recipe.batch_size, seed=config.seed, augment=augment, **common)
     splits = {"test": dataset.test} | ({"holdout": dataset.holdout} if dataset.holdout is not None else {})
     return train, {
@@ -150,46 +219,6 @@ def term_weights(config: Config) -> tuple[dict[str, float], dict[str, dict[str, 
     return weights, schedules
 
 
-def rehearse(parts: Parts, recipe: Recipe) -> None:
-    """Run every stage once on a few images, without learning: shapes, taps and weights are wrong now or never.
-
-    The rehearsal leaves no trace: weights and buffers are put back.
-    """
-    distillation = parts.distillation
-    before = {name: value.clone() for name, value in distillation.state_dict().items()}
-    batch = {key: value[:8] for key, value in next(iter(parts.train.epoch(0))).items()}
-    check_needs(distillation, batch, parts.dataset.name)
-    met: set[str] = set()
-    for number, stage in enumerate(distillation.stages):
-        check_recipe(f"stage {stage.name}", stage_recipe(recipe, stage))
-        enter(distillation, stage)
-        distillation.begin_epoch(number, 0)
-        _, terms = distillation(batch, stage)
-        met.update(terms)
-        if not terms:
-            raise KdrunError(f"stage {stage.name} has no loss: there is nothing to train on")
-        weighted(terms, {term: weights_of(parts.weights, term) for term in terms})  # schedules may begin at 0
-    unused = sorted(set(parts.weights) - met - {"task"})
-    if unused:
-        method, _, term = unused[0].partition(".")
-        known = [t.partition(".")[2] for t in met if t.startswith(f"{method}.")]
-        raise KdrunError(
-            f"method.{method}.weights has '{term}', which is no term of it. {choices(term, [*known, 'task'])}"
-        )
-    distillation.load_state_dict(before)
-
-
-def check_needs(distillation: Distillation, batch: Mapping[str, Tensor], dataset: str) -> None:
-    """What a method wants to find in a batch, the dataset must give."""
-    for name, method in distillation.methods.items():
-        for key in method.needs:
-            if key not in batch:
-                raise KdrunError(
-                    f"method '{name}' needs '{key}' in its batches, which dataset {dataset} does not give (it gives "
-                    f"{', '.join(sorted(batch))}); choose another dataset, or another method"
-                )
-
-
 def _train(plan: Plan, compute: Compute, parts: Parts, screen: Screen, role: str) -> dict[str, Any]:
     """With the run's folder held: record, teacher, stages, record.
 
@@ -204,7 +233,8 @@ def _train(plan: Plan, compute: Compute, parts: Parts, screen: Screen, role: str
     try:
         records.write(plan.folder, told)
         screen.log = plan.folder / "log.txt"
-        screen.note(f"engine {compute.said}")
+        for line in parts.lines():
+            screen.note(line)
         teacher_logits = ready_teacher(plan, parts, record, screen)
         if compute.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()  # the teacher's own training is not this run's
@@ -216,6 +246,7 @@ def _train(plan: Plan, compute: Compute, parts: Parts, screen: Screen, role: str
         records.write(plan.folder, record)
         save_text(plan.folder / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
         if progress.step == 0:
+            _say_shares(plan, parts, screen)
             journal.samples(parts.train.view(parts.dataset.train.index[:16], 0))
             if teacher_logits is not None and record["teacher"] is not None:
                 journal.teacher(record["teacher"]["score"])
@@ -240,6 +271,15 @@ def _train(plan: Plan, compute: Compute, parts: Parts, screen: Screen, role: str
         _last_word(plan.folder, told)
         screen.log = None
     return record
+
+
+def _say_shares(plan: Plan, parts: Parts, screen: Screen) -> None:
+    """Each term's share of the gradient, beside the trained teacher: built before it was there, the parts are rehearsed again."""
+    if not parts.teacher_is_trained:
+        parts.rehearse(plan.config.recipe)
+    line = parts.rehearsal.line()
+    if line:
+        (screen.note if screen.brief else screen.say)(line)
 
 
 def _last_word(folder: Path, record: dict[str, Any]) -> None:
@@ -301,7 +341,27 @@ def ready_teacher(plan: Plan, parts: Parts, record: dict[str, Any], screen: Scre
         note = f"  (its record says {100 * score_then:.2f}: another device or precision?)"
     tell = screen.note if screen.brief else screen.say
     tell(f"teacher  {config.teacher.name}  test {100 * now:.2f}{note}")
+    _check_teacher(config, parts, logits, score_then)
     return logits
+
+
+def _check_teacher(config: Config, parts: Parts, logits_NK: Tensor, recorded: float | None) -> None:
+    """Stop before the student's first step where the teacher is too weak to be what the user meant."""
+    if config.teacher.allow_weak:
+        return
+    test, tapped, dataset = parts.evals["test"], parts.distillation.teacher, parts.dataset
+    assert tapped is not None
+
+    def other_normalisation() -> str | None:
+        tapped.eval()
+        with torch.no_grad():
+            return weak.better_normalisation(lambda x: tapped(x).logits, test.batches(), dataset.mean, dataset.std)
+
+    why = weak.weakness(logits_NK, test.labels.to(logits_NK.device), dataset.classes, recorded, other_normalisation)
+    if why:
+        raise KdrunError(
+            f"teacher {config.teacher.name} is too weak to learn from: {why} (teacher.allow_weak=true goes on with it)"
+        )
 
 
 def teacher_weights(plan: Plan, record: dict[str, Any], which: str) -> tuple[Path, dict[str, Tensor]]:

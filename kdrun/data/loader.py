@@ -54,18 +54,30 @@ class Loader:
 
     def __len__(self) -> int:
         """Batches of an epoch; the last one may be smaller."""
-        batches = -(-len(self.split) // self.batch_size)
-        return batches if self.limit is None else min(batches, self.limit)
+        return len(self._sizes())
+
+    @property
+    def smallest(self) -> int:
+        """Images of the smallest batch of an epoch."""
+        return min(self._sizes())
+
+    def _sizes(self, training: bool = True) -> list[int]:
+        """Images of each batch. In training a last batch of one joins the one before it: one image has no batch statistics."""
+        whole, rest = divmod(len(self.split), self.batch_size)
+        sizes = [self.batch_size] * whole + [rest] * (rest > 0)
+        if training and whole and rest == 1:
+            sizes[-2:] = [self.batch_size + 1]
+        return sizes[: self.limit]
 
     def epoch(self, epoch: int) -> Iterator[dict[str, Tensor]]:
         """The augmented batches of one epoch, in an order of its own."""
         self._check_batch_size()
         generator = torch.Generator().manual_seed(stream(self.seed, "order", epoch))
-        return self._batches(torch.randperm(len(self.split), generator=generator), epoch)
+        return self._batches(torch.randperm(len(self.split), generator=generator), self._sizes(), epoch)
 
     def batches(self) -> Iterator[dict[str, Tensor]]:
         """The batches in the split's order, not augmented: for evaluation."""
-        return self._batches(torch.arange(len(self.split)), None)
+        return self._batches(torch.arange(len(self.split)), self._sizes(training=False), None)
 
     def view(self, index: Tensor, epoch: int) -> Tensor:
         """The inputs that these rows of the training set have at `epoch`: bit for bit those of epoch()."""
@@ -73,9 +85,9 @@ class Loader:
         rows = self.position[index]
         return self._prepare(next(self._read([rows.cpu()] if self.images is None else [rows], workers=0)), index, epoch)
 
-    def _batches(self, order: Tensor, epoch: int | None) -> Iterator[dict[str, Tensor]]:
-        chunks = order.to(self.device).split(self.batch_size)[: self.limit]
-        on_cpu = order.split(self.batch_size)[: self.limit]
+    def _batches(self, order: Tensor, sizes: list[int], epoch: int | None) -> Iterator[dict[str, Tensor]]:
+        order = order[: sum(sizes)]
+        chunks, on_cpu = order.to(self.device).split(sizes), order.split(sizes)
         images = self._read(chunks if self.images is not None else on_cpu, self.workers)
         for rows, images_BCHW in zip(chunks, images, strict=True):
             index = self.index[rows]

@@ -32,8 +32,8 @@ def classes(board: SummaryWriter, logits_NK: Tensor, labels_N: Tensor, names: li
     )
 
 
-def hyperparameters(board: SummaryWriter, record: dict[str, Any]) -> None:
-    """The run's row of the hparams tab: what it was asked for, and its scores."""
+def hyperparameters(board: SummaryWriter, record: dict[str, Any], step: int) -> None:
+    """The run's row of the hparams tab: its settings, and its scores at the last step."""
     from kdrun.report.groups import flat
 
     asked: dict[str, Any] = dict(flat(record["identity"])) | {"seed": record["seed"]}
@@ -41,4 +41,4 @@ def hyperparameters(board: SummaryWriter, record: dict[str, Any]) -> None:
     for summary in hparams(asked, scores):
         board._get_file_writer().add_summary(summary)  # add_hparams would open a folder of its own
     for name, value in scores.items():
-        board.add_scalar(name, value, record["last"]["epoch"])
+        board.add_scalar(name, value, step)

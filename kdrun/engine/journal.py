@@ -133,7 +133,7 @@ class RunJournal:
         self.record["class_scores"] = image.class_scores(test_logits, self.labels["test"])
         names = self.record["dataset"]["classes"]
         board.classes(self.board, test_logits, self.labels["test"], names, self.progress.step)
-        board.hyperparameters(self.board, self.record)
+        board.hyperparameters(self.board, self.record, self.progress.step)
         self.board.close()
 
     def close(self) -> None:
@@ -176,7 +176,7 @@ class RunJournal:
         }
         for split in ("test", "holdout"):
             if line[split]:
-                points[f"eval/{split}/{metric}"] = line[split]["score"]
+                points |= {f"eval/{split}/{metric}": line[split]["score"], f"eval/{split}/loss": line[split]["loss"]}
         if line["test"] and line["test"]["agreement"] is not None:
             points["eval/test/agreement"] = line["test"]["agreement"]
         for name, scores in line["peers"].items():

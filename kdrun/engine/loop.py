@@ -170,10 +170,11 @@ def train_epoch(
 
 
 def enter(distillation: Distillation, stage: Stage) -> None:
-    """Thaw exactly what the stage trains; all else is frozen and in eval mode."""
+    """Thaw exactly what the stage trains, but for what builders froze; all else is frozen and in eval mode."""
     distillation.requires_grad_(False).eval()
     for module in stage.trains:
         module.requires_grad_(True).train()
+    distillation.keep_frozen()
 
 
 STAGE_KEYS = {  # the others belong to the loader, which all stages share
@@ -199,8 +200,8 @@ def stage_recipe(recipe: Recipe, stage: Stage) -> Recipe:
 
 
 def make_optimizer(stage: Stage, recipe: Recipe) -> torch.optim.Optimizer:
-    """A fresh optimiser over the stage's parameters, each once."""
-    parameters = list(dict.fromkeys(p for module in stage.trains for p in module.parameters()))
+    """A fresh optimiser over the parameters that the stage has thawed, each once."""
+    parameters = list(dict.fromkeys(p for module in stage.trains for p in module.parameters() if p.requires_grad))
     fused = all(p.is_cuda for p in parameters)
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(parameters, recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
@@ -267,13 +268,15 @@ class Meter:
 
     def read(self, stage: str) -> dict[str, float]:
         """Means since the last read; raises DivergedError for the first term that was not finite."""
-        found = [
+        steps = [
             (step, name) for names, bad in self.bad.items() for name, step in zip(names, bad.tolist(), strict=True)
         ]
-        first = min((step for step, _ in found if step >= 0), default=None)
+        first = min((step for step, _ in steps if step >= 0), default=None)
         if first is not None:
-            term = next((name for step, name in found if step == first and name != "total"), "total")
-            raise DivergedError(stage, first, term)
+            # `total` is bad wherever a term is. Where the task loss is bad beside a method's term, the model's weights are broken,
+            # and the method is the likelier cause.
+            bad_terms = [name for step, name in steps if step == first and name != "total"] or ["total"]
+            raise DivergedError(stage, first, next((name for name in bad_terms if name != "task"), "task"), bad_terms)
         means = _means(self.sums, self.counts)
         for names, sums in self.sums.items():
             self.epoch_sums[names] = self.epoch_sums[names] + sums

@@ -44,7 +44,7 @@ def resolve(engine: Engine) -> Compute:
     torch.backends.cudnn.deterministic = engine.deterministic
     torch.backends.cudnn.allow_tf32 = precision != "fp32"
     on = f"cpu, {threads} thread{'s' * (threads != 1)}" if device.type == "cpu" else device.type
-    said = f"{on}, {precision}{' (losses fp32)' if precision != 'fp32' else ''}, channels_last"
+    said = f"{on}, {precision}{' (losses fp32)' if precision != 'fp32' else ''}"
     return Compute(device, precision, torch.bfloat16 if precision == "bf16" else None, said)
 
 

@@ -141,6 +141,10 @@ class Distillation(nn.Module):
         self._make_peer = lambda i: Tapped(_required(fresh)(i), (), autocast)
         self.methods: Mapping[str, Method] = nn.ModuleDict()  # type: ignore[assignment]
         self._build(methods)
+        # What builders froze (a linear probe) stays as it is. A whole student in eval mode was only never put into train mode.
+        self.frozen = [p for p in self.parameters() if not p.requires_grad]
+        all_of_it = set() if student.training else set(student.modules())
+        self._in_eval = [m for m in self.modules() if not m.training and m not in all_of_it]
 
     def _build(self, methods: Mapping[str, tuple[type[Method], Mapping[str, Any]]]) -> None:
         outputs = evaluate(self.student, self._data.example), None
@@ -176,6 +180,13 @@ class Distillation(nn.Module):
             for stage in stages:
                 stage.owner = "" if stage.terms == distil.terms else name
             _apply_settings(name, stages, settings.get("stages") or {})
+
+    def keep_frozen(self) -> None:
+        """Undo the thawing of what builders froze: parameters, and modules that they put into eval mode."""
+        for parameter in self.frozen:
+            parameter.requires_grad_(False)
+        for module in self._in_eval:
+            module.training = False
 
     @property
     def example(self) -> Tensor:

@@ -1,0 +1,233 @@
+"""One step of every stage on a few images, without learning, before anything is written: what cannot work stops here.
+
+It also measures how much of the student's gradient comes from each term.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdrun.config import Recipe, check_recipe
+from kdrun.engine.loop import enter, stage_recipe, weighted, weights_of
+from kdrun.errors import KdrunError, choices
+from kdrun.methods.base import Distillation, Stage
+
+IMAGES = 8  # that a stage is rehearsed on, or fewer where training will meet a smaller batch
+
+
+@dataclass
+class Share:
+    """One term on the rehearsal's images: `norm` is that of weight * gradient in the student (else in what the stage trains)."""
+
+    stage: str
+    term: str
+    weight: float
+    value: float
+    norm: float
+    share: float = 0.0  # of the norms of all terms of its stage
+
+
+@dataclass
+class Rehearsal:
+    """What a rehearsal showed: each term's share of the gradient, and what the user should know before training."""
+
+    shares: list[Share] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def line(self) -> str | None:
+        """The shares of the last stage in one line; None for a single term, which has the whole gradient."""
+        last = [share for share in self.shares if share.stage == self.shares[-1].stage and share.weight]
+        parts = ", ".join(f"{share.term} {100 * share.share:.0f} %" for share in last)
+        return f"gradient {parts}   (of the student's at the start)" if len(last) > 1 else None
+
+    def table(self) -> list[str]:
+        """A line for each term of each stage."""
+        rows = [("stage", "term", "weight", "value", "gradient", "share")]
+        rows += [
+            (s.stage, s.term, f"{s.weight:g}", f"{s.value:.4g}", f"{s.norm:.4g}", f"{100 * s.share:.1f} %")
+            for s in self.shares
+        ]
+        wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return [
+            "  ".join(
+                [
+                    row[0].ljust(wide[0]),
+                    row[1].ljust(wide[1]),
+                    *(c.rjust(w) for c, w in zip(row[2:], wide[2:], strict=True)),
+                ]
+            )
+            for row in rows
+        ]
+
+
+def rehearse(
+    distillation: Distillation,
+    train: Any,  # kdrun.data.loader.Loader
+    recipe: Recipe,
+    weights: Mapping[str, float],
+    dataset: str,
+) -> Rehearsal:
+    """Forward and backward of every stage on the first images of epoch 0; weights and buffers are put back.
+
+    Raises KdrunError for a term without a weight or without a gradient, a weight without a term, a layer of a method that no
+    loss uses, a batch key that is missing, and a last batch that is too small for the model.
+    """
+    before = {name: value.clone() for name, value in distillation.state_dict().items()}
+    batch = next(iter(train.epoch(0)))
+    _check_needs(distillation, batch, dataset)
+    few = min(train.smallest, IMAGES)
+    try:
+        return _Pass(distillation, recipe, weights).run(_first(batch, few))
+    except KdrunError:
+        raise
+    except Exception as error:
+        more = min(len(batch["index"]), IMAGES)
+        if more == few:
+            raise
+        distillation.load_state_dict(before)
+        _Pass(distillation, recipe, weights).run(_first(batch, more))  # raises again if the batch is not too small
+        raise KdrunError(
+            f"the smallest batch of an epoch has {few} of the {len(train.split):,} training images, and so few do not work: "
+            f"{' '.join(str(error).split())}. Say recipe.batch_size={_fitting(len(train.split), train.batch_size, more)}"
+        ) from error
+    finally:
+        distillation.load_state_dict(before)
+
+
+def _first(batch: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    return {key: value[:count] for key, value in batch.items()}
+
+
+def _fitting(images: int, batch_size: int, least: int) -> int:
+    """The batch size nearest to `batch_size` whose last batch has `least` images or more."""
+    sizes = sorted(range(least, images + 1), key=lambda size: abs(size - batch_size))
+    return next(size for size in sizes if images % size == 0 or images % size >= least)
+
+
+def _check_needs(distillation: Distillation, batch: Mapping[str, Tensor], dataset: str) -> None:
+    """What a method wants to find in a batch, the dataset must give."""
+    for name, method in distillation.methods.items():
+        for key in method.needs:
+            if key not in batch:
+                raise KdrunError(
+                    f"method '{name}' needs '{key}' in its batches, which dataset {dataset} does not give (it gives "
+                    f"{', '.join(sorted(batch))}); choose another dataset, or another method"
+                )
+
+
+class _Pass:
+    """One rehearsal: collects over the stages which terms there are and which parameters they reach."""
+
+    def __init__(self, distillation: Distillation, recipe: Recipe, weights: Mapping[str, float]):
+        self.distillation, self.recipe, self.weights = distillation, recipe, weights
+        self.student = set(distillation.student.parameters())
+        self.names = {parameter: name for name, parameter in distillation.named_parameters()}
+        self.terms: set[str] = set()
+        self.trained: set[nn.Parameter] = set()
+        self.used: set[nn.Parameter] = set()
+        self.reaches_student: dict[
+            str, bool
+        ] = {}  # method -> whether any of its terms does, in a stage that trains the student
+        self.shares: list[Share] = []
+
+    def run(self, batch: Mapping[str, Tensor]) -> Rehearsal:
+        for number, stage in enumerate(self.distillation.stages):
+            check_recipe(f"stage {stage.name}", stage_recipe(self.recipe, stage))
+            self._stage(number, stage, batch)
+        self._check_weights()
+        self._check_methods()
+        return Rehearsal(self.shares, self._notes())
+
+    def _stage(self, number: int, stage: Stage, batch: Mapping[str, Tensor]) -> None:
+        enter(self.distillation, stage)
+        self.distillation.begin_epoch(number, 0)
+        _, terms = self.distillation(batch, stage)
+        self.terms.update(terms)
+        if not terms:
+            raise KdrunError(f"stage {stage.name} has no loss: there is nothing to train on")
+        weighted(
+            terms, {term: weights_of(self.weights, term) for term in terms}
+        )  # every term has a weight, and one is not 0
+        trained = list(dict.fromkeys(p for module in stage.trains for p in module.parameters() if p.requires_grad))
+        self.trained.update(trained)
+        if not trained:
+            raise KdrunError(f"stage {stage.name} has nothing to train: every parameter of it is frozen by its builder")
+        measured = [p for p in trained if p in self.student] or trained
+        shares = []
+        for term, value in terms.items():
+            weight = self.weights[term]
+            if not value.requires_grad:
+                if weight != 0:
+                    raise KdrunError(_without_gradient(term, stage.name))
+                continue
+            gradients = dict(
+                zip(trained, torch.autograd.grad(value, trained, retain_graph=True, allow_unused=True), strict=True)
+            )
+            self.used.update(p for p, gradient in gradients.items() if gradient is not None)
+            own = [gradient for p in measured if (gradient := gradients[p]) is not None]
+            norm = torch.stack([g.float().norm() for g in own]).norm().item() if own else 0.0
+            shares.append(Share(stage.name, term, weight, value.item(), abs(weight) * norm))
+            method = term.partition(".")[0]
+            if term != "task" and weight != 0 and measured[0] in self.student:
+                self.reaches_student[method] = self.reaches_student.get(method, False) or bool(own)
+        total = sum(share.norm for share in shares)
+        for share in shares:
+            share.share = share.norm / total if total else 0.0
+        self.shares += shares
+
+    def _check_weights(self) -> None:
+        unused = sorted(set(self.weights) - self.terms - {"task"})
+        if unused:
+            method, _, term = unused[0].partition(".")
+            known = [t.partition(".")[2] for t in self.terms if t.startswith(f"{method}.")]
+            raise KdrunError(
+                f"method.{method}.weights has '{term}', which is no term of it. {choices(term, [*known, 'task'])}"
+            )
+
+    def _check_methods(self) -> None:
+        """Every method teaches the student something, and its layers are used."""
+        for method, reaches in self.reaches_student.items():
+            if not reaches:
+                raise KdrunError(
+                    f"method {method}: no gradient of its terms reaches the student, so it would learn nothing from it. "
+                    "Does its loss detach the student's tensors, or tap what comes before every layer that learns?"
+                )
+        peers: set[nn.Parameter] = set()
+        for model in (m for method in self.distillation.methods.values() for m in method.evaluates().values()):
+            peers.update(model.parameters())
+        unused = [self.names[p] for p in self.trained - self.used - self.student - peers]
+        if unused:
+            _, method, layer = sorted(unused)[0].split(".", 2)
+            raise KdrunError(
+                f"method {method} builds '{layer}' and no loss depends on it ({len(unused)} such parameter"
+                f"{'s' * (len(unused) > 1)}). Use it in loss, or do not build it"
+            )
+
+    def _notes(self) -> list[str]:
+        """What is sound, and may not be what the user meant."""
+        model, notes = self.distillation.student.module, []
+        frozen = sum(p.numel() for p in self.distillation.frozen if p in self.student)
+        if frozen:
+            whole = sum(p.numel() for p in model.parameters())
+            notes.append(f"student  {frozen:,} of {whole:,} parameters are frozen, as its builder left them")
+        unused = sorted(
+            self.names[p].removeprefix("student.module.") for p in (self.trained & self.student) - self.used
+        )
+        if unused:
+            more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+            notes.append(
+                f"student  no loss depends on {', '.join(unused[:3])}{more}: built and never used, so it stays as it begins"
+            )
+        return notes
+
+
+def _without_gradient(term: str, stage: str) -> str:
+    return (
+        f"term {term} of stage {stage} has no gradient: nothing would be learned from it. Does it come from a detached tensor, "
+        "from torch.no_grad(), or from a number (.item())?"
+    )

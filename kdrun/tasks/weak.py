@@ -1,0 +1,112 @@
+"""Is a teacher of images weaker than it should be, and why? One sentence with the likely cause, before a student learns from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from kdrun.tasks import image
+
+# What models were trained with elsewhere: (name, mean, std) of images in [0, 1].
+NORMALISATIONS = (
+    ("none, images in [0, 1]", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    ("images in [-1, 1]", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    ("ImageNet's", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ("CIFAR-10's", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    ("CIFAR-100's", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+)
+IMAGES = 1000  # of the test set, on which other normalisations are tried
+
+
+def weakness(
+    logits_NK: Tensor, labels_N: Tensor, classes: Sequence[str], recorded: float | None, retry: Callable[[], str | None]
+) -> str | None:
+    """What is wrong with a teacher's test logits, with the likely cause; None where nothing is.
+
+    Near chance: at most 5 % of the way from chance to 1 above it, or within two standard errors. Far below its record: by
+    more than two points and three standard errors. `retry` looks for a normalisation that suits a checkpoint from outside
+    better; where it answers, that is the cause.
+    """
+    score, n = image.score(logits_NK, labels_N), len(labels_N)
+    counts_K = torch.bincount(labels_N.long(), minlength=logits_NK.shape[1])
+    chance = max(1 / logits_NK.shape[1], counts_K.max().item() / n)
+    if score < chance + max(0.05 * (1 - chance), 2 * _error(chance, n)):
+        what = f"its test accuracy is {100 * score:.2f}, near chance ({100 * chance:.2f})"
+    elif recorded is not None and score < recorded - max(0.02, 3 * _error(recorded, n)):
+        what = f"its test accuracy is {100 * score:.2f}, far below the {100 * recorded:.2f} of its record"
+    elif recorded is None and (better := retry()):
+        return f"its test accuracy is {100 * score:.2f}, and {better}"
+    else:
+        return None
+    if recorded is not None and score >= recorded - 0.02:
+        return f"{what}, as it was trained: too few epochs, or too high a rate? See teacher.recipe.epochs and teacher.recipe.lr"
+    cause = _other_order(logits_NK, labels_N, classes) or (retry() if recorded is None else None)
+    return f"{what}. " + (
+        f"The likely cause: {cause}"
+        if cause
+        else "Was it trained with another normalisation (dataset.mean, dataset.std), is the order of its classes another, "
+        "or is it another file?"
+    )
+
+
+def better_normalisation(
+    logits_of: Callable[[Tensor], Tensor],
+    batches: Iterable[dict[str, Tensor]],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> str | None:
+    """The sentence that names a common normalisation under which a model scores far better (5 points or more), if there is one.
+
+    `batches` are normalised by `mean` and `std`; the first IMAGES images are used.
+    """
+    right, count = torch.zeros(len(NORMALISATIONS) + 1), 0
+    for batch in batches:
+        x_BCHW, label_B = batch["input"][: IMAGES - count], batch["label"][: IMAGES - count]
+        pixels_BCHW = x_BCHW * _channels(std, x_BCHW) + _channels(mean, x_BCHW)
+        views = [(pixels_BCHW - _channels(m, x_BCHW)) / _channels(s, x_BCHW) for _, m, s in NORMALISATIONS]
+        right += torch.stack([image.correct(logits_of(view), label_B).cpu() for view in [x_BCHW, *views]])
+        count += len(label_B)
+        if count >= IMAGES:
+            break
+    best = int(right[1:].argmax())
+    gain = (right[best + 1] - right[0]).item() / count
+    if gain < max(0.05, 3 * math.sqrt(2) * _error(0.5, count)):
+        return None
+    name, m, s = NORMALISATIONS[best]
+    return (
+        f"{100 * gain:.0f} points more with another normalisation ({name}). Say "
+        f"'dataset.mean={_list(m)}' 'dataset.std={_list(s)}'"
+    )
+
+
+def _other_order(logits_NK: Tensor, labels_N: Tensor, classes: Sequence[str]) -> str | None:
+    """Where renaming the model's classes makes it good: that, with an example."""
+    kinds = logits_NK.shape[1]
+    cells = torch.bincount(labels_N.long().cpu() * kinds + logits_NK.argmax(1).cpu(), minlength=kinds * kinds)
+    true_of_K = cells.view(kinds, kinds).argmax(0)  # the true class that each predicted class mostly is
+    renamed = true_of_K[logits_NK.argmax(1).cpu()]
+    if len(set(true_of_K.tolist())) < kinds or (renamed == labels_N.cpu()).float().mean().item() < 0.5:
+        return None
+    other = next((k for k in range(kinds) if true_of_K[k] != k), None)
+    if other is None:
+        return None
+    return (
+        f"its classes stand in another order: its class {other} is '{classes[int(true_of_K[other])]}', here class {other} is "
+        f"'{classes[other]}'. The classes of a folder are sorted by name"
+    )
+
+
+def _channels(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, device=like.device, dtype=like.dtype).view(1, -1, 1, 1)
+
+
+def _error(share: float, n: int) -> float:
+    """Standard error of a share measured on n images."""
+    return math.sqrt(share * (1 - share) / n)
+
+
+def _list(values: Sequence[float]) -> str:
+    return f"[{','.join(f'{value:g}' for value in values)}]"
