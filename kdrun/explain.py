@@ -100,6 +100,7 @@ def _missing(error: Any, arguments: Sequence[str]) -> str:
     way = {
         "method": " (kdrun methods shows them; one of yours needs --config-dir FOLDER with method/NAME.yaml, and plugins=[MODULE])",
         "teacher": " (kdrun models shows them)",
+        "dataset": "; images of your own are dataset=image_folder dataset.root=FOLDER, with train/CLASS/* and test/CLASS/* in it",
     }
     way["student"] = way["teacher"]
     if group == "hydra/launcher":
@@ -169,6 +170,8 @@ def wrong_value(key: str, words: str) -> str:
         return f"{key} is null; it must have a value: {key}=VALUE"
     if "to Dict[" in words:
         return f"{key} must hold names with values, as in {key}.NAME=VALUE"
+    if "is not a ListConfig, list or tuple" in words and key in ("dataset.mean", "dataset.std"):
+        return f"{key} must be three numbers, one for each of red, green and blue, as in '{key}=[0.5,0.5,0.5]'"
     if "is not a ListConfig, list or tuple" in words:
         return f"{key} must be a list, as in '{key}=[VALUE]'"
     return f"{key}: {words}"

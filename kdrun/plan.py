@@ -65,6 +65,7 @@ class Plan:
 def make_plan(config: Config) -> Plan:
     """Identity and folder of a run and of its teacher; reads the dataset's checksum, trains nothing."""
     _check_files(config)
+    data.settle_size(config.dataset, config.outputs)
     checksum = data.checksum(config.dataset, config.outputs)
     found = identity(config, checksum)
     teacher = None

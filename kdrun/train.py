@@ -107,7 +107,7 @@ class Parts:
 
     def lines(self) -> list[str]:
         """What is known once everything is built: how it is computed, and what the rehearsal noticed."""
-        return [f"engine   {self.compute.said}, {self.layout}", *self.rehearsal.notes]
+        return [f"engine   {self.compute.said}, {self.layout}", *self.dataset.notes, *self.rehearsal.notes]
 
     def rehearse(self, recipe: Recipe) -> None:
         self.rehearsal = rehearse(self.distillation, self.train, recipe, self.weights, self.dataset.name)

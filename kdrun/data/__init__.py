@@ -20,6 +20,12 @@ def checksum(cfg: Any, outputs: str) -> str:
     return _source(cfg).checksum(cfg, outputs)
 
 
+def settle_size(cfg: Any, outputs: str) -> None:
+    """A dataset.size that changes nothing, since all images have it already, becomes null: both spellings are one run."""
+    if cfg.size is not None and cfg.size == _source(cfg).side(cfg, outputs):
+        cfg.size = None
+
+
 def load(cfg: Any, outputs: str) -> Dataset:
     """The dataset that `cfg` (a node of conf/dataset) describes; caches and downloads go below `outputs`.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from kdrun.data.augment import bits
 from kdrun.engine.random import stream
 from kdrun.errors import KdrunError
 
+FAINT = 2.0  # grey levels: images whose standard deviation is below are mostly wrongly decoded
 STATS_ROWS = 50_000  # images that mean and std are computed from; a larger training set is sampled
 
 
@@ -77,6 +78,7 @@ class Dataset:
     train: Split
     holdout: Split | None
     test: Split
+    notes: list[str] = field(default_factory=list)  # what the user should know before training
 
 
 def _start() -> str:
@@ -154,20 +156,39 @@ def assemble(
     train: Split,
     test: Split,
     stats: Callable[[Split], Iterable[list[float]]] = channel_stats,
+    notes: Sequence[str] = (),
 ) -> Dataset:
     """The Dataset of a source's two splits: takes dataset.holdout out of the training rows, settles mean and std."""
+    if len(classes) < 2:
+        raise KdrunError(
+            f"dataset {cfg.name} has one class ({classes[0]}), and a model of one class is always right; two or more are needed"
+        )
+    for key, given in (("mean", cfg.mean), ("std", cfg.std)):
+        if given is not None:
+            _check_channels(key, list(given))
     train, holdout = _split_holdout(train, cfg.holdout, classes)
-    mean, std = cfg.mean, cfg.std
+    mean, std, notes = cfg.mean, cfg.std, [*notes]
     if mean is None or std is None:
         computed_mean, computed_std = stats(train)
         mean, std = mean or computed_mean, std or computed_std
-    for key, value in (("mean", mean), ("std", std)):
-        if len(value) != 3 or (key == "std" and min(value) <= 0):
-            raise KdrunError(
-                f"dataset.{key}={list(value)} must be three {'positive ' * (key == 'std')}numbers, one for each of "
-                f"red, green and blue in [0, 1]; null computes them from the training images"
+        if cfg.std is None and min(std) * 255 < FAINT:
+            notes.append(
+                f"data     the training images hardly differ: a standard deviation of {min(std) * 255:.1f} grey levels of 255 in a "
+                "channel. Are they decoded as you mean?"
             )
-    return Dataset(cfg.name, classes, size, list(mean), list(std), checksum, cfg.flip, train, holdout, test)
+    return Dataset(cfg.name, classes, size, list(mean), list(std), checksum, cfg.flip, train, holdout, test, notes)
+
+
+def _check_channels(key: str, values: list[float]) -> None:
+    """Three numbers in [0, 1], deviations above 0."""
+    if len(values) == 3 and all(0 <= value <= 1 and (key == "mean" or value > 0) for value in values):
+        return
+    divided = ",".join(f"{value / 255:.4g}" for value in values)
+    hint = f"; from 0 to 255? Divide by 255: 'dataset.{key}=[{divided}]'" if max(values, default=0) > 1 else ""
+    raise KdrunError(
+        f"dataset.{key}={values} must be three numbers {'above 0 and up to' if key == 'std' else 'from 0 to'} 1, one for each of red, "
+        f"green and blue{hint}; null computes them from the training images"
+    )
 
 
 def _split_holdout(train: Split, n: int, classes: list[str]) -> tuple[Split, Split | None]:
@@ -191,6 +212,11 @@ def _split_holdout(train: Split, n: int, classes: list[str]) -> tuple[Split, Spl
 
 def refuse_folder_settings(cfg: Any, size: int) -> None:
     """An error for settings that only image_folder obeys, at a source of `size` px images that always fit."""
+    if cfg.root is not None and cfg.name == "digits":
+        raise KdrunError(
+            f"dataset.root={cfg.root}: {cfg.name} comes with scikit-learn and reads no folder; say dataset=image_folder "
+            f"dataset.root={cfg.root} for images of yours"
+        )
     if cfg.size not in (None, size):
         raise KdrunError(
             f"dataset.size={cfg.size}: the images of {cfg.name} are {size} px and stay so; "

@@ -29,6 +29,11 @@ def checksum(cfg: Any, outputs: str) -> str:
     return f"md5:{ARCHIVES[cfg.name][2]}"
 
 
+def side(cfg: Any, outputs: str) -> int:
+    """The side of all images, in px."""
+    return 32
+
+
 def load(cfg: Any, outputs: str) -> Dataset:
     """50,000 training and 10,000 test images of 32 px, their integrity checked by torchvision.
 

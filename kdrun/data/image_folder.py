@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdrun.data.decode import RULES, rgb
 from kdrun.errors import KdrunError, choices
 
 if TYPE_CHECKING:
@@ -28,9 +30,10 @@ class Tree:
     """What a folder holds, from its listing alone. A file is (path below root, class number, bytes, mtime in ns)."""
 
     root: str
-    classes: list[str]
+    classes: list[str]  # as they are shown; a folder's own name is in the paths
     train: list[tuple[str, int, int, int]]
     test: list[tuple[str, int, int, int]]
+    notes: list[str] = field(default_factory=list)  # what the user should know
 
 
 def checksum(cfg: Any, outputs: str) -> str:
@@ -62,8 +65,8 @@ def load(cfg: Any, outputs: str) -> Dataset:
         return base.Split(labels, torch.arange(len(rows)), None, files, reader)
 
     train, test = listed(tree.train), listed(tree.test)
-    # "native" apart from its number: with mixed sizes it is an error, whatever another run has resized before
-    cache = os.path.join(outputs, "cache", f"{digest}-{cfg.size or 'native'}")
+    # A size of null has a name of its own: with mixed sizes it is an error, also where another run has resized them before.
+    cache = os.path.join(outputs, "cache", f"{digest}-{cfg.size or 'native'}-v{RULES}")
     needed = (len(train) + len(test)) * 3 * size * size
     if cfg.memory == "always" or (cfg.memory == "auto" and needed <= _available_memory() / 4):
         images = _decoded(f"{cache}.npy", train, test, size)
@@ -75,7 +78,32 @@ def load(cfg: Any, outputs: str) -> Dataset:
     def stats(kept: Split) -> list[list[float]]:
         return _remembered(f"{cache}.json", cfg.holdout, lambda: base.channel_stats(kept, _cores()))
 
-    return base.assemble(cfg, classes=tree.classes, size=size, checksum=digest, train=train, test=test, stats=stats)
+    return base.assemble(
+        cfg, classes=tree.classes, size=size, checksum=digest, train=train, test=test, stats=stats, notes=tree.notes
+    )
+
+
+def side(cfg: Any, outputs: str) -> int | None:
+    """The side in px that every image has; None where they differ or are not square. Reads heads of files, once."""
+    from PIL import Image
+
+    tree = scan(cfg.root)
+
+    def heads() -> int | None:
+        sizes = set()
+        for path, *_ in tree.train + tree.test:
+            try:
+                with Image.open(os.path.join(tree.root, path)) as image:
+                    sizes.add(image.size)
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+                return None  # decoding says what is wrong with it
+            if len(sizes) > 1:
+                return None
+        width, height = sizes.pop()
+        return width if width == height else None
+
+    side: int | None = _remembered(_of_folder(tree, outputs, "side"), _listing(tree), heads)
+    return side
 
 
 def scan(root: str | None) -> Tree:
@@ -90,56 +118,102 @@ def scan(root: str | None) -> Tree:
         raise KdrunError(
             f"dataset.root={root} has no {'test or val' if test is None else 'train'} folder; it must hold {LAYOUT}"
         )
-    classes = _folders(os.path.join(root, "train"))
-    if not classes:
+    folders = _class_folders(root, "train")
+    if not folders:
         raise KdrunError(f"{root}/train has no class folders; dataset.root must hold {LAYOUT}")
-    for name in _folders(os.path.join(root, test)):
-        if name not in classes:
-            raise KdrunError(f"class {name} in {root}/{test} is not in {root}/train. {choices(name, classes)}")
-    tree = Tree(root, classes, _files(root, "train", classes), _files(root, test, classes))
+    of_test = _class_folders(root, test)
+    for name in of_test:
+        if name not in folders:
+            raise KdrunError(f"class {name} in {root}/{test} is not in {root}/train. {choices(name, folders)}")
+    classes = [*folders]
+    tree = Tree(root, classes, _files(root, "train", folders, classes), _files(root, test, of_test, classes))
     if not tree.test:
         raise KdrunError(f"{root}/{test} has no images; dataset.root must hold {LAYOUT}")
+    if test == "test" and os.path.isdir(os.path.join(root, "val")):
+        tree.notes.append(
+            "data     val/ lies beside test/ and is not used; dataset.holdout=N takes a holdout out of the training set"
+        )
     return tree
 
 
-def _folders(path: str) -> list[str]:
-    with os.scandir(path) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+def _class_folders(root: str, part: str) -> dict[str, str]:
+    """Name as it is shown -> name of the folder, in the order of the folders' names.
+
+    One name may be written in two forms of Unicode (macOS writes accents as characters of their own): both are one class. Bytes
+    that are not UTF-8 are shown as \\xNN.
+    """
+    shown: dict[str, str] = {}
+    path = os.path.join(root, part)
+    with _scandir(path) as entries:
+        folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    for folder in folders:
+        name = unicodedata.normalize("NFC", os.fsencode(folder).decode("utf-8", "backslashreplace"))
+        if name in shown:
+            raise KdrunError(
+                f"{path} has two folders called {name}, which differ in their Unicode form alone; put their images into one"
+            )
+        shown[name] = folder
+    return shown
 
 
-def _files(root: str, part: str, classes: list[str]) -> list[tuple[str, int, int, int]]:
-    found = []
+def _scandir(path: str):
+    try:
+        return os.scandir(path)
+    except OSError as error:
+        raise KdrunError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _files(root: str, part: str, folders: dict[str, str], classes: list[str]) -> list[tuple[str, int, int, int]]:
+    """The files of each class; a class may have no folder in the test set."""
+    files = []
     for label, name in enumerate(classes):
-        folder = os.path.join(root, part, name)
-        if part != "train" and not os.path.isdir(folder):
-            continue  # a class without test images
-        with os.scandir(folder) as entries:
+        if name not in folders:
+            continue
+        folder = os.path.join(root, part, folders[name])
+        with _scandir(folder) as entries:
             visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
         if not visible:
             raise KdrunError(f"class folder {folder} is empty: put images there or remove it")
         for entry in visible:
+            try:
+                status = entry.stat()
+            except OSError as error:
+                what = "is a broken link" if entry.is_symlink() else f"cannot be read ({error.strerror})"
+                raise KdrunError(f"{entry.path} {what}: repair or remove it") from error
             if entry.is_dir():
                 raise KdrunError(f"{entry.path} is a folder; images must lie directly in {folder}")
-            status = entry.stat()
-            found.append((f"{part}/{name}/{entry.name}", label, status.st_size, status.st_mtime_ns))
-    return found
+            files.append((f"{part}/{folders[name]}/{entry.name}", label, status.st_size, status.st_mtime_ns))
+    return files
+
+
+def _listing(tree: Tree) -> str:
+    """A hash of names, sizes and times: what a remembered value of a folder holds for."""
+    files = tree.train + tree.test
+    return hashlib.sha256(os.fsencode("\n".join(f"{rel}\0{size}\0{time}" for rel, _, size, time in files))).hexdigest()
+
+
+def _of_folder(tree: Tree, outputs: str, what: str) -> str:
+    """The file that remembers a value of this folder."""
+    return os.path.join(outputs, "cache", f"{what}-{hashlib.sha256(os.fsencode(tree.root)).hexdigest()[:16]}.json")
 
 
 def _checksum(tree: Tree, outputs: str) -> str:
-    files = tree.train + tree.test
-    listing = hashlib.sha256(os.fsencode("\n".join(f"{rel}\0{size}\0{time}" for rel, _, size, time in files)))
-    path = os.path.join(outputs, "cache", f"folder-{hashlib.sha256(os.fsencode(tree.root)).hexdigest()[:16]}.json")
-
     def content() -> str:
         digest = hashlib.sha256()
-        for rel, *_ in files:
-            with open(f"{tree.root}/{rel}", "rb", buffering=0) as file:  # pathlib and buffers would take half the time
-                data = file.read()
+        for rel, *_ in tree.train + tree.test:
+            try:
+                with open(
+                    f"{tree.root}/{rel}", "rb", buffering=0
+                ) as file:  # pathlib and buffers would take half the time
+                    data = file.read()
+            except OSError as error:
+                raise KdrunError(f"{tree.root}/{rel} cannot be read ({error.strerror}): repair or remove it") from error
             digest.update(os.fsencode(f"{rel}\0{len(data)}\0"))  # the length: no two trees can run together
             digest.update(data)
         return digest.hexdigest()
 
-    return _remembered(path, listing.hexdigest(), content)
+    checksum: str = _remembered(_of_folder(tree, outputs, "folder"), _listing(tree), content)
+    return checksum
 
 
 def _remembered(path: str, key: Any, compute: Callable[[], Any]) -> Any:
@@ -163,7 +237,7 @@ def read(path: str, size: int, resize: bool) -> Tensor:
     import numpy as np
     import torch
 
-    image = _rgb(path)
+    image = rgb(path)
     if image.size != (size, size):
         if not resize:
             width, height = image.size
@@ -172,16 +246,6 @@ def read(path: str, size: int, resize: bool) -> Tensor:
             )
         image = _resized(image, size)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-def _rgb(path: str) -> Image.Image:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as opened:
-            return opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise KdrunError(f"{path} cannot be read as an image ({error}): repair or remove it") from error
 
 
 def _resized(image: Image.Image, size: int) -> Image.Image:
@@ -194,7 +258,7 @@ def _resized(image: Image.Image, size: int) -> Image.Image:
 
 def _side_of(path: str) -> int:
     """The side of the first image, in px."""
-    width, height = _rgb(path).size
+    width, height = rgb(path).size
     if width != height:
         raise KdrunError(f"{path} is {width} x {height} px, not square: dataset.size=32 resizes and crops all to 32 px")
     return width

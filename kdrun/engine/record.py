@@ -28,7 +28,10 @@ def write(folder: str | Path, record: dict) -> Path:
     Raises TypeError for what JSON cannot hold and OSError if the disk refuses; the old record then stands.
     """
     path = Path(folder) / NAME
-    atomically(path, (json.dumps(_finite(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    text = json.dumps(_finite(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    atomically(
+        path, text.encode(errors="backslashreplace")
+    )  # bytes of a path that are no UTF-8: \\udcNN, as JSON has it
     return path
 
 
