@@ -112,6 +112,8 @@ def test_tensorboard_tags(folder: Path) -> None:
         "distil/train/accuracy",
         "eval/test/accuracy",
         "eval/holdout/accuracy",
+        "eval/test/loss",
+        "eval/holdout/loss",
     }
     expected |= {"eval/test/agreement", "teacher/test/accuracy", "speed/images_per_s", "speed/data_wait"}
     expected |= {"hparam/last", "hparam/best"} | {f"eval/test/class/{name}" for name in range(10)}
@@ -122,6 +124,7 @@ def test_tensorboard_tags(folder: Path) -> None:
     assert min(of_classes) <= test <= max(of_classes)
     assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= {tag for tag in board.summary_metadata}
     assert [event.step for event in board.Scalars("eval/test/accuracy")] == [8, 16]
+    assert [event.step for event in board.Scalars("hparam/last")] == [16]
 
 
 def test_asked_again_it_answers_at_once_and_by_any_protocol(finished: Path, folder: Path) -> None:
