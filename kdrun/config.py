@@ -53,6 +53,7 @@ class Data:
     memory: str = "auto"  # auto | always | never
     mean: list[float] | None = None
     std: list[float] | None = None
+    label: str | None = None  # what it is called in folders and tables; null: its name, or that of the folder
 
 
 @dataclass
@@ -170,7 +171,7 @@ def model_node(entry: Entry, role: str) -> type:
 
 
 def _node(name: str, arguments: dict[str, Argument], role: str) -> type:
-    parts: list[Any] = [("name", str, name), ("checkpoint", Optional[str], None)]
+    parts: list[Any] = [("name", str, name), ("checkpoint", Optional[str], None), ("label", Optional[str], None)]
     if role == "teacher":
         parts += [("seed", int, 0), ("weights", str, "last"), ("recipe", Recipe, field(default_factory=Recipe))]
     parts += _fields(arguments)

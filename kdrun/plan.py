@@ -22,7 +22,17 @@ from kdrun import data
 from kdrun.config import Config
 from kdrun.engine import record as records
 from kdrun.errors import HeldError, KdrunError
-from kdrun.identity import digest, file_sha256, folder, group, identity, is_fresh, teacher_config
+from kdrun.identity import (
+    dataset_label,
+    digest,
+    file_sha256,
+    folder,
+    group,
+    identity,
+    is_fresh,
+    label,
+    teacher_config,
+)
 from kdrun.registry import METHODS, MODELS
 
 
@@ -123,7 +133,7 @@ def held(plan: Plan, wait: bool, say: Any = print) -> Iterator[None]:
             raise HeldError(f"{plan.folder} is being trained by {who}. Wait for it, or ask for another run") from None
         config = plan.config
         say(
-            f"{'+'.join(config.method)} {config.student.name} seed {config.seed} is being trained by {who}; waiting for it"
+            f"{'+'.join(config.method)} {label(config.student)} seed {config.seed} is being trained by {who}; waiting for it"
         )
         lock.acquire()
     try:
@@ -153,10 +163,12 @@ def describe(plan: Plan, sizes: str) -> list[str]:
     config = plan.config
     methods = "+".join(config.method)
     holdout = f", {config.dataset.holdout:,} held out" if config.dataset.holdout else ""
-    student = f"student {config.student.name} seed {config.seed}"
-    lines = [f"plan     {config.dataset.name} {sizes}{holdout} | {methods} | {student} | {_recipe(config.recipe)}"]
+    student = f"student {label(config.student)} seed {config.seed}"
+    lines = [
+        f"plan     {dataset_label(config.dataset)} {sizes}{holdout} | {methods} | {student} | {_recipe(config.recipe)}"
+    ]
     if config.teacher.name != "none":
-        lines.append(f"teacher  {config.teacher.name} {_teacher(plan)}")
+        lines.append(f"teacher  {label(config.teacher)} {_teacher(plan)}")
     weights = {f"{m}.{term}": weight for m, values in config.method.items() for term, weight in values.weights.items()}
     if weights:
         lines.append("weights  " + ", ".join(f"{term} {weight:g}" for term, weight in weights.items()))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 
 from kdrun.config import Config, conf_folder, register_nodes, validate
-from kdrun.identity import digest, group, identity
+from kdrun.engine import record as records
+from kdrun.identity import dataset_label, digest, folder, group, identity, label, label_of, teacher_config
 
+DOCS = (Path(__file__).parents[1] / "docs" / "records.md").read_text(encoding="utf-8")
 CHECKSUM = "ab12"
 # What a run asks for, its id and its group: from before labels and sources were known. A run that is done keeps its name.
 ORDINARY = {
@@ -68,3 +72,94 @@ def test_ordinary_runs_keep_their_names(asked, run_id, group_id, weights):
     config = composed(*asked.format(weights=weights).split())
     found = identity(config, CHECKSUM)
     assert (digest(found), group(found)) == (run_id, group_id)
+
+
+# Labels --------------------------------------------------------------------------------------------------------------------
+
+IMPORTED = ("student=import", "student.path=my_models:small_net")
+
+
+@pytest.mark.parametrize(
+    ("asked", "student", "teacher", "dataset"),
+    [
+        ((), "resnet20", "resnet110", "cifar10"),
+        (IMPORTED, "small_net", "resnet110", "cifar10"),
+        ((*IMPORTED, "student.label=tiny"), "tiny", "resnet110", "cifar10"),
+        (("teacher=import", "teacher.path=tea:big", "dataset.label=CIFAR"), "resnet20", "big", "CIFAR"),
+        (("dataset=image_folder", "dataset.root=photos/birds/", "teacher.label=T one"), "resnet20", "T one", "birds"),
+        (("dataset=image_folder", "dataset.root='~/ducks'", "dataset.label="), "resnet20", "resnet110", "ducks"),
+        (("dataset=image_folder", "dataset.root=/"), "resnet20", "resnet110", "image_folder"),
+        (("dataset=digits", "dataset.root=elsewhere", "method=none"), "resnet20", "none", "digits"),
+    ],
+)
+def test_labels_name_what_is_shown(asked, student, teacher, dataset):
+    """A label; else the last part of an imported model's path, or the folder's name; else the name."""
+    config = composed(*asked)
+    assert (label(config.student), label(config.teacher), dataset_label(config.dataset)) == (student, teacher, dataset)
+
+
+def test_labels_are_no_part_of_the_identity(weights):
+    """Nor of the teacher's, whether it is trained, given, or a peer."""
+    labels = ("student.label=a", "teacher.label=b", "dataset.label=c")
+    for asked in ("method=kd", "method=dml", f"teacher.checkpoint={weights}", " ".join(IMPORTED)):
+        plain, labelled = (composed(*asked.split(), *more) for more in ((), labels))
+        assert identity(plain, CHECKSUM) == identity(labelled, CHECKSUM)
+    assert label(teacher_config(composed("method=kd", *labels)).student) == "b"
+
+
+def test_records_of_before_have_labels_too():
+    """What an older record calls its models: by the path in the identity, or by the name; one with labels by these."""
+    config = composed("teacher=import", "teacher.path=tea:big", *IMPORTED, "method=dml", "dataset=digits")
+    record = {
+        "student": {"name": "import"}, "teacher": None, "dataset": {"name": "digits"}, "identity": identity(config, CHECKSUM),
+    }  # fmt: skip
+    assert [label_of(record, role) for role in ("student", "teacher", "dataset")] == ["small_net", "big", "digits"]
+    alone = composed("student=resnet8", "method=none")
+    record["identity"] = identity(alone, CHECKSUM)
+    assert label_of({**record, "student": {"name": "resnet8"}}, "student") == "resnet8"
+    assert label_of(record, "teacher") == "none"
+    labelled = {role: {"name": "import", "label": f"my {role}"} for role in ("student", "teacher", "dataset")}
+    assert [label_of({**record, **labelled}, role) for role in labelled] == ["my student", "my teacher", "my dataset"]
+    assert (
+        label_of({**record, "teacher": {"name": "import"}, "identity": {"teacher": {"name": "import"}}}, "teacher")
+        == "import"
+    )
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["../../up", "a/b\\c", ".hidden", "..", "-rf", " ", "a\nb", "\udcff", "é" * 300, "con:net", "x" * 300, "///"],
+)
+def test_a_label_is_always_one_safe_folder(given, tmp_path):
+    """No label leaves the folder of runs, hides in it, or is too long for a file system."""
+    config = composed("method=kd", f"outputs={tmp_path}")
+    config.student.label = config.teacher.label = config.dataset.label = given
+    found = folder(config, identity(config, CHECKSUM))
+    assert len(found.relative_to(tmp_path / "runs").parts) == 5
+    for part in found.relative_to(tmp_path).parts:
+        assert not part.startswith((".", "-"))
+        assert part.strip()
+    found.mkdir(parents=True)
+
+
+def test_a_run_under_another_label_is_found(tmp_path):
+    """Of all places below runs the one whose record has this id; a folder of another run with the same name is not taken."""
+    plain, labelled = (
+        composed(f"outputs={tmp_path}", *more) for more in ((), ("student.label=mine", "dataset.label=cs"))
+    )
+    found = identity(plain, CHECKSUM)
+    before, expected = folder(plain, found), folder(labelled, found)
+    assert before != expected
+    assert before.relative_to(tmp_path) == Path("runs/cifar10/kd/resnet110-resnet20") / group(found)[:8] / "seed0"
+    assert expected.relative_to(tmp_path) == Path("runs/cs/kd/resnet110-mine") / group(found)[:8] / "seed0"
+    before.mkdir(parents=True)
+    (before / "record.json").write_text("{")
+    assert folder(labelled, found) == expected
+    record = json.loads(re.findall(r"```json\n(.*?)```", DOCS, re.DOTALL)[-1])
+    records.write(before, {**record, "id": "0" * 16})
+    assert folder(labelled, found) == expected
+    records.write(before, {**record, "id": digest(found)})
+    assert folder(labelled, found) == before
+    expected.mkdir(parents=True)
+    records.write(expected, {**record, "id": digest(found)})
+    assert folder(labelled, found) == expected
