@@ -19,6 +19,7 @@ from kdrun.config import Config, Loss, method_schema, no_teacher
 from kdrun.engine import record as records
 from kdrun.errors import KdrunError
 from kdrun.registry import METHODS
+from kdrun.source import builder, model_sha256
 
 SCHEMA = 1
 LONGEST = 80  # bytes of a label in a folder's name: two of them and a dash stay below the 255 of most file systems
@@ -175,6 +176,8 @@ def _teacher(config: Config, checksum: str) -> Any:
 
 def _model(node: Any) -> dict[str, Any]:
     values = {key: value for key, value in dataclasses.asdict(node).items() if key not in NOT_IDENTITY}
+    if builder(node) is not None:  # not kdrun's own: two projects may have models of one name
+        values["source"] = model_sha256(node)
     if node.checkpoint:
         values["checkpoint"] = file_sha256(node.checkpoint)
     return values

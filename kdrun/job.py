@@ -18,8 +18,9 @@ from kdrun import launchers
 from kdrun.config import validate
 from kdrun.engine import record as records
 from kdrun.errors import KdrunError
-from kdrun.plan import Plan, changed_code, make_plan, with_protocol
+from kdrun.plan import Plan, make_plan, with_protocol
 from kdrun.screen import Screen, clock
+from kdrun.source import changed_code
 from kdrun.sweep import STOPPED
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from kdrun.arguments import REQUIRED
 from kdrun.config import conf_folder, method_names
-from kdrun.registry import METHODS, MODELS, REQUIRED
+from kdrun.registry import METHODS, MODELS
 
 FAMILIES = {
     "labels": "without a teacher",

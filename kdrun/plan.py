@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -25,7 +22,6 @@ from kdrun.errors import HeldError, KdrunError
 from kdrun.identity import (
     dataset_label,
     digest,
-    file_sha256,
     folder,
     group,
     identity,
@@ -33,7 +29,7 @@ from kdrun.identity import (
     label,
     teacher_config,
 )
-from kdrun.registry import METHODS, MODELS
+from kdrun.registry import MODELS
 
 
 @dataclass
@@ -96,23 +92,6 @@ def _check_files(config: Config) -> None:
     place = next(path for path in (Path(config.outputs), *Path(config.outputs).absolute().parents) if path.exists())
     if not place.is_dir():
         raise KdrunError(f"outputs={config.outputs} cannot be written: {place} is a file; say outputs=FOLDER")
-
-
-def code(config: Config) -> dict[str, Any]:
-    """SHA-256 of the source of each method (with the methods that it imports) and of an imported model."""
-    student = None
-    if getattr(config.student, "path", None):
-        student = _module_sha256(config.student.path.partition(":")[0])
-    elif not MODELS.entry(config.student.name).module.startswith("kdrun."):
-        student = file_sha256(MODELS.entry(config.student.name).file)
-    return {"method": {name: _method_sha256(name) for name in config.method}, "student": student}
-
-
-def changed_code(config: Config, record: dict[str, Any]) -> list[str]:
-    """Names whose source differs from the one that a finished run was trained with."""
-    now = code(config)
-    names = [name for name, value in record["code"]["method"].items() if now["method"].get(name) != value]
-    return names + ([f"model {config.student.name}"] if now["student"] != record["code"]["student"] else [])
 
 
 @contextmanager
@@ -203,33 +182,6 @@ def _holder(path: Path) -> str:
         return f"process {found['pid']} on {found['host']} since {found['since']}"
     except (OSError, ValueError, KeyError):
         return "another process"
-
-
-def _method_sha256(name: str) -> str:
-    """Over the method's file and, through its imports, those of the methods whose maths it uses."""
-    seen: dict[str, str] = {}
-    folder = Path(__file__).parent / "methods"
-
-    def visit(file: Path) -> None:
-        seen[file.name] = file_sha256(file)
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kdrun.methods."):
-                other = folder / f"{(node.module or '').rpartition('.')[2]}.py"
-                if other.name != "base.py" and other.name not in seen and other.is_file():
-                    visit(other)
-
-    visit(METHODS.entry(name).file)
-    if len(seen) == 1:
-        return next(iter(seen.values()))
-    return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
-
-
-def _module_sha256(module: str) -> str | None:
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        return None
-    return file_sha256(spec.origin) if spec is not None and spec.origin else None
 
 
 def model_arguments(node: Any) -> dict[str, Any]:

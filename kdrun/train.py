@@ -30,9 +30,10 @@ from kdrun.engine.schedule import check_schedule
 from kdrun.errors import DivergedError, KdrunError, choices
 from kdrun.identity import dataset_label, file_sha256, is_fresh, label
 from kdrun.methods.base import DataFacts, Distillation
-from kdrun.plan import Plan, clear, code, describe, held, model_arguments, score, settings
+from kdrun.plan import Plan, clear, describe, held, model_arguments, score, settings
 from kdrun.registry import METHODS, MODELS
 from kdrun.screen import Screen, again
+from kdrun.source import code
 from kdrun.taps import evaluate as look
 from kdrun.tasks import image
 
