@@ -95,33 +95,35 @@ def _example(given: Sequence[str], name: str) -> str:
 
 
 def _argument(parameter: inspect.Parameter, builder: Any, where: str) -> Argument:
-    annotation, default = parameter.annotation, parameter.default
-    names = {**NAMES, **getattr(inspect.unwrap(builder), "__globals__", {})}
-    try:
-        if annotation is parameter.empty:
-            annotation = Any
-        elif isinstance(annotation, str):
-            annotation = _object(ast.parse(annotation, mode="eval").body, names)
-        kind, choices = accepted(annotation)
-    except (LookupError, TypeError, ValueError, AttributeError, SyntaxError) as error:
-        written = (
-            parameter.annotation
-            if isinstance(parameter.annotation, str)
-            else inspect.formatannotation(parameter.annotation)
-        )
-        raise KdrunError(
-            f"{where} has '{parameter.name}: {written}', which a config cannot hold. It can hold {ACCEPTED}"
-        ) from error
+    kind, choices = _type(parameter, builder, where)
+    default = parameter.default
     if default is parameter.empty:
         return Argument(kind, REQUIRED, choices)
+    what = f"{where} has {' '.join(repr(default).split())[:80]} as the default of '{parameter.name}'"
     if not _is_plain(default):
         raise KdrunError(
-            f"{where} has {default!r} as the default of '{parameter.name}', which a config cannot hold. It can hold numbers, strings, "
-            "true and false, null, and lists and dicts of them: give a name, and look it up in the code"
+            f"{what}, which a config cannot hold. It can hold numbers, strings, true and false, null, and lists and dicts of them: "
+            "give a name, and look it up in the code"
         )
-    return Argument(
-        Optional[kind] if default is None else kind, list(default) if isinstance(default, tuple) else default, choices
-    )
+    if choices and default is not None and default not in choices:
+        raise KdrunError(f"{what}, which its type does not allow. {allowed(str(default), map(str, choices))}")
+    default = list(default) if isinstance(default, tuple) else default
+    return Argument(Optional[kind] if default is None else kind, default, choices)
+
+
+def _type(parameter: inspect.Parameter, builder: Any, where: str) -> tuple[Any, tuple[Any, ...]]:
+    """The type of an argument and its choices; an argument without an annotation takes anything."""
+    written = parameter.annotation
+    if written is parameter.empty:
+        return Any, ()
+    names = {**NAMES, **getattr(inspect.unwrap(builder), "__globals__", {})}
+    try:
+        return accepted(_object(ast.parse(written, mode="eval").body, names) if isinstance(written, str) else written)
+    except (LookupError, TypeError, ValueError, AttributeError, SyntaxError) as error:
+        shown = written if isinstance(written, str) else inspect.formatannotation(written)
+        raise KdrunError(
+            f"{where} has '{parameter.name}: {shown}', which a config cannot hold. It can hold {ACCEPTED}"
+        ) from error
 
 
 def _is_plain(value: Any) -> bool:
@@ -187,7 +189,8 @@ def _object(node: ast.expr, names: Mapping[str, Any]) -> Any:
         origin = _object(node.value, names)
         if origin is Literal:
             return Literal[tuple(_items(node.slice, names, written=True))]
-        return origin[tuple(_items(node.slice, names))]
+        items = tuple(_items(node.slice, names))
+        return origin[items if len(items) != 1 else items[0]]
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return _object(ast.parse(node.value, mode="eval").body, names)  # a quoted annotation
     if isinstance(node, ast.Constant) and node.value in (None, ...):
