@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
+from kdrun import errors
 from kdrun.errors import KdrunError
 
 REQUIRED = object()  # the default of an argument that has none
@@ -106,7 +107,7 @@ def _argument(parameter: inspect.Parameter, builder: Any, where: str) -> Argumen
             "give a name, and look it up in the code"
         )
     if choices and default is not None and default not in choices:
-        raise KdrunError(f"{what}, which its type does not allow. {allowed(str(default), map(str, choices))}")
+        raise KdrunError(f"{what}, which its type does not allow. {errors.choices(str(default), map(str, choices))}")
     default = list(default) if isinstance(default, tuple) else default
     return Argument(Optional[kind] if default is None else kind, default, choices)
 
