@@ -331,7 +331,7 @@ def finished_teacher(plan: Plan, screen: Screen) -> dict[str, Any]:
         record = plan.finished()
         if record is not None:
             return record
-        record = train(plan, screen, role=f"teacher {plan.config.student.name}", wait=True)
+        record = train(plan, screen, role=f"teacher {label(plan.config.student)}", wait=True)
     except KdrunError as error:
         name = plan.config.student.name
         raise KdrunError(
@@ -341,7 +341,7 @@ def finished_teacher(plan: Plan, screen: Screen) -> dict[str, Any]:
         ) from error
     if screen.brief:
         screen.say(
-            f"  teacher   {plan.config.student.name:<10} test {100 * record['last']['score']:.2f}   {time.perf_counter() - began:.0f} s"
+            f"  teacher   {label(plan.config.student):<10} test {100 * record['last']['score']:.2f}   {time.perf_counter() - began:.0f} s"
         )
     return record
 
