@@ -15,6 +15,7 @@ from kdrun.errors import KdrunError
 DETERMINISTIC = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when torch starts: makes cuBLAS deterministic
 VALUE_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c")
 REPORTS = {"report": "command", "status": "status", "verify": "verify", "diff": "verify"}  # verb -> its module
+HELP = ("--help", "-h")
 VERBS = ("methods", "models", "plan", "report", "status", "verify", "diff")
 
 
@@ -96,8 +97,6 @@ def _job(composed: Any) -> Any:
 
 
 def _verb(verb: str, rest: list[str]) -> int:
-    from kdrun.listing import show_methods, show_models
-
     if verb in REPORTS:
         import importlib
 
@@ -108,10 +107,13 @@ def _verb(verb: str, rest: list[str]) -> int:
 
         sweep.ONLY_PLAN = True
         return _dispatch(["-m", *rest])
-    if verb not in VERBS or rest:
+    strange = [argument for argument in rest if argument not in HELP and not argument.startswith("plugins=")]
+    if verb not in VERBS or strange:
         from kdrun.errors import choices
 
-        what = f"no verb '{verb}'" if verb not in VERBS else f"'{verb}' takes no arguments, got '{rest[0]}'"
+        what = (
+            f"no verb '{verb}'" if verb not in VERBS else f"'{verb}' takes plugins=[MODULE] alone, got '{strange[0]}'"
+        )
         if len(rest) > 1 and rest[0] == "=":
             what = f"'{verb} = {rest[1]}' is written without spaces, as {verb}={rest[1]}"
         print(
@@ -119,7 +121,11 @@ def _verb(verb: str, rest: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
-    {"methods": show_methods, "models": show_models}[verb]()
+    from kdrun.listing import show
+
+    if not set(HELP) & set(rest):
+        _import_plugins(rest)
+    show(verb, usage=bool(set(HELP) & set(rest)))
     return 0
 
 

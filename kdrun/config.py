@@ -15,9 +15,10 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kdrun.arguments import REQUIRED, Argument
 from kdrun.errors import KdrunError, choices
 from kdrun.explain import wrong_value
-from kdrun.registry import METHODS, MODELS, REQUIRED, Argument, Entry
+from kdrun.registry import METHODS, MODELS, Entry
 
 
 @dataclass
@@ -53,6 +54,7 @@ class Data:
     memory: str = "auto"  # auto | always | never
     mean: list[float] | None = None
     std: list[float] | None = None
+    label: str | None = None  # what it is called in folders and tables; null: its name, or that of the folder
 
 
 @dataclass
@@ -119,16 +121,6 @@ CHOICES = {
     "recipe.crop": ("zero", "reflect", "none"),
     "teacher.weights": ("last", "best"),
 }
-TYPES = {
-    "int": int,
-    "float": float,
-    "bool": bool,
-    "str": str,
-    "list": list,
-    "dict": dict,
-    "Any": Any,
-    "Optional": Optional,
-}
 
 
 def conf_folder() -> Path:
@@ -162,44 +154,63 @@ def register_nodes() -> None:
     for name, entry in MODELS.entries().items():
         store.store(group="student", name=name, node=model_node(entry, "student"))
         store.store(group="teacher", name=name, node=model_node(entry, "teacher"))
-    store.store(group="teacher", name="none", node=_node("none", {}, "teacher"))
+    store.store(group="teacher", name="none", node=_no_teacher())
 
 
 def model_node(entry: Entry, role: str) -> type:
-    """The typed node of a model: its name, a checkpoint, and the builder's own keyword arguments."""
-    return _node(entry.name, entry.arguments, role)
+    """The typed node of a model: its name, a checkpoint, a label, and the builder's own keyword arguments."""
+    return _schema(f"{role}_{entry.name}", _parts(entry.name, role), entry)
 
 
-def _node(name: str, arguments: dict[str, Argument], role: str) -> type:
-    parts: list[Any] = [("name", str, name), ("checkpoint", Optional[str], None)]
+def _parts(name: str, role: str) -> list[Any]:
+    parts: list[Any] = [("name", str, name), ("checkpoint", Optional[str], None), ("label", Optional[str], None)]
     if role == "teacher":
         parts += [("seed", int, 0), ("weights", str, "last"), ("recipe", Recipe, field(default_factory=Recipe))]
         parts += [("allow_weak", bool, False)]  # go on with a teacher near chance or far below its record
-    parts += _fields(arguments)
-    return make_dataclass(f"{role}_{name}", parts)
+    return parts
+
+
+@lru_cache
+def _no_teacher() -> type:
+    return make_dataclass("teacher_none", _parts("none", "teacher"))
 
 
 def no_teacher(recipe: Recipe) -> Any:
     """The node of teacher=none; its recipe is never used and so is the student's."""
-    node = _node("none", {}, "teacher")()
+    node = _no_teacher()()
     node.recipe = recipe
     return node
 
 
-def _fields(arguments: dict[str, Argument]) -> list[Any]:
-    found: list[Any] = []
-    for name, argument in arguments.items():
-        if argument.default is REQUIRED:
-            default: Any = MISSING
-        elif isinstance(argument.default, (list, dict)):
-            default = field(default_factory=lambda value=argument.default: value.copy())  # type: ignore[misc]
-        else:
-            default = argument.default
-        found.append((name, eval(argument.annotation, dict(TYPES)), default))
-    return found
+def _schema(name: str, parts: list[Any], entry: Entry) -> type:
+    """The keys that every node of its kind has, and the options of a builder; a clash, or a default of another type, is an error."""
+    taken = [option for option in entry.arguments if option in {part[0] for part in parts}]
+    where = f"{entry.file.name}: {entry.symbol}"
+    if taken:
+        raise KdrunError(
+            f"{where} has an option '{taken[0]}', which is a key of every {name.partition('_')[0]}; rename it"
+        )
+    node = make_dataclass(name, parts + [_field(option, argument) for option, argument in entry.arguments.items()])
+    try:
+        if not entry.module.startswith("kdrun."):  # kdrun's own are held by tests
+            OmegaConf.structured(node)
+    except OmegaConfBaseException as error:
+        raise KdrunError(
+            f"{where} has a default that does not fit its type: {wrong_value(str(error.full_key), str(error).splitlines()[0])}"
+        ) from error
+    return node
 
 
-@lru_cache
+def _field(name: str, argument: Argument) -> tuple[str, Any, Any]:
+    """One field: its type, its default, and in its metadata the values that it may have."""
+    about: Any = {"metadata": {"choices": argument.choices}}
+    if argument.default is REQUIRED:
+        return name, argument.kind, field(default=MISSING, **about)
+    if isinstance(argument.default, (list, dict)):
+        return name, argument.kind, field(default_factory=argument.default.copy, **about)
+    return name, argument.kind, field(default=argument.default, **about)
+
+
 def method_schema(name: str) -> type:
     """The schema of `method.<name>`: the keyword-only arguments of its `build` and the keys that every method has."""
     parts: list[Any] = [
@@ -208,7 +219,7 @@ def method_schema(name: str) -> type:
         ("stages", dict[str, Any], field(default_factory=dict)),
         ("schedules", dict[str, Any], field(default_factory=dict)),
     ]
-    return make_dataclass(f"method_{name}", parts + _fields(METHODS.entry(name).arguments))
+    return _schema(f"method_{name}", parts, METHODS.entry(name))
 
 
 def validate(composed: DictConfig) -> Config:
@@ -225,7 +236,7 @@ def validate(composed: DictConfig) -> Config:
     schema = {
         "dataset": Data, "recipe": Recipe, "engine": Engine, "loss": Loss, "sweep": Sweep,
         "student": model_node(MODELS.entry(plain["student"]["name"]), "student"),
-        "teacher": _node("none", {}, "teacher") if plain["teacher"]["name"] == "none"
+        "teacher": _no_teacher() if plain["teacher"]["name"] == "none"
         else model_node(MODELS.entry(plain["teacher"]["name"]), "teacher"),
     }  # fmt: skip
     unknown = set(plain) - {f.name for f in fields(Config)} - {"experiment", "hydra"}
@@ -266,12 +277,17 @@ def _typed(where: str, values: dict[str, Any], node: type) -> Any:
                 known = [file.stem for file in (conf_folder() / where).glob("*.yaml")]
                 raise KdrunError(f"{where} has no value; say {where}=NAME. {choices('', known)}")
             raise KdrunError(f"{where}.{key} has no value; give one: {where}.{key}=VALUE")
-        return OmegaConf.to_object(merged)
+        typed = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = str(error.full_key or error.key or "")
         if key.split(".")[0] not in {f.name for f in fields(node)}:
             raise KdrunError(f"no key '{key}' in {where}. {choices(key, [f.name for f in fields(node)])}") from error
         raise KdrunError(wrong_value(f"{where}.{key}", str(error).splitlines()[0])) from error
+    for one in fields(node):
+        value, allowed = getattr(typed, one.name), one.metadata.get("choices", ())
+        if allowed and value is not None and value not in allowed:
+            raise KdrunError(f"{where}.{one.name} is '{value}'. {choices(str(value), map(str, allowed))}")
+    return typed
 
 
 def _scalars(values: dict[str, Any]) -> dict[str, Any]:

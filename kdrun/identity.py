@@ -6,16 +6,25 @@ An allow-list: what is named here separates runs, everything else (outputs, prot
 from __future__ import annotations
 
 import dataclasses
+import glob
 import hashlib
 import json
+import os
+import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 from kdrun.config import Config, Loss, method_schema, no_teacher
+from kdrun.engine import record as records
 from kdrun.errors import KdrunError
 from kdrun.registry import METHODS
+from kdrun.source import builder, model_sha256
 
 SCHEMA = 1
+LONGEST = 80  # bytes of a label in a folder's name: two of them and a dash stay below the 255 of most file systems
+# Keys of a model's node that do not say which model it is. The checkpoint stands by its hash, the others in the teacher's own run.
+NOT_IDENTITY = ("seed", "weights", "recipe", "checkpoint", "label", "allow_weak")
 # Knobs added after a release, by path, with the value that stands for the behaviour before them: a run that has this value
 # keeps the identity that it had before the knob existed, so finished runs are not orphaned.
 NEUTRAL: dict[str, Any] = {
@@ -25,9 +34,6 @@ NEUTRAL: dict[str, Any] = {
     "method.ft.variant": "code",
     "method.fitnet.regressor": "unlike",
 }
-
-# Keys of a model's node that do not say which model it is: `seed`, `weights` and `recipe` stand in the teacher's own run.
-NOT_THE_MODEL = ("seed", "weights", "recipe", "checkpoint", "allow_weak")
 
 
 def identity(config: Config, checksum: str) -> dict[str, Any]:
@@ -66,17 +72,60 @@ def group(found: dict[str, Any]) -> str:
 
 
 def folder(config: Config, found: dict[str, Any]) -> Path:
-    """outputs/runs/<dataset>/<method>/<teacher>-<student>/<group>/seed<k>."""
-    pair = f"{config.teacher.name}-{config.student.name}"
-    return Path(
-        config.outputs,
-        "runs",
-        config.dataset.name,
-        "+".join(config.method),
-        pair,
-        group(found)[:8],
-        f"seed{config.seed}",
-    )
+    """outputs/runs/<dataset>/<method>/<teacher>-<student>/<group>/seed<k>, by their labels; a run of another label is found.
+
+    Labels are no part of the identity. Where this run was begun under another label, its folder is the one that it has.
+    """
+    runs, method, tail = Path(config.outputs, "runs"), "+".join(config.method), (group(found)[:8], f"seed{config.seed}")
+    pair = f"{safe(label(config.teacher))}-{safe(label(config.student))}"
+    expected = runs.joinpath(safe(dataset_label(config.dataset)), method, pair, *tail)
+    if (expected / records.NAME).is_file():
+        return expected
+    for other in sorted(runs.glob("/".join(("*", glob.escape(method), "*", *tail)))):
+        try:
+            record = records.read(other)
+        except KdrunError:
+            continue  # what cannot be read is no run of ours
+        if record is not None and record["id"] == digest(found):
+            return other
+    return expected
+
+
+def label(node: Any) -> str:
+    """What a model is called on the screen and in folders: its label, the last part of an imported model's path, its name."""
+    return _shown(node.label) or _last_part(vars(node)) or node.name
+
+
+def dataset_label(data: Any) -> str:
+    """What a dataset is called: its label, the name of a folder of images, its name."""
+    where = os.path.abspath(os.path.expanduser(data.root)) if data.name == "image_folder" and data.root else ""
+    return _shown(data.label) or _shown(os.path.basename(where)) or data.name
+
+
+def label_of(record: dict[str, Any], role: str) -> str:
+    """What a record's "student", "teacher" or "dataset" is called, in older records too; "none" where nothing taught."""
+    known = record[role] or {}
+    if known.get("label"):
+        return str(known["label"])
+    node = record["identity"].get(role)
+    node = node if isinstance(node, dict) else {}
+    node = node.get("fresh", node)  # peers have the teacher's architecture
+    return _last_part(node) or str(known.get("name") or node.get("name") or "none")
+
+
+def safe(label: str) -> str:
+    """A label as the name of a folder: no slash, no dot in front, neither empty nor long."""
+    plain = re.sub(r"[^\w.+=-]+", "-", unicodedata.normalize("NFC", label)).strip("-.")
+    return plain.encode()[:LONGEST].decode(errors="ignore") or "unnamed"
+
+
+def _last_part(node: dict[str, Any]) -> str:
+    return _shown(str(node.get("path") or "").rpartition(":")[2]) if node.get("name") == "import" else ""
+
+
+def _shown(text: str | None) -> str:
+    """On one line, and in characters that every file and screen can hold."""
+    return " ".join(os.fsencode(text or "").decode("utf-8", "replace").split())
 
 
 def teacher_config(config: Config) -> Config:
@@ -121,7 +170,9 @@ def _teacher(config: Config, checksum: str) -> Any:
 
 
 def _model(node: Any) -> dict[str, Any]:
-    values = {k: v for k, v in dataclasses.asdict(node).items() if k not in NOT_THE_MODEL}
+    values = {key: value for key, value in dataclasses.asdict(node).items() if key not in NOT_IDENTITY}
+    if builder(node) is not None:  # not kdrun's own: two projects may have models of one name
+        values["source"] = model_sha256(node)
     if node.checkpoint:
         values["checkpoint"] = file_sha256(node.checkpoint)
     return values

@@ -18,8 +18,10 @@ from kdrun import launchers
 from kdrun.config import validate
 from kdrun.engine import record as records
 from kdrun.errors import KdrunError
-from kdrun.plan import Plan, changed_code, make_plan, with_protocol
+from kdrun.identity import label_of
+from kdrun.plan import Plan, make_plan, with_protocol
 from kdrun.screen import Screen, clock
+from kdrun.source import changed_code
 from kdrun.sweep import STOPPED
 
 
@@ -156,14 +158,14 @@ def result(record: dict[str, Any], plan: Plan, screen: Screen) -> None:
     last, best, teacher = record["last"], record["best"], record["teacher"]
     cells = {
         "method": "+".join(record["method"]),
-        "student": f"{record['student']['name']} seed {record['seed']}",
+        "student": f"{label_of(record, 'student')} seed {record['seed']}",
         "last": f"{100 * last['score']:.2f}",
         "best on test": f"{100 * best['score']:.2f} (epoch {best['epoch']})",
     }
     if record["holdout"]:
         cells["holdout's choice"] = f"{100 * record['holdout']['test_score']:.2f} (epoch {record['holdout']['epoch']})"
     if teacher:
-        cells[f"teacher {teacher['name']}"] = f"{100 * teacher['score']:.2f}"
+        cells[f"teacher {label_of(record, 'teacher')}"] = f"{100 * teacher['score']:.2f}"
         cells["agreement"] = f"{100 * record['agreement']:.2f}"
     cells["parameters"] = f"{record['student']['params'] / 1e6:.2f} M"
     cells["time"] = clock(record["time"]["train_s"])
@@ -186,13 +188,13 @@ def result(record: dict[str, Any], plan: Plan, screen: Screen) -> None:
 
 def _already(plan: Plan, record: dict[str, Any], seconds: float) -> None:
     best, teacher = record["best"], record["teacher"]
-    parts = [f"already done: {'+'.join(record['method'])} {record['student']['name']} seed {record['seed']}"]
+    parts = [f"already done: {'+'.join(record['method'])} {label_of(record, 'student')} seed {record['seed']}"]
     parts += [
         f"last {100 * record['last']['score']:.2f}",
         f"best on test {100 * best['score']:.2f} (epoch {best['epoch']})",
     ]
     parts += [f"holdout's choice {100 * record['holdout']['test_score']:.2f}"] if record["holdout"] else []
-    parts += [f"teacher {teacher['name']} {100 * teacher['score']:.2f}"] if teacher else []
+    parts += [f"teacher {label_of(record, 'teacher')} {100 * teacher['score']:.2f}"] if teacher else []
     print("  ".join(parts) + f"   ({seconds:.1f} s; rerun=true trains it again)")
     print(f"record   {plan.folder / 'record.json'}")
     changed = changed_code(plan.config, record)

@@ -1,12 +1,14 @@
-"""`kdrun methods` and `kdrun models`: what there is, read from the sources in a few milliseconds."""
+"""`kdrun methods` and `kdrun models`: what there is, read from the sources in a few milliseconds; and what plug-ins add."""
 
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from kdrun.arguments import REQUIRED
 from kdrun.config import conf_folder, method_names
-from kdrun.registry import METHODS, MODELS, REQUIRED
+from kdrun.registry import METHODS, MODELS
 
 FAMILIES = {
     "labels": "without a teacher",
@@ -18,15 +20,36 @@ FAMILIES = {
 }
 
 
+USAGE = """kdrun {verb} ['plugins=[MODULE, ...]']
+
+  Every {kind} that kdrun knows, a line each. plugins=[my_lab.mine] adds those of your modules, which are looked for from the
+  current folder on; installed packages add theirs by themselves. {way}"""
+WAYS = {
+    "methods": "A run: kdrun method=NAME 'plugins=[my_lab.mine]' --config-dir FOLDER",
+    "models": "A run: kdrun student=NAME 'plugins=[my_lab.mine]'",
+}
+
+
+def show(verb: str, usage: bool = False) -> None:
+    """Print the list of the verb "methods" or "models", or how it is used."""
+    if usage:
+        print(USAGE.format(verb=verb, kind=verb.removesuffix("s"), way=WAYS[verb]))
+    else:
+        {"methods": show_methods, "models": show_models}[verb]()
+
+
 def show_methods() -> None:
-    """A line per choice of the group `method`, by family: name, what it does, paper and year."""
+    """A line per choice of the group `method`, by family: name, what it does, paper and year. Those of plug-ins come last."""
     console = Console(highlight=False)
-    for family, title in FAMILIES.items():
+    for family, title in {**FAMILIES, "": "of plug-ins (each needs method/NAME.yaml in --config-dir FOLDER)"}.items():
+        found = method_choices(family) if family else plugin_methods()
+        if not found:
+            continue
         table = Table(box=None, pad_edge=False, show_header=False)
         table.add_column(min_width=15)
         table.add_column(overflow="fold")
-        for name, (paper, summary) in method_choices(family).items():
-            table.add_row(name, f"{summary} [dim]{paper}[/dim]")
+        for name, (paper, summary) in found.items():
+            table.add_row(name, f"{escape(summary)} [dim]{escape(paper)}[/dim]")
         console.print(f"[bold]{title}[/bold]")
         console.print(table)
     console.print(
@@ -51,12 +74,19 @@ def method_choices(family: str) -> dict[str, tuple[str, str]]:
     return found
 
 
+def plugin_methods() -> dict[str, tuple[str, str]]:
+    """What plug-ins registered: name -> (paper, one line with its module)."""
+    found = {name: METHODS.entry(name) for name in sorted(METHODS.plugins)}
+    return {name: (e.attributes.get("paper", ""), f"{e.summary} ({e.module})".strip()) for name, e in found.items()}
+
+
 def show_models() -> None:
     """A line per model, with the options that its builder takes."""
     table = _table("model", "what it is", "options")
     for name, entry in MODELS.entries().items():
         options = ", ".join(k if a.default is REQUIRED else f"{k}={a.default}" for k, a in entry.arguments.items())
-        table.add_row(name, entry.summary, options)
+        module = f" ({entry.module})" * (name in MODELS.plugins)
+        table.add_row(name, escape(f"{entry.summary}{module}".strip()), escape(options))
     _print(
         table,
         "kdrun teacher=NAME student=NAME; an option is student.shortcut=A; parameters are those with 100 classes; taps: docs/models.md",

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -22,8 +19,17 @@ from kdrun import data
 from kdrun.config import Config
 from kdrun.engine import record as records
 from kdrun.errors import HeldError, KdrunError
-from kdrun.identity import digest, file_sha256, folder, group, identity, is_fresh, teacher_config
-from kdrun.registry import METHODS, MODELS
+from kdrun.identity import (
+    dataset_label,
+    digest,
+    folder,
+    group,
+    identity,
+    is_fresh,
+    label,
+    teacher_config,
+)
+from kdrun.registry import MODELS
 
 
 @dataclass
@@ -89,23 +95,6 @@ def _check_files(config: Config) -> None:
         raise KdrunError(f"outputs={config.outputs} cannot be written: {place} is a file; say outputs=FOLDER")
 
 
-def code(config: Config) -> dict[str, Any]:
-    """SHA-256 of the source of each method (with the methods that it imports) and of an imported model."""
-    student = None
-    if getattr(config.student, "path", None):
-        student = _module_sha256(config.student.path.partition(":")[0])
-    elif not MODELS.entry(config.student.name).module.startswith("kdrun."):
-        student = file_sha256(MODELS.entry(config.student.name).file)
-    return {"method": {name: _method_sha256(name) for name in config.method}, "student": student}
-
-
-def changed_code(config: Config, record: dict[str, Any]) -> list[str]:
-    """Names whose source differs from the one that a finished run was trained with."""
-    now = code(config)
-    names = [name for name, value in record["code"]["method"].items() if now["method"].get(name) != value]
-    return names + ([f"model {config.student.name}"] if now["student"] != record["code"]["student"] else [])
-
-
 @contextmanager
 def held(plan: Plan, wait: bool, say: Any = print) -> Iterator[None]:
     """Hold a run's folder. Another holder is an error of exit code 4, or is waited for (a teacher, a job of a sweep)."""
@@ -124,7 +113,7 @@ def held(plan: Plan, wait: bool, say: Any = print) -> Iterator[None]:
             raise HeldError(f"{plan.folder} is being trained by {who}. Wait for it, or ask for another run") from None
         config = plan.config
         say(
-            f"{'+'.join(config.method)} {config.student.name} seed {config.seed} is being trained by {who}; waiting for it"
+            f"{'+'.join(config.method)} {label(config.student)} seed {config.seed} is being trained by {who}; waiting for it"
         )
         lock.acquire()
     try:
@@ -154,10 +143,12 @@ def describe(plan: Plan, sizes: str) -> list[str]:
     config = plan.config
     methods = "+".join(config.method)
     holdout = f", {config.dataset.holdout:,} held out" if config.dataset.holdout else ""
-    student = f"student {config.student.name} seed {config.seed}"
-    lines = [f"plan     {config.dataset.name} {sizes}{holdout} | {methods} | {student} | {_recipe(config.recipe)}"]
+    student = f"student {label(config.student)} seed {config.seed}"
+    lines = [
+        f"plan     {dataset_label(config.dataset)} {sizes}{holdout} | {methods} | {student} | {_recipe(config.recipe)}"
+    ]
     if config.teacher.name != "none":
-        lines.append(f"teacher  {config.teacher.name} {_teacher(plan)}")
+        lines.append(f"teacher  {label(config.teacher)} {_teacher(plan)}")
     weights = {f"{m}.{term}": weight for m, values in config.method.items() for term, weight in values.weights.items()}
     if weights:
         lines.append("weights  " + ", ".join(f"{term} {weight:g}" for term, weight in weights.items()))
@@ -192,33 +183,6 @@ def _holder(path: Path) -> str:
         return f"process {found['pid']} on {found['host']} since {found['since']}"
     except (OSError, ValueError, KeyError):
         return "another process"
-
-
-def _method_sha256(name: str) -> str:
-    """Over the method's file and, through its imports, those of the methods whose maths it uses."""
-    seen: dict[str, str] = {}
-    folder = Path(__file__).parent / "methods"
-
-    def visit(file: Path) -> None:
-        seen[file.name] = file_sha256(file)
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kdrun.methods."):
-                other = folder / f"{(node.module or '').rpartition('.')[2]}.py"
-                if other.name != "base.py" and other.name not in seen and other.is_file():
-                    visit(other)
-
-    visit(METHODS.entry(name).file)
-    if len(seen) == 1:
-        return next(iter(seen.values()))
-    return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
-
-
-def _module_sha256(module: str) -> str | None:
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        return None
-    return file_sha256(spec.origin) if spec is not None and spec.origin else None
 
 
 def model_arguments(node: Any) -> dict[str, Any]:

@@ -1,38 +1,39 @@
 """Registries of models and methods.
 
-Names, summaries and keyword arguments are read from the source with `ast`, not by importing it, so that help, completion,
-typos and finished runs are answered without torch; the import happens when something is built.
+Of what kdrun ships, names, summaries and keyword arguments are read from the source with `ast`, so that help, completion, typos and
+finished runs are answered without torch; the import happens when something is built. A user's function or class is imported anyhow,
+and is asked itself. Both follow the order in which classes inherit.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kdrun.arguments import Argument, of_builder, read
 from kdrun.errors import KdrunError, choices
 
 T = TypeVar("T", bound=Callable[..., Any])
-REQUIRED = object()  # the default of an argument that has none
-
-
-@dataclass(frozen=True)
-class Argument:
-    """A keyword-only argument: its annotation as written and its default (REQUIRED where there is none)."""
-
-    annotation: str
-    default: Any = REQUIRED
+ATTRIBUTES = (
+    "family",
+    "paper",
+    "teacher",
+    "distils",
+    "needs",
+)  # of a method's class, which are known without building it
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What the source says of a registered function or class."""
+    """What is known of a registered function or class without building it."""
 
     name: str
     module: str
@@ -41,57 +42,88 @@ class Entry:
     summary: str
     arguments: dict[str, Argument] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)  # class-level constants: teacher = "outputs"
-    inherits: str = ""  # the class that `build` comes from, where it has none of its own
 
 
 class Registry:
-    """Named builders of one kind. A function is registered under its name, a class under its name in lower case."""
+    """Named builders of one kind. A function is registered under its name, a class under its name in lower case.
 
-    def __init__(self, kind: str, package: str):
-        self.kind, self.package = kind, package
-        self.plugins: dict[str, str] = {}  # name -> module, for what lies outside the package
+    `given`: what a builder gets by position; everything else is an option of it, by keyword.
+    """
+
+    def __init__(self, kind: str, package: str, given: tuple[str, ...]):
+        self.kind, self.package, self.given = kind, package, given
+        self.plugins: dict[str, Any] = {}  # what lies outside the package, by name
 
     def register(self, item: T | None = None, *, name: str | None = None) -> Any:
         """Decorator: `@register` or `@register(name="import")`. A name that is taken is an error."""
 
         def add(item: T) -> T:
             key = name or item.__name__.lower()
-            if not item.__module__.startswith(self.package + "."):
-                if key in _entries(self.package):
-                    raise KdrunError(f"{self.kind} '{key}' of {item.__module__} has the name of a built-in; rename it")
-                self.plugins[key] = item.__module__
+            shipped = _entries(self.package).get(key)
+            if shipped is not None and (shipped.module, shipped.symbol) == (item.__module__, item.__qualname__):
+                return item
+            where = f"{self.kind} '{key}' of {item.__module__}"
+            if shipped is not None or key == "none":
+                raise KdrunError(f"{where} has the name of a built-in; rename it")
+            known = self.plugins.get(key)
+            if known is not None and _origin(known) != _origin(item):
+                raise KdrunError(
+                    f"{where} has the name of one of {known.__module__}; rename it, as in @register(name=...)"
+                )
+            if self.kind == "method" and not (isinstance(item, type) and hasattr(item, "build")):
+                raise KdrunError(f"{where} is no Method; it must be a class, as in class {item.__name__}(Method)")
+            self.plugins[key] = item
             return item
 
         return add(item) if item is not None else add
 
     def entries(self) -> dict[str, Entry]:
-        """Every known entry by name, built-in and plug-in."""
-        found = dict(_entries(self.package))
-        for module in sorted(set(self.plugins.values())):
-            found.update(_read(Path(sys.modules[module].__file__ or ""), module))
-        parents = {entry.symbol: entry for entry in found.values()}
-        for name, entry in found.items():
-            if entry.inherits in parents:
-                parent = parents[entry.inherits]
-                found[name] = replace(
-                    entry, arguments=parent.arguments, attributes={**parent.attributes, **entry.attributes}
-                )
-        return found
+        """Every known entry by name, built-in and plug-in. KdrunError for a plug-in whose options no config could hold."""
+        return {
+            **_entries(self.package),
+            **{name: self._ask(name, self.plugins[name]) for name in sorted(self.plugins)},
+        }
 
     def entry(self, name: str) -> Entry:
         """One entry; an unknown name is an error with near matches."""
-        known = self.entries()
-        if name not in known:
-            raise KdrunError(
-                f"no {self.kind} '{name}'. {choices(name, known)} (kdrun {self.kind}s shows them;"
-                " yours need @register, and plugins=[MODULE])"
-            )
-        return known[name]
+        known = _entries(self.package)
+        if name in known:
+            return known[name]
+        if name in self.plugins:
+            return self._ask(name, self.plugins[name])
+        raise KdrunError(
+            f"no {self.kind} '{name}'. {choices(name, [*known, *self.plugins])} (kdrun {self.kind}s shows them;"
+            " yours need @register, and plugins=[MODULE])"
+        )
 
     def get(self, name: str) -> Any:
         """The function or class itself; imports its module."""
+        if name in self.plugins:
+            return self.plugins[name]
         entry = self.entry(name)
         return getattr(importlib.import_module(entry.module), entry.symbol)
+
+    def _ask(self, name: str, item: Any) -> Entry:
+        """What a user's function or class says of itself."""
+        builders = [item]
+        if isinstance(item, type):
+            own = "build" if self.kind == "method" else "__init__"
+            builders = [vars(one)[own] for one in item.__mro__ if own in vars(one)]
+        file = getattr(sys.modules.get(item.__module__), "__file__", None) or inspect.getfile(
+            inspect.unwrap(builders[0])
+        )
+        given = ("self", *self.given) if isinstance(item, type) else self.given
+        attributes = (
+            {key: getattr(item, key) for key in ATTRIBUTES if hasattr(item, key)} if isinstance(item, type) else {}
+        )
+        summary = inspect.cleandoc(item.__doc__ or "").partition("\n")[0]
+        arguments = of_builder(builders[0], given, builders[1:])
+        return Entry(name, item.__module__, item.__qualname__, Path(file), summary, arguments, attributes)
+
+
+def _origin(item: Any) -> tuple[str, str]:
+    """The same for a module that is imported again, also under another name: its file and the name in it."""
+    return getattr(sys.modules.get(item.__module__), "__file__", None) or item.__module__, item.__qualname__
 
 
 @lru_cache
@@ -112,25 +144,31 @@ def import_plugin(module: str) -> None:
             raise KdrunError(f"{module} of plugins=[{module}] imports what is not installed: {error}") from error
         path = f"; a module is written {module.removesuffix('.py').replace('/', '.')}" if "/" in module else ""
         raise KdrunError(
-            f"cannot import {module} of plugins=[{module}]: {error}. It is looked for from the current folder on{path}"
+            f"cannot import {module} of plugins=[{module}]: {error}. It is looked for from the current folder ({Path.cwd()}) on{path}"
         ) from error
+
+
+def import_plugins(modules: Iterable[str]) -> None:
+    """Import what installed packages add, and the user's modules."""
+    import_entry_points()
+    for module in modules:
+        import_plugin(module)
 
 
 @lru_cache
 def _entries(package: str) -> dict[str, Entry]:
+    """What kdrun ships of one kind, from the sources of its package."""
     folder = Path(__file__).parent / package.rpartition(".")[2]
-    found: dict[str, Entry] = {}
-    for file in sorted(folder.glob("*.py")):
-        found.update(_read(file, f"{package}.{file.stem}"))
-    return found
-
-
-def _read(file: Path, module: str) -> dict[str, Entry]:
-    """The registered functions and classes of one source file."""
+    trees = {file: ast.parse(file.read_text(encoding="utf-8")).body for file in sorted(folder.glob("*.py"))}
+    nodes = [
+        (file, node)
+        for file, body in trees.items()
+        for node in body
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+    ]
+    classes = {node.name: node for _, node in nodes if isinstance(node, ast.ClassDef)}
     found = {}
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
-        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            continue
+    for file, node in nodes:
         for decorator in node.decorator_list:
             call = decorator if isinstance(decorator, ast.Call) else None
             target = call.func if call else decorator
@@ -138,34 +176,42 @@ def _read(file: Path, module: str) -> dict[str, Entry]:
                 continue
             named = {k.arg: ast.literal_eval(k.value) for k in call.keywords} if call else {}
             name = named.get("name") or node.name.lower()
-            summary = (ast.get_docstring(node) or "").partition("\n")[0]
-            builder = node if isinstance(node, ast.FunctionDef) else _function(node, "build")
-            arguments = dict(_arguments(builder)) if builder else {}
-            attributes = dict(_constants(node)) if isinstance(node, ast.ClassDef) else {}
-            bases = node.bases if isinstance(node, ast.ClassDef) and builder is None else []
-            inherits = next((base.id for base in bases if isinstance(base, ast.Name)), "")
-            found[name] = Entry(name, module, node.name, file, summary, arguments, attributes, inherits)
+            found[name] = _shipped(name, f"{package}.{file.stem}", file, node, classes)
     return found
 
 
-def _function(node: ast.ClassDef, name: str) -> ast.FunctionDef | None:
-    return next((item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == name), None)
+def _shipped(
+    name: str, module: str, file: Path, node: ast.FunctionDef | ast.ClassDef, classes: dict[str, ast.ClassDef]
+) -> Entry:
+    summary = (ast.get_docstring(node) or "").partition("\n")[0]
+    if isinstance(node, ast.FunctionDef):
+        return Entry(name, module, node.name, file, summary, read(node))
+    attributes: dict[str, Any] = {}
+    builders: list[ast.FunctionDef] = []
+    for one in _lineage(node, classes):
+        builders += [item for item in one.body if isinstance(item, ast.FunctionDef) and item.name == "build"]
+        attributes = {**_constants(one), **attributes}
+    return Entry(name, module, node.name, file, summary, read(builders[0]) if builders else {}, attributes)
 
 
-def _arguments(node: ast.FunctionDef) -> Iterator[tuple[str, Argument]]:
-    for argument, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
-        annotation = ast.unparse(argument.annotation) if argument.annotation else "Any"
-        yield argument.arg, Argument(annotation, REQUIRED if default is None else ast.literal_eval(default))
+def _lineage(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> list[ast.ClassDef]:
+    """A class and those that it inherits from in this package, the nearest first."""
+    found = [node]
+    for base in node.bases:
+        if isinstance(base, ast.Name) and base.id in classes:
+            found += [one for one in _lineage(classes[base.id], classes) if one not in found]
+    return found
 
 
-def _constants(node: ast.ClassDef) -> Iterator[tuple[str, Any]]:
+def _constants(node: ast.ClassDef) -> dict[str, Any]:
+    """The attributes that are known without building: `teacher = "fresh"`, `needs: tuple[str, ...] = ("label",)`."""
+    found = {}
     for item in node.body:
-        if isinstance(item, ast.Assign) and isinstance(item.targets[0], ast.Name):
-            try:
-                yield item.targets[0].id, ast.literal_eval(item.value)
-            except ValueError:
-                continue  # not a constant
+        target = item.targets[0] if isinstance(item, ast.Assign) else getattr(item, "target", None)
+        if isinstance(item, (ast.Assign, ast.AnnAssign)) and isinstance(target, ast.Name) and target.id in ATTRIBUTES:
+            found[target.id] = ast.literal_eval(item.value) if item.value is not None else None
+    return found
 
 
-MODELS = Registry("model", "kdrun.models")
-METHODS = Registry("method", "kdrun.methods")
+MODELS = Registry("model", "kdrun.models", ("classes",))
+METHODS = Registry("method", "kdrun.methods", ("pair",))

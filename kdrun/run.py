@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,7 +14,9 @@ from torch import Tensor, nn
 from kdrun.engine import record as records
 from kdrun.engine.checkpoint import load_into, load_weights
 from kdrun.errors import KdrunError, choices
-from kdrun.registry import MODELS
+from kdrun.identity import label_of
+from kdrun.registry import MODELS, import_plugins
+from kdrun.source import is_changed
 
 
 class Normalised(nn.Module):
@@ -46,9 +50,7 @@ class Run:
 
     def __repr__(self) -> str:
         name, score = "+".join(self.record["method"]), 100 * self.record["last"]["score"]
-        return (
-            f"Run({name} {self.record['student']['name']} seed {self.record['seed']}, last {score:.2f}, {self.folder})"
-        )
+        return f"Run({name} {label_of(self.record, 'student')} seed {self.record['seed']}, last {score:.2f}, {self.folder})"
 
     def logits(self) -> tuple[Tensor, Tensor]:
         """The last epoch's test logits (N, classes) and labels (N,)."""
@@ -74,7 +76,13 @@ def load(folder: str | Path, which: str = "last") -> Run:
         raise KdrunError(
             f"no weights '{which}' in {folder}. {choices(which, [k for k, f in files.items() if (folder / f).is_file()])}"
         )
-    arguments = {k: v for k, v in record["identity"]["student"].items() if k not in ("name", "checkpoint")}
+    import_plugins(records.config(folder).get("plugins") or [])
+    node = SimpleNamespace(**record["identity"]["student"])
+    if is_changed(node, record["code"]["student"]):
+        warnings.warn(
+            f"the source of {label_of(record, 'student')} has changed since {folder} was trained", stacklevel=3
+        )
+    arguments = {k: v for k, v in record["identity"]["student"].items() if k not in ("name", "checkpoint", "source")}
     model = MODELS.get(record["student"]["name"])(len(record["dataset"]["classes"]), **arguments)
     load_into(model, load_weights(folder / files[which]), folder / files[which], record["student"]["name"])
     student = Normalised(model, record["dataset"]["mean"], record["dataset"]["std"]).eval()

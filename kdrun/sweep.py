@@ -22,8 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from kdrun.engine import record as records
 from kdrun.errors import KdrunError, remove_empty
 from kdrun.launchers import gist, read_job
-from kdrun.plan import Plan, changed_code, with_protocol
+from kdrun.plan import Plan, with_protocol
 from kdrun.screen import again, clock
+from kdrun.source import changed_code
 from kdrun.tables import jobs as jobs_of
 
 NEXT = "kdrun method=rkd teacher=resnet110 student=resnet20   (CIFAR-10; downloads 170 MB)"

@@ -29,11 +29,12 @@ from kdrun.engine.random import stream
 from kdrun.engine.rehearsal import Rehearsal, rehearse
 from kdrun.engine.schedule import check_schedule
 from kdrun.errors import DivergedError, KdrunError, choices
-from kdrun.identity import file_sha256, is_fresh
+from kdrun.identity import dataset_label, file_sha256, is_fresh, label
 from kdrun.methods.base import DataFacts, Distillation
-from kdrun.plan import Plan, clear, code, describe, held, model_arguments, score, settings
+from kdrun.plan import Plan, clear, describe, held, model_arguments, score, settings
 from kdrun.registry import METHODS, MODELS
 from kdrun.screen import Screen, again
+from kdrun.source import code
 from kdrun.taps import evaluate as look
 from kdrun.tasks import image, weak
 
@@ -333,14 +334,14 @@ def ready_teacher(plan: Plan, parts: Parts, record: dict[str, Any], screen: Scre
     logits = evaluate(parts.distillation, parts.teacher, parts.evals["test"])
     now = image.score(logits, parts.evals["test"].labels.to(logits.device))
     record["teacher"] = {
-        "name": config.teacher.name, "run_id": theirs["id"] if theirs else None, "sha256": sha256,
+        "name": config.teacher.name, "label": label(config.teacher), "run_id": theirs["id"] if theirs else None, "sha256": sha256,
         "params": parameters(parts.teacher), "score": now,
     }  # fmt: skip
     note = ""
     if score_then is not None and abs(now - score_then) > 0.002:
         note = f"  (its record says {100 * score_then:.2f}: another device or precision?)"
     tell = screen.note if screen.brief else screen.say
-    tell(f"teacher  {config.teacher.name}  test {100 * now:.2f}{note}")
+    tell(f"teacher  {label(config.teacher)}  test {100 * now:.2f}{note}")
     _check_teacher(config, parts, logits, score_then)
     return logits
 
@@ -390,7 +391,7 @@ def finished_teacher(plan: Plan, screen: Screen) -> dict[str, Any]:
         record = plan.finished()
         if record is not None:
             return record
-        record = train(plan, screen, role=f"teacher {plan.config.student.name}", wait=True)
+        record = train(plan, screen, role=f"teacher {label(plan.config.student)}", wait=True)
     except KdrunError as error:
         name = plan.config.student.name
         raise KdrunError(
@@ -400,7 +401,7 @@ def finished_teacher(plan: Plan, screen: Screen) -> dict[str, Any]:
         ) from error
     if screen.brief:
         screen.say(
-            f"  teacher   {plan.config.student.name:<10} test {100 * record['last']['score']:.2f}   {time.perf_counter() - began:.0f} s"
+            f"  teacher   {label(plan.config.student):<10} test {100 * record['last']['score']:.2f}   {time.perf_counter() - began:.0f} s"
         )
     return record
 
@@ -412,13 +413,15 @@ def first_record(plan: Plan, parts: Parts, compute: Compute, before: dict[str, A
         "schema": 1, "id": plan.id, "group": plan.group, "seed": config.seed, "command": command(), "identity": plan.identity,
         "status": "running", "error": None, "task": "image",
         "dataset": {
-            "name": dataset.name, "checksum": dataset.checksum, "train_n": len(dataset.train.labels),
+            "name": dataset.name, "label": dataset_label(config.dataset), "checksum": dataset.checksum,
+            "train_n": len(dataset.train.labels),
             "holdout_n": len(dataset.holdout.labels) if dataset.holdout else 0, "test_n": len(dataset.test.labels),
             "size": dataset.size, "classes": list(dataset.classes), "mean": list(dataset.mean), "std": list(dataset.std),
         },
         "teacher": None,
         "student": {
-            "name": config.student.name, "init_sha256": weights_sha256(student.state_dict()), "sha256": None,
+            "name": config.student.name, "label": label(config.student),
+            "init_sha256": weights_sha256(student.state_dict()), "sha256": None,
             "params": parameters(student), "multiply_adds": multiply_adds(student, parts.distillation.example),
         },
         "method": list(config.method), "weights": parts.weights, "recipe": dict(vars(config.recipe)), "protocol": config.protocol,

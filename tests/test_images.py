@@ -19,7 +19,15 @@ GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
 
 def cfg(root: Path | None = None, **given) -> SimpleNamespace:
-    values = {"size": None, "holdout": 0, "mean": None, "std": None, "flip": True, "memory": "auto", "name": "image_folder"}
+    values = {
+        "size": None,
+        "holdout": 0,
+        "mean": None,
+        "std": None,
+        "flip": True,
+        "memory": "auto",
+        "name": "image_folder",
+    }
     return SimpleNamespace(**{**values, "root": None if root is None else str(root), **given})
 
 

@@ -66,7 +66,7 @@ class RunJournal:
                 raise KdrunError(
                     f"{self.folder} was begun as another run or with another teacher; rerun=true starts it over"
                 )
-            if state["code"] != self.record["code"]:
+            if any(self.record["code"].get(key) != value for key, value in state["code"].items()):
                 raise KdrunError(
                     f"the source of {'+'.join(self.record['method'])} or of its model has changed since {self.folder} was begun: "
                     "half of it would be trained with each. Put the source back, or say rerun=true to start over"

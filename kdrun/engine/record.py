@@ -70,6 +70,24 @@ def read(folder: str | Path) -> dict | None:
     return record
 
 
+def config(folder: str | Path) -> dict:
+    """What config.yaml of a run holds; empty where there is none. KdrunError, naming the file, if it is no configuration."""
+    path = Path(folder) / "config.yaml"
+    import yaml  # slow, and a report needs none
+
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (yaml.YAMLError, ValueError) as error:
+        raise KdrunError(f"{path} is no YAML ({error})") from error
+    except OSError as error:
+        raise KdrunError(f"{path} cannot be read ({error.strerror})") from error
+    if not isinstance(config, dict):
+        raise KdrunError(f"{path} is no configuration of a run")
+    return config
+
+
 def misfit(record: dict) -> str | None:
     """The first key of a record that is missing or of another type than the schema says; None where a report can read it all.
 

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -123,7 +124,7 @@ def checks(folder: Path) -> list[Check]:
         *_weights_files(folder, record),
         _file(folder / "test_logits.safetensors", "gives the score of the record", _logits, record),
         *_teacher(folder, record),
-        *_code(record),
+        *_code(folder, record),
     ]
 
 
@@ -147,16 +148,13 @@ def _ids(record: dict[str, Any]) -> str | None:
 
 def _config(path: Path, record: dict[str, Any]) -> str | None:
     """The first key in which the configuration is not the identity's; the teacher's run stands in it as a hash, by name alone."""
-    import yaml
-
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        return f"it is no YAML ({error})"
+    config = records.config(path.parent)
     identity = record["identity"]
     asked = {
         "dataset": {key: value for key, value in config["dataset"].items() if key in identity["dataset"]},
-        "student": {key: config["student"].get(key) for key in identity["student"] if key != "checkpoint"},
+        "student": {
+            key: config["student"].get(key) for key in identity["student"] if key not in ("checkpoint", "source")
+        },
         "method": config["method"],
         "task_weight": config["loss"]["task"],
         "recipe": {key: value for key, value in config["recipe"].items() if key != "name"},
@@ -166,7 +164,7 @@ def _config(path: Path, record: dict[str, Any]) -> str | None:
     }
     ours = flat({"config": canonical(asked, "")})
     theirs = flat({"config": {key: identity[key] for key in asked}})
-    not_in = ("config.dataset.checksum", "config.student.checkpoint")  # hashes of content
+    not_in = ("config.dataset.checksum", "config.student.checkpoint", "config.student.source")  # hashes of content
     for key in dict.fromkeys([*ours, *theirs]):
         if key not in not_in and ours.get(key) != theirs.get(key):
             return f"{key.removeprefix('config.')} is {ours.get(key, 'not there')}, and the identity says {theirs.get(key, 'nothing')}"
@@ -230,13 +228,15 @@ def _logits(path: Path, record: dict[str, Any]) -> str | None:
 
 
 def _teacher(folder: Path, record: dict[str, Any]) -> list[Check]:
-    """The weights of the teacher's run, where it lies below the same dataset; one from outside has no run."""
+    """The weights of the teacher's run, where it lies among the same runs; one from outside has no run."""
     teacher, places = record["teacher"], folder.resolve().parents
     if not teacher or not teacher["run_id"]:
         return []
     which = (record["identity"].get("teacher") or {}).get("weights", "last")
-    beside = places[3].glob(f"none/none-*/*/seed*/{records.NAME}") if len(places) > 3 else ()
-    for path in beside:
+    runs = f"none/none-*/*/seed*/{records.NAME}"
+    beside = places[3].glob(runs) if len(places) > 3 else ()
+    elsewhere = places[4].glob(f"*/{runs}") if len(places) > 4 else ()  # below another label of the dataset
+    for path in chain(beside, elsewhere):
         try:
             found = records.read(path.parent) or {}
         except KdrunError:
@@ -254,16 +254,21 @@ def _teacher(folder: Path, record: dict[str, Any]) -> list[Check]:
     return [Check("the teacher's weights", "absent")]
 
 
-def _code(record: dict[str, Any]) -> list[Check]:
-    """Notes where the source is another by now: what was run stays what it was."""
-    from kdrun.plan import changed_code
+def _code(folder: Path, record: dict[str, Any]) -> list[Check]:
+    """Notes where the source is another by now: what was run stays what it was. The run's plug-ins are imported for it."""
+    from kdrun.registry import import_plugins
+    from kdrun.source import changed_code
 
-    student = {"name": record["student"]["name"], "path": record["identity"].get("student", {}).get("path")}
-    shape: Any = SimpleNamespace(method=record["method"], student=SimpleNamespace(**student))  # all that it looks at
     try:
+        asked = records.config(folder)
+        import_plugins(asked.get("plugins") or [])
+        student = {"path": record["identity"].get("student", {}).get("path"), "name": record["student"]["name"]}
+        nodes = {"student": student, **{key: node for key, node in asked.items() if key == "teacher"}}
+        shape: Any = SimpleNamespace(**{role: SimpleNamespace(**node) for role, node in nodes.items()})
         changed = changed_code(shape, record)
-    except BROKEN as error:
-        return [Check("the source cannot be compared", "note", " ".join(str(error).split()))]
+    except Exception as error:  # a plug-in may raise anything
+        said = str(error) if isinstance(error, KdrunError) else f"{type(error).__name__}: {error}"
+        return [Check("the source cannot be compared", "note", " ".join(said.split()))]
     if changed:
         return [Check(f"the source of {', '.join(changed)} has changed since", "note")]
     return [Check("the source is that of the record")]
@@ -327,7 +332,8 @@ def _curves_apart(first: list[tuple[str, int, float]], second: list[tuple[str, i
 def _environment(record: dict[str, Any]) -> dict[str, Any]:
     found = {f"versions.{key}": value for key, value in record["versions"].items()}
     found |= {f"engine.{key}": value for key, value in record["engine"].items()}
-    found |= {f"code.{key}": (value or "")[:12] for key, value in (record["code"]["method"] or {}).items()}
+    sources = {**record["code"]["method"], **{role: record["code"].get(role) for role in ("student", "teacher")}}
+    found |= {f"code.{key}": value[:12] for key, value in sources.items() if value}
     return found | {"host": record["host"], "git": (record["git"] or {}).get("commit")}
 
 

@@ -1,0 +1,268 @@
+"""The source that a run's numbers come from, as hashes: of its methods, and of models that are not kdrun's. Nothing is imported for it."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from kdrun.config import Config
+from kdrun.registry import METHODS, MODELS
+
+OURS = Path(__file__).parent / "methods"
+SILENT = ("ctx", "kind", "type_comment")  # fields of a syntax tree that say nothing of what is computed
+
+
+def code(config: Config) -> dict[str, Any]:
+    """SHA-256 of the source of each method, with what it imports, and of the models that are not kdrun's own."""
+    return {
+        "method": {name: method_sha256(name) for name in config.method},
+        "student": model_sha256(config.student),
+        "teacher": model_sha256(config.teacher),
+    }
+
+
+def changed_code(config: Config, record: dict[str, Any]) -> list[str]:
+    """Names whose source differs from the one that a finished run was trained with. Older records do not know their teacher's."""
+    names = [name for name, value in record["code"]["method"].items() if method_sha256(name) != value]
+    for role in ("student", "teacher"):
+        node = getattr(config, role, None)
+        if node is not None and role in record["code"] and is_changed(node, record["code"][role]):
+            names.append(f"model {getattr(node, 'path', None) or node.name}")
+    return names
+
+
+def is_changed(node: Any, then: str | None) -> bool:
+    """Whether a model's source is not that of a record; older records hold the hash of its file's bytes."""
+    return then not in (model_sha256(node), _file_sha256(builder(node)))
+
+
+def builder(node: Any) -> str | None:
+    """The module of a model's builder; None for kdrun's own models, and where there is none."""
+    if node.name in ("none", "import"):
+        return str(node.path).partition(":")[0] if node.name == "import" else None
+    module = MODELS.entry(node.name).module
+    return None if _is_ours(module) else module
+
+
+def model_sha256(node: Any) -> str | None:
+    """Of what a model's builder means, with the local modules that it imports; None for kdrun's own, and for what is not there."""
+    module = builder(node)
+    return module_sha256(module) if module else None
+
+
+@cache
+def module_sha256(module: str) -> str | None:
+    """Over the syntax trees of a module, the packages around it and the local modules that it imports; None where it is not there.
+
+    Comments, docstrings and layout do not count. Local is what is neither installed nor Python's nor kdrun's. Once in a process:
+    what was imported stays, whatever happens to the files.
+    """
+    root = locate(module)
+    if root is None:
+        return None
+    trees = {place.name: _meaning(place.file) for place in [*_around(module), *_local(root)] if place.file is not None}
+    return _sha256({name: tree for name, tree in trees.items() if tree != NOTHING})
+
+
+@cache
+def method_sha256(name: str) -> str:
+    """Over the method's file and, through imports, those of kdrun's methods whose maths it uses; and the local modules that it imports.
+
+    By file name: the hashes of before, which records hold. A file of the user's that is called as one of kdrun's does not hide it.
+    """
+    entry = METHODS.entry(name)
+    root = Place(entry.module, entry.file, (str(entry.file.parent),) if entry.file.name == "__init__.py" else ())
+    places = _local(root) if not _is_ours(entry.module) else [root]
+    seen = {entry.file.name: _file_bytes(entry.file)}
+    ours: dict[Path, None] = {}
+    for place in places:
+        _shipped(place, ours)
+    for file in ours:
+        if file != entry.file:
+            seen[file.name if file.name not in seen else f"kdrun.methods.{file.stem}"] = _file_bytes(file)
+    local = {place.name: _meaning(place.file) for place in places if place.file not in (None, entry.file)}
+    seen |= {other: tree for other, tree in local.items() if tree != NOTHING}
+    return next(iter(seen.values())) if len(seen) == 1 else _sha256(seen)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a module lies: its file (None for a package without one), and the folders of what lies below it."""
+
+    name: str
+    file: Path | None
+    folders: tuple[str, ...]
+
+    @property
+    def package(self) -> str:
+        """What a relative import starts from."""
+        return self.name if self.folders else self.name.rpartition(".")[0]
+
+
+def locate(module: str) -> Place | None:
+    """Where Python would find a module, without importing it or the packages around it; None where it would not."""
+    top, *rest = module.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError, AttributeError):
+        return None
+    if spec is None:
+        return None
+    file = Path(spec.origin) if spec.has_location and spec.origin else None
+    place: Place | None = Place(top, file, tuple(spec.submodule_search_locations or ()))
+    for part in rest:
+        place = _below(place, part) if place is not None else None
+    return place
+
+
+def _below(package: Place, part: str) -> Place | None:
+    """A module of a package, as Python's own finder takes it: a package before a file, a folder without __init__.py last."""
+    name = f"{package.name}.{part}"
+    for folder in package.folders:
+        path = Path(folder, part)
+        if (path / "__init__.py").is_file():
+            return Place(name, path / "__init__.py", (str(path),))
+        if path.with_name(f"{part}.py").is_file():
+            return Place(name, path.with_name(f"{part}.py"), ())
+    spaces = tuple(str(Path(folder, part)) for folder in package.folders if Path(folder, part).is_dir())
+    return Place(name, None, spaces) if spaces else None
+
+
+def _around(module: str) -> Iterator[Place]:
+    """The packages that a module lies in, which Python runs before it."""
+    parts = module.split(".")
+    for end in range(1, len(parts)):
+        place = locate(".".join(parts[:end]))
+        if place is not None and _is_local(place.name):
+            yield from _local(place)
+
+
+def _local(root: Place) -> list[Place]:
+    """A module and, through imports, the local ones that it needs."""
+    found, waiting = {root.name: root}, [root]
+    while waiting:
+        place = waiting.pop()
+        for name in _imports(place):
+            if name not in found and _is_local(name):
+                other = locate(name)
+                if other is not None:
+                    found[name] = other
+                    waiting.append(other)
+    return list(found.values())
+
+
+def _shipped(place: Place, seen: dict[Path, None]) -> None:
+    """Add the files of kdrun's methods that a module imports, and those that these import."""
+    for name in _imports(place):
+        package, _, stem = name.rpartition(".")
+        file = OURS / f"{stem}.py"
+        if package == "kdrun.methods" and stem != "base" and file not in seen and file.is_file():
+            seen[file] = None
+            _shipped(Place(name, file, ()), seen)
+
+
+def _imports(place: Place) -> list[str]:
+    """Every module that a source may import, with the packages around each; names that are no modules among them."""
+    tree = _tree(place.file)
+    found: dict[str, None] = {}
+    for node in ast.walk(tree) if tree is not None else ():
+        for name in _named(node, place.package):
+            parts = name.split(".")
+            found |= dict.fromkeys(".".join(parts[: end + 1]) for end in range(len(parts)))
+    return list(found)
+
+
+def _named(node: ast.AST, package: str) -> Iterator[str]:
+    """The modules that one node imports: `import a.b`, `from .a import b` (which may be a module too), `import_module("a.b")`."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        around = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+        module = ".".join([*around, *([node.module] if node.module else [])])
+        if module:
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names if alias.name != "*")
+    elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        name = node.args[0].value
+        if called in ("import_module", "__import__") and isinstance(name, str):
+            yield f"{package}{name}" if name.startswith(".") else name
+
+
+def _is_ours(module: str) -> bool:
+    return f"{module}.".startswith("kdrun.")
+
+
+def _is_local(module: str) -> bool:
+    """Whether a module is the user's own: neither kdrun's, nor Python's, nor of an installed package."""
+    top = locate(module.partition(".")[0])
+    if top is None or _is_ours(module):
+        return False
+    paths = top.folders or ((str(top.file),) if top.file is not None else ())
+    return bool(paths) and not any(_is_installed(os.path.dirname(os.path.abspath(path))) for path in paths)
+
+
+@cache
+def _is_installed(folder: str) -> bool:
+    """Python's own folders, those of pip, and others into which packages were installed (pip install --target)."""
+    here, python = Path(folder), Path(os.__file__).parent
+    if {"site-packages", "dist-packages"} & {*here.parts} or python in (here, *here.parents):
+        return True
+    return any(here.glob("*.dist-info"))
+
+
+def _tree(file: Path | None) -> ast.Module | None:
+    """None for what cannot be read as Python: it fails when it is imported."""
+    try:
+        return ast.parse(file.read_bytes()) if file is not None else None
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def _meaning(file: Path) -> str:
+    """SHA-256 of a file's syntax tree; of its bytes, where it has none."""
+    tree = _tree(file)
+    try:
+        return _sha256(_plain(tree)) if tree is not None else _file_bytes(file)
+    except RecursionError:
+        return _file_bytes(file)
+
+
+def _plain(node: Any) -> Any:
+    """A syntax tree as lists, the same in every version of Python: without positions, docstrings, `pass`, and empty fields."""
+    if isinstance(node, list):
+        return [_plain(item) for item in node if not _is_idle(item)]
+    if not isinstance(node, ast.AST):
+        return ascii(node)
+    fields = ((name, value) for name, value in ast.iter_fields(node) if name not in SILENT and value not in (None, []))
+    return [type(node).__name__, *([name, _plain(value)] for name, value in fields)]
+
+
+def _is_idle(node: Any) -> bool:
+    """A statement that does nothing: a docstring or another bare constant, or `pass`."""
+    return isinstance(node, ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+
+
+def _file_sha256(module: str | None) -> str | None:
+    """Of the bytes of a module's file: what older records hold."""
+    place = locate(module) if module else None
+    return _file_bytes(place.file) if place is not None and place.file is not None and place.file.is_file() else None
+
+
+def _file_bytes(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+NOTHING = _sha256(_plain(ast.parse("")))  # of an __init__.py without a statement
