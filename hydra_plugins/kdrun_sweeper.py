@@ -10,7 +10,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobStatus
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, open_dict, read_write
 
 
 @dataclass
@@ -43,34 +43,53 @@ class KdrunSweeper(BasicSweeper):
         super().__init__(max_batch_size, params)
 
     def sweep(self, arguments: list[str]) -> Any:
-        from kdrun import launchers, sweep
+        from kdrun import launchers, summary, sweep
 
         assert self.config is not None
+        self._expand_home()
         overrides = self._overrides(arguments)
-        jobs = sweep.expand(self.split_arguments(overrides, None)[0])
+        jobs = sweep.for_its_methods(sweep.expand(self.split_arguments(overrides, None)[0]), self._keys_of)
         if sweep.ONLY_PLAN:
             sweep.plan(overrides, jobs, self._compose)
             return None
-        teachers, students = sweep.begin(self._begin(), overrides, jobs, self._compose)
+        teachers, students = sweep.begin(self.config, overrides, jobs, self._compose)
         if teachers or students:
             for line in launchers.notes(self.config.hydra):
                 print(line, flush=True)
-        self._launch(teachers, len(jobs))
-        self._launch(students, 0)
+        folder = Path(self.config.hydra.sweep.dir)
+        try:
+            self._launch(teachers, len(jobs))
+            self._launch(students, 0)
+        except Exception:
+            summary.finish(folder, self.config)
+            raise
+        status = summary.finish(folder, self.config)
+        if folder.name == "quickstart" and not status:
+            print(summary.next_step(self._compose))
+        if status:
+            raise SystemExit(status)
         return None
+
+    def _expand_home(self) -> None:
+        """`~` in hydra.sweep.dir, where it comes from a file: Hydra itself makes folders below it."""
+        assert self.config is not None
+        folder = Path(self.config.hydra.sweep.dir)
+        if folder != folder.expanduser():
+            with read_write(self.config), open_dict(self.config):
+                self.config.hydra.sweep.dir = str(folder.expanduser())
+                self.config.hydra.overrides.hydra.append(f'hydra.sweep.dir="{folder.expanduser()}"')
+
+    def _keys_of(self, method: str) -> set[str]:
+        """The keys that a choice of the group `method` brings, which for a variant is another method's name."""
+        assert self.hydra_context is not None
+        repository = self.hydra_context.config_loader.repository  # type: ignore[attr-defined]
+        choice = repository.load_config(f"method/{method}")
+        return {str(key) for key in choice.config} if choice is not None else {method}
 
     def _overrides(self, arguments: list[str]) -> list[Override]:
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         return parser.parse_overrides([*self._parse_config(), *arguments])
-
-    def _begin(self) -> Path:
-        """The folder of this sweep, with what was asked for in Hydra's own words."""
-        assert self.config is not None
-        folder = Path(self.config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
-        return folder
 
     def _launch(self, jobs: list[list[str]], first: int) -> None:
         """Run jobs through the launcher, max_batch_size at a time; `first` is the number of the first one."""
@@ -128,5 +147,7 @@ class SearchSweeper(KdrunSweeper):
             raise KdrunError(
                 "a search cannot be planned: which runs it trains depends on their scores. Plan one of its trials instead"
             )
-        search(self._overrides(arguments), self._compose, self._launch, folder=self._begin(), **self.asked)
+        assert self.config is not None
+        self._expand_home()
+        search(self._overrides(arguments), self._compose, self._launch, self.config, **self.asked)
         return None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import signal
 import sys
 import traceback
@@ -35,8 +37,10 @@ def run(arguments: Sequence[str]) -> int:
     os.environ.setdefault(*DETERMINISTIC)
     if os.getcwd() not in sys.path:  # console scripts lack it; users' models and methods lie there
         sys.path.insert(0, os.getcwd())
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold what is no text
     try:
-        return _dispatch(list(arguments))
+        return _dispatch([_expand_home(argument) for argument in arguments])
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except KeyboardInterrupt as error:
@@ -48,9 +52,6 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         return 1
     except Exception as error:
-        from kdrun.sweep import forget
-
-        forget()
         return _say(error, debug, arguments)
 
 
@@ -69,6 +70,9 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if arguments and "=" not in arguments[0] and not arguments[0].startswith(("-", "+", "~")):
         return _verb(arguments[0], arguments[1:])
+    if not [argument for argument in arguments if argument not in ("-m", "--multirun")]:
+        arguments = ["--help"]  # what a bare command would train takes hours
+    _check_twice(arguments)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what happened instead of printing it
     arguments = _flags_first(arguments)
     user_folder = _check_usage(arguments)
@@ -143,6 +147,32 @@ def _check_usage(arguments: Sequence[str]) -> str | None:
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[assignment, method-assign]
     return parser.parse_args(arguments).config_dir
+
+
+def _check_twice(arguments: Sequence[str]) -> None:
+    """Of a key that stands twice, Hydra takes the last value without a word."""
+    seen: dict[str, str] = {}
+    for argument in arguments:
+        key = argument.lstrip("+").partition("=")[0].strip()
+        if "=" not in argument or argument.startswith("-"):
+            continue
+        if key in seen:
+            error = KdrunError(
+                f"{key} stands twice: {seen[key]} and {argument}. Say it once; several values are {key}=A,B with -m"
+            )
+            error.status = 2
+            raise error
+        seen[key] = argument
+
+
+def _expand_home(argument: str) -> str:
+    """`~/x` with the home folder in place of `~`, also as the value of a key, where a shell leaves it as it is."""
+    key, equals, value = argument.rpartition("=") if re.match(r"[\w.@/+]+=", argument) else ("", "", argument)
+    quote = value[:1] if value[:1] in ("'", '"') else ""
+    path = value.removeprefix(quote)
+    if not path.startswith("~/") and path.rstrip(quote or " ") != "~":
+        return argument
+    return f"{key}{equals}{quote}{os.path.expanduser(path)}"
 
 
 def _import_plugins(arguments: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ Nothing here imports torch: a typo is answered before anything heavy is loaded.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -246,8 +247,17 @@ def validate(composed: DictConfig) -> Config:
     typed = {key: _typed(key, plain.get(key) or {}, node) for key, node in schema.items()}
     typed["method"] = _methods(plain.get("method"))
     config = Config(**typed, **_scalars({str(key): value for key, value in plain.items() if key not in typed}))
+    _expand_home(config)
     _check(config)
     return config
+
+
+def _expand_home(config: Config) -> None:
+    """`~` in paths that come from a file; the command line's are expanded before."""
+    config.outputs = os.path.expanduser(config.outputs)
+    for node, key in ((config.dataset, "root"), (config.teacher, "checkpoint"), (config.student, "checkpoint")):
+        if getattr(node, key):
+            setattr(node, key, os.path.expanduser(getattr(node, key)))
 
 
 def _methods(given: Any) -> dict[str, Any]:
@@ -305,7 +315,8 @@ def _check(config: Config) -> None:
     for key, allowed in CHOICES.items():
         value = _get(config, key)
         if value not in allowed:
-            raise KdrunError(f"{key} is '{value}'. {choices(str(value), allowed)}")
+            meant = "cuda" if key == "engine.device" and str(value).startswith(("gpu", "cuda")) else str(value)
+            raise KdrunError(f"{key} is '{value}'. {choices(meant, allowed)}")
     for key in ("seed", "teacher.seed", "dataset.holdout"):
         if _get(config, key) < 0:
             raise KdrunError(f"{key} is {_get(config, key)}; it must be 0 or more")
@@ -315,8 +326,8 @@ def _check(config: Config) -> None:
         f"method.{m}.weights.{term}": w for m, values in config.method.items() for term, w in values.weights.items()
     }
     for key, weight in {"loss.task": config.loss.task, **weights}.items():
-        if weight is not None and not math.isfinite(weight):
-            raise KdrunError(f"{key} is {weight}; it must be a finite number")
+        if weight is not None and not (math.isfinite(weight) and weight >= 0):
+            raise KdrunError(f"{key} is {weight}; it must be a number of 0 or more (0 leaves the term out)")
     for where in ("recipe", "teacher.recipe"):
         check_recipe(where, _get(config, where))
     if config.engine.log_every < 1 or (config.engine.threads is not None and config.engine.threads < 1):

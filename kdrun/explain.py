@@ -13,6 +13,7 @@ from kdrun.errors import KdrunError, choices
 from kdrun.launchers import EXTRAS
 
 GROUPS = ("dataset", "teacher", "student", "method", "recipe", "engine", "experiment")
+LABEL_LOSSES = ("hard", "ce", "cls", "label", "labels", "supervised", "student", "gt")  # what others call the task's loss
 OPEN = ("taps", "weights", "stages", "schedules")  # keys of a method under which +key=value may add what the yaml lacks
 
 
@@ -154,6 +155,8 @@ def unknown_key(full: str, parent: Any) -> str:
     parts = where.split(".")
     adds = where.startswith("method.") and (key in OPEN or any(part in OPEN and part != "weights" for part in parts))
     adds = adds or parts[-1] in ("arguments", "taps")  # open dicts of an imported model
+    if parts[-1] == "weights" and key in LABEL_LOSSES:
+        return f"no key '{key}' in {where}: the cross-entropy with the labels is task, as in +{where}.task=0.5"
     return f"no key '{key}' in {where or 'the config'}. {choices(key, known)}" + (f"; +{full}=VALUE adds it" * adds)
 
 

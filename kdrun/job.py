@@ -22,7 +22,7 @@ from kdrun.identity import label_of
 from kdrun.plan import Plan, make_plan, with_protocol
 from kdrun.screen import Screen, clock
 from kdrun.source import changed_code
-from kdrun.sweep import STOPPED
+from kdrun.sweep import JOBS, STOPPED, job_name, name_in
 
 
 def job(composed: DictConfig) -> float:
@@ -67,7 +67,8 @@ def sweep_job(composed: DictConfig) -> float:
     hydra = HydraConfig.get()
     launchers.arrive(hydra)
     state: dict[str, Any] = {"overrides": list(hydra.overrides.task), "status": "failed", "error": None}
-    screen, stopped = Screen(brief=True), Path(hydra.sweep.dir) / STOPPED
+    name = name_in(Path(hydra.sweep.dir), state["overrides"]) or job_name(composed)
+    screen, stopped = Screen(brief=True), Path(hydra.sweep.dir, JOBS, STOPPED)
     value = math.nan
     try:
         if stopped.exists():
@@ -78,19 +79,19 @@ def sweep_job(composed: DictConfig) -> float:
             raise KdrunError("engine.rehearse=true looks at one run; leave out -m and give each key one value")
         share(plan, hydra)
         searching = str(hydra.sweeper._target_).endswith(".SearchSweeper")
-        value = _teacher(plan, screen) if plan.config.phase == "teacher" else _student(plan, screen, searching)
+        value = _teacher(plan, screen) if plan.config.phase == "teacher" else _student(plan, screen, name, searching)
         state["status"] = "done"
     except Exception as error:
-        state |= _failed(error, state, composed, screen)
+        state |= _failed(error, state, composed, name, screen)
         if OmegaConf.select(composed, "sweep.on_error") == "stop":
             stopped.touch()
-    folder = Path(hydra.sweep.dir, str(hydra.sweep.subdir))
+    folder = Path(hydra.sweep.dir, JOBS)
     folder.mkdir(parents=True, exist_ok=True)
-    records.atomically(folder / "job.json", json.dumps({**state, "said": screen.said}).encode())
+    records.atomically(folder / f"{hydra.job.num}.json", json.dumps({**state, "said": screen.said}).encode())
     return value
 
 
-def _student(plan: Plan, screen: Screen, searching: bool) -> float:
+def _student(plan: Plan, screen: Screen, name: str, searching: bool) -> float:
     """Train a run, or find that another process has meanwhile; its score. A search is not shown what its trials do on the test set."""
     began = time.perf_counter()
     record, word = plan.finished(), "already done"
@@ -101,9 +102,8 @@ def _student(plan: Plan, screen: Screen, searching: bool) -> float:
         record = train(plan, screen, wait=True)
         word = f"done in {clock(time.perf_counter() - began)}"
     value: float = with_protocol(record, plan.config.protocol)["score"]
-    name = f"{'+'.join(plan.config.method)} {plan.config.student.name} seed {plan.config.seed}"
     score = f"holdout {100 * record['holdout']['score']:.2f}" if searching else f"test {100 * value:.2f}"
-    screen.say(f"  student   {name:<28} {score}   {word}")
+    screen.say(f"  student   {name:<36} {score}   {word}")
     return value
 
 
@@ -118,20 +118,20 @@ def _teacher(plan: Plan, screen: Screen) -> float:
     return value
 
 
-def _failed(error: Exception, state: dict[str, Any], composed: DictConfig, screen: Screen) -> dict[str, Any]:
-    """Say why a job failed; its status as the run's record has it, its error as one line."""
+def _failed(error: Exception, state: dict[str, Any], composed: DictConfig, name: str, screen: Screen) -> dict[str, Any]:
+    """Say why a job failed; returns its error as one line."""
     from kdrun.explain import message
 
-    said = message(error)
+    line = message(error)
     if state["status"] != "skipped":
-        method, student, seed = (OmegaConf.select(composed, key) for key in ("method", "student.name", "seed"))
-        name = student if composed.get("phase") == "teacher" else f"{'+'.join(method or ())} {student} seed {seed}"
-        screen.say(f"  FAILED    {name:<28} {said}")
+        if composed.get("phase") == "teacher":
+            name = str(OmegaConf.select(composed, "teacher.name"))
+        screen.say(f"  FAILED    {name:<36} {line}")
         if composed.get("engine", {}).get("debug"):
             import traceback
 
             traceback.print_exc(file=sys.stderr)
-    return {"error": said}
+    return {"error": line}
 
 
 def share(plan: Plan, hydra: Any) -> None:

@@ -1,7 +1,7 @@
 """What kdrun knows of Hydra's launchers: the extra that brings each, how much of the machine a job may take, where its lines go.
 
 basic and joblib write to kdrun's own screen. The processes of submitit and Ray have screens of their own, so what a job says is
-read from its job.json and said again as jobs come back (`told`).
+read from the state that it leaves and said again as jobs come back (`told`).
 """
 
 from __future__ import annotations
@@ -106,14 +106,14 @@ def read_job(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def told(folder: Path, launcher: str) -> Iterator[None]:
-    """Say what jobs said, as soon as each leaves its job.json, where their screen is not this one."""
+    """Say what jobs said, as soon as each leaves its state (jobs/<number>.json), where their screen is not this one."""
     if not (launcher == "ray" or launcher.startswith("submitit_")):
         yield
         return
-    seen, over = set(folder.glob("*/job.json")), Event()
+    seen, over = set(folder.glob("jobs/*.json")), Event()
 
     def tell() -> None:
-        for path in sorted(set(folder.glob("*/job.json")) - seen, key=lambda path: path.stat().st_mtime):
+        for path in sorted(set(folder.glob("jobs/*.json")) - seen, key=lambda path: path.stat().st_mtime):
             seen.add(path)
             for line in read_job(path).get("said", []):
                 print(line, flush=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,16 +125,22 @@ def held(plan: Plan, wait: bool, say: Any = print) -> Iterator[None]:
         lock.release()
 
 
+# What a run writes into its folder: nothing else is ever removed from it.
+WRITTEN = (
+    "last.ckpt", "record.json", "config.yaml", "curves.jsonl", "log.txt", "student*.safetensors", "peer*.safetensors",
+    "test_logits.safetensors", "tb/events.out.tfevents.*", ".*.tmp",
+)  # fmt: skip
+
+
 def clear(plan: Plan) -> None:
-    """Empty a run's folder (rerun=true), but for its lock.
+    """Take away the files of a run (rerun=true); what the user has put beside them stays.
 
     A kill in between is harmless by the order: without the resume state nothing goes on from half a folder, and without the
     record nothing takes the folder for a finished run; until the record is gone, all that it names is there.
     """
-    first = ("last.ckpt", "record.json")
-    paths = {path.name: path for path in plan.folder.iterdir() if path.name not in (".lock", ".holder.json")}
-    for name in sorted(paths, key=lambda name: first.index(name) if name in first else len(first)):
-        shutil.rmtree(paths[name]) if paths[name].is_dir() else paths[name].unlink()
+    for pattern in WRITTEN:
+        for path in sorted(plan.folder.glob(pattern)):
+            path.unlink(missing_ok=True)
 
 
 def describe(plan: Plan, sizes: str) -> list[str]:
@@ -153,7 +158,10 @@ def describe(plan: Plan, sizes: str) -> list[str]:
     if weights:
         lines.append("weights  " + ", ".join(f"{term} {weight:g}" for term, weight in weights.items()))
     before = None if config.rerun else plan.record()
-    if before is not None:
+    holder = _held_by(plan)
+    if holder:
+        lines.append(f"held     by {holder}")
+    elif before is not None:
         lines.append(f"resume   this run was {before['status']}; it goes on after its last finished epoch")
     lines.append(f"folder   {plan.folder}")
     return lines
@@ -175,6 +183,18 @@ def _teacher(plan: Plan) -> str:
 def _recipe(recipe: Any) -> str:
     epochs = f"{recipe.epochs} epoch{'s' * (recipe.epochs != 1)}"
     return f"{recipe.name}: {epochs}, batch {recipe.batch_size}, lr {recipe.lr:g}"
+
+
+def _held_by(plan: Plan) -> str | None:
+    """Who holds the run's folder now; None where nobody does."""
+    path = plan.folder / ".lock"
+    if not path.is_file():
+        return None
+    try:
+        with FileLock(path, timeout=0):
+            return None
+    except Timeout:
+        return _holder(plan.folder / ".holder.json")
 
 
 def _holder(path: Path) -> str:

@@ -60,7 +60,7 @@ class Run:
 
 def load(folder: str | Path, which: str = "last") -> Run:
     """Load a finished run. `which`: last, best (chosen on the test set) or holdout."""
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     record = records.read(folder)
     if record is None or record["status"] != "done":
         state = "holds no record.json" if record is None else f"is {record['status']}, not done"

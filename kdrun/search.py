@@ -7,6 +7,7 @@ study is a SQLite file; started again, the same command goes on with it. Every t
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
 import os
 import sys
@@ -14,37 +15,65 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig
 
 from kdrun.engine import record as records
-from kdrun.errors import KdrunError
+from kdrun.errors import HeldError, KdrunError
 from kdrun.job import prepare
+from kdrun.sweep import open_folder
 
 
 def search(
     overrides: Sequence[Override],
     compose: Callable[[list[str]], DictConfig],
     launch: Callable[[list[list[str]], int], None],
+    config: DictConfig,
     *,
     trials: int,
     at_once: int,
     study_file: str,
     seed: int,
-    folder: Path,
 ) -> None:
-    """Ask, train and tell until the study has `trials` finished trials; then say the best. Failed trials are told as such."""
-    try:
-        import optuna
-    except ImportError as error:
-        raise KdrunError("hydra/sweeper=search needs Optuna: pip install 'kdrun[search]'") from error
+    """Ask, train and tell until the study has `trials` finished trials; then say the best. Failed trials are told as such.
+
+    One process at a time works on a search: a second one would take the first one's running trials for dead ones.
+    """
+    if importlib.util.find_spec("optuna") is None:
+        raise KdrunError("hydra/sweeper=search needs Optuna: pip install 'kdrun[search]'")
     for key, value in (("trials", trials), ("at_once", at_once)):
         if value < 1:
             raise KdrunError(f"hydra.sweeper.{key} is {value}; it must be a whole number from 1 on")
     fixed = [o.input_line or "" for o in overrides if not o.is_sweep_override()]
     space = {o.get_key_element(): _distribution(o) for o in overrides if o.is_sweep_override()}
     _check(space, fixed, compose)
-    study = _open(study_file, _name(fixed, space))
+    name = _name(fixed, space)
+    study = _open(study_file, name)
+    try:
+        with FileLock(Path(study_file).with_name(f".{Path(study_file).name}.{name}.lock"), timeout=0):
+            _run(study, space, fixed, compose, launch, open_folder(config), trials, at_once, study_file, seed)
+    except Timeout:
+        raise HeldError(
+            f"another process works on this search in {study_file}; wait for it, or give a study of its own: "
+            "hydra.sweeper.study=FILE.db"
+        ) from None
+
+
+def _run(
+    study: Any,
+    space: dict[str, Any],
+    fixed: list[str],
+    compose: Callable[[list[str]], DictConfig],
+    launch: Callable[[list[list[str]], int], None],
+    folder: Path,
+    trials: int,
+    at_once: int,
+    study_file: str,
+    seed: int,
+) -> None:
+    import optuna
+
     before = _take_up(study)
     study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))  # one that goes on draws other points
     print(f"search   {len(space)} dimensions, {before} of {trials} trials done   study {study_file}", flush=True)

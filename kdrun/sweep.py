@@ -1,38 +1,39 @@
-"""A sweep: what was asked for, what is there already, which teachers come first, and the summary at its end.
+"""A sweep: what was asked for, what is there already, and which teachers come first.
 
-hydra_plugins/kdrun_sweeper.py calls `begin`; `Summary` is a Hydra callback that is always present. Jobs of a sweep never raise: each
-leaves job.json in its numeric folder, and what is in no record and left nothing counts as failed.
+hydra_plugins/kdrun_sweeper.py calls `begin`, launches, and ends with kdrun/summary.py. Jobs of a sweep never raise: each leaves its
+state in jobs/<number>.json of the sweep's folder; what is in no record and left no state counts as failed.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from hydra.core.override_parser.types import Override
-from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from kdrun.engine import record as records
-from kdrun.errors import KdrunError, remove_empty
+from kdrun.errors import KdrunError
+from kdrun.estimate import Estimate, estimate, finished_runs, rough
+from kdrun.identity import label
 from kdrun.launchers import gist, read_job
 from kdrun.plan import Plan, with_protocol
-from kdrun.screen import again, clock
+from kdrun.screen import clock
 from kdrun.source import changed_code
 from kdrun.tables import jobs as jobs_of
 
-NEXT = "kdrun method=rkd teacher=resnet110 student=resnet20   (CIFAR-10; downloads 170 MB)"
 MANIFEST = "manifest.json"
 NO_STATE = "the job left no state: was it killed, or never started?"
-STOPPED = "stopped"  # a file in a sweep's folder: a job failed and sweep.on_error=stop
+JOBS = "jobs"  # the folder of the jobs' states, in a sweep's folder
+STOPPED = "stopped"  # a file in it: a job failed and sweep.on_error=stop
+FILES = (MANIFEST, "multirun.yaml", "curves.png", "search.json", JOBS)  # what a sweep writes into its folder
+OURS = "hydra_plugins.kdrun_sweeper"  # stands in every multirun.yaml that kdrun wrote
 ONLY_PLAN = False  # kdrun plan: look, say, train nothing
-BEGUN: list[Path] = []  # the folder of this process's sweep
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Asked:
     """One job of a sweep before it is launched: its plan, or why it has none; the record of a run that is finished."""
 
     overrides: list[str]
+    name: str = ""  # for the screen: method, student and seed, and what else differs among the jobs
     plan: Plan | None = None
     error: str | None = None
     record: dict[str, Any] | None = None
@@ -50,19 +52,23 @@ class Asked:
         folder = str(self.plan.folder.resolve()) if self.plan else None
         protocol = self.plan.config.protocol if self.plan else None
         return {
-            "overrides": self.overrides, "folder": folder, "id": self.plan.id if self.plan else None, "protocol": protocol,
-            "error": self.error, "changed": self.changed,
+            "overrides": self.overrides, "name": self.name, "folder": folder, "id": self.plan.id if self.plan else None,
+            "protocol": protocol, "error": self.error, "changed": self.changed,
         }  # fmt: skip
 
 
 def begin(
-    folder: Path, overrides: Sequence[Override], jobs: list[list[str]], compose: Callable[[list[str]], DictConfig]
+    config: DictConfig,
+    overrides: Sequence[Override],
+    jobs: list[list[str]],
+    compose: Callable[[list[str]], DictConfig],
 ) -> tuple[list[list[str]], list[list[str]]]:
     """Plan every job, write the manifest, say what there is to do; returns the jobs of missing teachers, then of students.
 
-    A job that cannot be composed ends the sweep; one with a bad value fails alone, when it is launched.
+    A job that cannot be composed ends the sweep, and nothing is written; one with a bad value fails alone, when it is launched.
     """
-    asked = [_look(job, compose(job)) for job in jobs]
+    asked = look(jobs, compose)
+    folder = open_folder(config)
     manifest = {"command": sys.argv, "runs": [one.line() for one in asked]}
     records.atomically(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
     todo = [one for one in asked if one.record is None]
@@ -73,16 +79,60 @@ def begin(
             teachers.setdefault(teacher.folder, [*one.overrides, "phase=teacher"])
     print(_announce(overrides, asked, todo, len(teachers)), flush=True)
     for one in asked:
-        if one.record is not None and one.plan is not None:
-            print(_already(one.plan, one.record, one.changed), flush=True)
+        if one.record is not None:
+            print(_already(one), flush=True)
     return list(teachers.values()), [one.overrides for one in todo]
+
+
+def open_folder(config: DictConfig) -> Path:
+    """The sweep's folder with multirun.yaml in it, Hydra's own words for what was asked. States of an earlier sweep are taken away.
+
+    KdrunError where it holds files of these names that kdrun did not write: nothing of the user's is overwritten.
+    """
+    folder = Path(config.hydra.sweep.dir)
+    words = folder / "multirun.yaml"
+    if not (words.is_file() and OURS in words.read_text(encoding="utf-8", errors="replace")):
+        theirs = [name for name in FILES if (folder / name).exists()]
+        if theirs:
+            raise KdrunError(
+                f"hydra.sweep.dir={folder} holds {theirs[0]}, which is not of a sweep of kdrun's and would be overwritten; "
+                "give another folder"
+            )
+    (folder / JOBS).mkdir(parents=True, exist_ok=True)
+    for state in (folder / JOBS).glob("*.json"):
+        if state.stem.isdigit():
+            state.unlink()
+    (folder / JOBS / STOPPED).unlink(missing_ok=True)
+    OmegaConf.save(config, words)
+    return folder
 
 
 def lost(folder: Path, config: DictConfig, error: Exception) -> None:
     """A job's process died and left no state: said here, counted as failed at the end, and what comes after it stops if asked to."""
     print(f"kdrun: a job was lost: {gist(error)}", file=sys.stderr)
     if OmegaConf.select(config, "sweep.on_error") == "stop":
-        (folder / STOPPED).touch()
+        (folder / JOBS / STOPPED).touch()
+
+
+def for_its_methods(jobs: list[list[str]], keys_of: Callable[[str], set[str]]) -> list[list[str]]:
+    """Jobs without the overrides of methods that they do not have, each once: `method=none,kd method.kd.temperature=1,2` is three jobs.
+
+    `keys_of`: the keys below `method` that a choice of the group brings. An override whose method is in no job stays, and composing
+    says what is wrong with it.
+    """
+    methods: list[set[str] | None] = []
+    for job in jobs:
+        choice = next((item.partition("=")[2] for item in job if item.startswith("method=")), None)
+        names = [] if choice is None else [name.strip() for name in choice.strip("[]").split(",")]
+        methods.append(None if choice is None else set().union(*map(keys_of, names)))
+    anywhere: set[str] = set().union(*(keys for keys in methods if keys))
+
+    def stays(item: str, keys: set[str] | None) -> bool:
+        path = item.lstrip("+~").partition("=")[0].split(".")
+        return keys is None or path[0] != "method" or len(path) < 2 or path[1] in keys or path[1] not in anywhere
+
+    kept = [[item for item in job if stays(item, keys)] for job, keys in zip(jobs, methods, strict=True)]
+    return [list(job) for job in dict.fromkeys(map(tuple, kept))]
 
 
 def expand(jobs: list[list[str]]) -> list[list[str]]:
@@ -101,67 +151,50 @@ def expand(jobs: list[list[str]]) -> list[list[str]]:
 
 def plan(overrides: Sequence[Override], jobs: list[list[str]], compose: Callable[[list[str]], DictConfig]) -> None:
     """Say which runs there are, which are missing, how long these take by what was measured here, and what disk they need."""
-    asked = [_look(job, compose(job)) for job in jobs]
+    asked = look(jobs, compose)
     todo = [one for one in asked if one.record is None]
     plans = {one.plan.folder: one.plan for one in todo if one.plan}
     teachers = {
         p.teacher.folder: p.teacher for p in plans.values() if p.teacher is not None and not _is_done(p.teacher)
     }
     print(_announce(overrides, asked, todo, len(teachers)))
-    known = _known(asked)
-    total, disk, blind = 0.0, 0.0, 0
+    names = {one.plan.folder: one.name for one in asked if one.plan}
+    known = [record for outputs in {p.config.outputs for p in plans.values()} for record in finished_runs(outputs)]
     for one in asked:
         if one.plan is None:
             print(f"  cannot    {' '.join(one.overrides)}: {one.error}")
         elif one.record is not None:
-            print(_already(one.plan, one.record, one.changed))
+            print(_already(one))
+    total, disk, blind = 0.0, 0.0, 0
+    timed: dict[str, Estimate | None] = {}
     for role, runs in (("teacher", teachers), ("student", plans)):
-        for one_plan in runs.values():
-            seconds, size, how = _cost(one_plan, known)
-            name = one_plan.config.student.name if role == "teacher" else _name(one_plan)
-            about = f"   about {clock(seconds)} ({how})" if seconds is not None else ""
-            print(f"  {role:<9} {name:<28} {_state_of(one_plan)}{about}")
-            total, disk, blind = total + (seconds or 0), disk + size, blind + (seconds is None)
-    missing = len(teachers) + len(plans)
-    if missing and blind == missing:
+        for missing in runs.values():
+            cost = estimate(missing, known) or _timed(missing, timed)
+            name = label(missing.config.student) if role == "teacher" else names[missing.folder]
+            about = f"   about {clock(cost.seconds)} ({cost.source})" if cost else ""
+            print(f"  {role:<9} {name:<36} {_state_of(missing)}{about}", flush=True)
+            total, disk, blind = (
+                total + (cost.seconds if cost else 0),
+                disk + (cost.size if cost else 0),
+                blind + (not cost),
+            )
+    count = len(teachers) + len(plans)
+    if count and blind == count:
         print("left     nothing like these runs was trained here yet, so there is no estimate")
-    elif missing:
-        unknown = f" without {blind} run{'s' * (blind != 1)} of which nothing alike was trained here" if blind else ""
-        print(f"left     about {clock(total)} in one process{unknown}; about {disk / 2**20:,.0f} MiB of disk")
+    elif count:
+        unknown = f" without {blind} run{'s' * (blind != 1)} that nothing is known of" if blind else ""
+        space = f"; about {disk / 2**20:,.0f} MiB of disk" if disk else ""
+        print(f"left     about {clock(total)} in one process{unknown}{space}")
 
 
-def _known(asked: list[Asked]) -> list[dict[str, Any]]:
-    """The finished runs of the output folders, each with the size of its folder."""
-    found = []
-    for outputs in {one.plan.config.outputs for one in asked if one.plan}:
-        for path in Path(outputs, "runs").glob(f"**/{records.NAME}"):
-            try:
-                record = records.read(path.parent)
-            except KdrunError:
-                continue
-            if record is not None and record["status"] == "done" and record["time"]["train_s"]:
-                size = sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
-                found.append({**record, "size": size})
-    return found
-
-
-def _cost(missing: Plan, known: list[dict[str, Any]]) -> tuple[float | None, float, str]:
-    """Seconds, bytes and where they come from: the median of the runs most like it, scaled by epochs."""
+def _timed(missing: Plan, timed: dict[str, Estimate | None]) -> Estimate | None:
+    """A rough estimate from timed steps; each pair of models and recipe is timed once."""
     config = missing.config
-    likes = [
-        ("runs like it", lambda r: r["method"] == [*config.method] and r["student"]["name"] == config.student.name),
-        ("other methods of this student", lambda r: r["student"]["name"] == config.student.name),
-    ]
-    for how, like in likes:
-        fitting = [r for r in known if r["dataset"]["name"] == config.dataset.name and like(r)]
-        if fitting:
-            each = median(r["time"]["train_s"] / r["recipe"]["epochs"] for r in fitting)
-            return each * config.recipe.epochs, median(r["size"] for r in fitting), f"{len(fitting)} {how}"
-    return None, 0.0, ""
-
-
-def _name(one: Plan) -> str:
-    return f"{'+'.join(one.config.method)} {one.config.student.name} seed {one.config.seed}"
+    stages = [values.stages for values in config.method.values()]
+    key = json.dumps([str(missing.identity["student"]), config.teacher.name, vars(config.recipe), stages], default=str)
+    if key not in timed:
+        timed[key] = rough(missing)
+    return timed[key]
 
 
 def _state_of(one: Plan) -> str:
@@ -169,17 +202,59 @@ def _state_of(one: Plan) -> str:
     return "to do" if before is None else f"{before['status']}, goes on"
 
 
-def _look(job: list[str], composed: DictConfig) -> Asked:
+def look(jobs: list[list[str]], compose: Callable[[list[str]], DictConfig]) -> list[Asked]:
+    """Every job with its plan and, where the run is finished, its record. A job that cannot be composed raises."""
+    differing = _differing(jobs)
+    return [_look(job, compose(job), differing) for job in jobs]
+
+
+def _look(job: list[str], composed: DictConfig, differing: list[str]) -> Asked:
     from kdrun.explain import message
     from kdrun.job import prepare
 
+    name = job_name(composed, [item for item in job if _key(item) in differing])
     try:
         plan = prepare(composed)
         record = plan.finished()
         changed = changed_code(plan.config, record) if record is not None else []
-        return Asked(job, plan, None, record, changed)
+        return Asked(job, name, plan, None, record, changed)
     except Exception as error:  # the job says it again in its own line
-        return Asked(job, error=message(error))
+        return Asked(job, name, error=message(error))
+
+
+def _differing(jobs: list[list[str]]) -> list[str]:
+    """The keys that the jobs of a sweep do not all set to one value."""
+    values: dict[str, set[str]] = {}
+    for job in jobs:
+        for item in job:
+            values.setdefault(_key(item), set()).add(item)
+    return [key for key, items in values.items() if len(items) > 1 or any(not items & set(job) for job in jobs)]
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
+
+
+def job_name(composed: DictConfig, swept: Sequence[str] = ()) -> str:
+    """`kd resnet8 seed 0 temperature=2`: method, student and seed, and what else is swept."""
+    methods = [str(name) for name in composed.get("method") or ()]
+    student, seed = OmegaConf.select(composed, "student"), OmegaConf.select(composed, "seed")
+    model = student.get("label") or str(student.get("path") or student.get("name")).rpartition(":")[2]
+    words = ["+".join(methods), model, f"seed {seed}"]
+    for item in swept:
+        if _key(item) not in ("method", "student", "seed"):
+            short = item.lstrip("+~").removeprefix("method.")
+            words.append(short.removeprefix(f"{methods[0]}.") if len(methods) == 1 else short)
+    return " ".join(words)
+
+
+def name_in(folder: Path, overrides: Sequence[str]) -> str | None:
+    """The name that the sweep in this folder gave the job with these overrides; None where it has no manifest."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return next((run["name"] for run in manifest["runs"] if run["overrides"] == list(overrides)), None)
+    except (OSError, ValueError, LookupError):
+        return None
 
 
 def _is_done(teacher: Plan) -> bool:
@@ -201,64 +276,19 @@ def _announce(overrides: Sequence[Override], asked: list[Asked], todo: list[Aske
         if override.is_sweep_override():
             counts[override.key_or_group] = sum(1 for _ in override.sweep_string_iterator())
     what = f": {' x '.join(f'{n} {key}' for key, n in counts.items())}" if counts else ""
+    if counts and prod(counts.values()) > len(asked):
+        what += ", a method's keys where it is at work"
     states = [f"{len(asked) - len(todo)} done, {len(todo)} to do"] if len(todo) < len(asked) else []
     states += [f"{teachers} teacher{'s' * (teachers > 1)} to train first"] if teachers else []
     return f"{len(asked)} run{'s' * (len(asked) != 1)} asked for{what}{'; ' if states else ''}{', '.join(states)}"
 
 
-def _already(one: Plan, record: dict[str, Any], changed: list[str]) -> str:
-    name = _name(one)
-    score = with_protocol(record, one.config.protocol)["score"]
-    note = f", but the source of {', '.join(changed)} has changed since" if changed else ""
-    return f"  student   {name:<28} test {100 * score:.2f}   already done{note}"
-
-
-def forget() -> None:
-    """Take away the folder of a sweep that was refused before its first job: Hydra writes multirun.yaml before it looks."""
-    for folder in BEGUN:
-        if {path.name for path in folder.glob("*")} <= {"multirun.yaml"} and folder.is_dir():
-            (folder / "multirun.yaml").unlink(missing_ok=True)
-            remove_empty(folder, levels=3)
-
-
-class Summary(Callback):
-    """Prints the table at the end of a sweep and sets the exit status."""
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = Path(config.hydra.sweep.dir)
-        if ONLY_PLAN:
-            return
-        BEGUN.append(folder)
-        for old in [path for path in folder.glob("*") if path.name.isdigit()] if folder.is_dir() else []:
-            shutil.rmtree(old)  # a fixed sweep folder (quickstart) keeps no states of an earlier sweep
-        (folder / STOPPED).unlink(missing_ok=True)
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        if ONLY_PLAN:
-            return
-        folder = Path(config.hydra.sweep.dir)
-        if not (folder / MANIFEST).exists():
-            return  # a search tells its trials itself
-        states = states_of(folder)
-        failed = [state for state in states if state["status"] != "done"]
-        runs = _runs(states)
-        if runs:
-            _print(runs, folder)
-        for line in _changed(states, {path: record for record, path in runs}):
-            print(line)
-        recorded = {path for _, path in runs}
-        unrecorded = [
-            s for s in failed if s["folder"] is None or Path(s["folder"]) not in recorded
-        ]  # the table lists the others
-        for line in _failures(unrecorded):
-            print(line)
-        if failed:
-            rerun = again(config.hydra.overrides.task)
-            print(
-                f"{len(states) - len(failed)} done, {len(failed)} failed; {rerun} trains only what is missing",
-                file=sys.stderr,
-            )
-            raise SystemExit(3)
+def _already(one: Asked) -> str:
+    assert one.plan is not None
+    assert one.record is not None
+    score = with_protocol(one.record, one.plan.config.protocol)["score"]
+    note = f", but the source of {', '.join(one.changed)} has changed since" if one.changed else ""
+    return f"  student   {one.name:<36} test {100 * score:.2f}   already done{note}"
 
 
 def states_of(folder: Path) -> list[dict[str, Any]]:
@@ -268,7 +298,7 @@ def states_of(folder: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise KdrunError(f"{folder} is no folder of a sweep: it has no readable {MANIFEST} ({error})") from error
     left = {}
-    for path in folder.glob("*/job.json"):
+    for path in folder.glob(f"{JOBS}/*.json"):
         job = read_job(path)
         left[tuple(job.get("overrides", ()))] = job
     return [_state(line, left.get(tuple(line["overrides"]), {})) for line in manifest["runs"]]
@@ -285,71 +315,3 @@ def _state(line: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
         return {**line, "status": "done", "error": None}
     error = job.get("error") or line["error"] or NO_STATE
     return {**line, "status": job.get("status", "failed"), "error": error}
-
-
-def _runs(states: list[dict[str, Any]]) -> list[tuple[dict[str, Any], Path]]:
-    """The record of each run that the sweep asked for, once, as the protocol asked for reports it."""
-    found = {}
-    for state in states:
-        folder = Path(state["folder"]) if state.get("folder") else None
-        try:
-            record = records.read(folder) if folder is not None else None
-        except KdrunError:
-            continue  # its line below says what is wrong with it
-        if record is not None and folder is not None:
-            found[folder] = (with_protocol(record, state["protocol"] or record["protocol"]), folder)
-    return list(found.values())
-
-
-def _failures(states: list[dict[str, Any]]) -> list[str]:
-    """A line per failed job; jobs that failed of one and the same error share a line."""
-    by_error: dict[tuple[str, str], list[str]] = {}
-    for state in states:
-        by_error.setdefault((state["status"], state["error"]), []).append(" ".join(state["overrides"]))
-    lines = []
-    for (status, error), jobs in by_error.items():
-        others = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
-        lines.append(f"{status:<11} {jobs[0]}{others}: {error}".replace("  : ", "  "))
-    return lines
-
-
-def _changed(states: list[dict[str, Any]], runs: dict[Path, dict[str, Any]]) -> list[str]:
-    """The runs whose source is another by now, a line for each that changed: which seeds, and the way out."""
-    found: dict[str, dict[str, list[int]]] = {}
-    for state in states:
-        for source in state["changed"] if state["status"] == "done" else ():
-            record = runs[Path(state["folder"])]
-            name = f"{'+'.join(record['method'])} {record['student']['name']}"
-            found.setdefault(source, {}).setdefault(name, []).append(record["seed"])
-    lines = []
-    for source, names in found.items():
-        which = "; ".join(
-            f"{name} seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(set(seeds))))}"
-            for name, seeds in names.items()
-        )
-        lines.append(f"note     the source of {source} has changed since {which}; rerun=true trains with the new one")
-    return lines
-
-
-def _print(runs: list[tuple[dict[str, Any], Path]], folder: Path) -> None:
-    from rich.console import Console
-
-    from kdrun.report.curves import curves
-    from kdrun.report.table import summary
-
-    console = Console(highlight=False)
-    console.print()
-    console.print(summary([record for record, _ in runs], width=console.width), soft_wrap=True)
-    done = [(record, path) for record, path in runs if record["status"] == "done"]
-    if done:
-        print(f"\ncurves   {_relative(curves(done, folder / 'curves.png'))}")
-        print(f"runs     {_relative(done[0][1].parents[3])}")
-    if done and folder.name == "quickstart":
-        print(f"next     {NEXT}")
-
-
-def _relative(path: Path) -> Path:
-    try:
-        return path.relative_to(Path.cwd())
-    except ValueError:
-        return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import socket
 import sys
 import time
@@ -394,8 +395,9 @@ def finished_teacher(plan: Plan, screen: Screen) -> dict[str, Any]:
         record = train(plan, screen, role=f"teacher {label(plan.config.student)}", wait=True)
     except KdrunError as error:
         name = plan.config.student.name
+        its_keys = re.sub(r"(?<![\w.])recipe\.", "teacher.recipe.", str(error))
         raise KdrunError(
-            f"the teacher could not be trained: {error}. The teacher has settings of its own: teacher.recipe.epochs, .batch_size, "
+            f"the teacher could not be trained: {its_keys}. The teacher has settings of its own: teacher.recipe.epochs, .batch_size, "
             f".lr ..., teacher.seed; the same one again: "
             f"kdrun teacher=none method=none student={name} ... rerun=true"
         ) from error

@@ -26,6 +26,11 @@ def settle_size(cfg: Any, outputs: str) -> None:
         cfg.size = None
 
 
+def sizes(cfg: Any, outputs: str) -> tuple[int, int, int | None]:
+    """Training images, test images and the side of all in px (None where it is not one); nothing is decoded or downloaded."""
+    return _source(cfg).sizes(cfg, outputs)
+
+
 def load(cfg: Any, outputs: str) -> Dataset:
     """The dataset that `cfg` (a node of conf/dataset) describes; caches and downloads go below `outputs`.
 

@@ -34,6 +34,10 @@ def side(cfg: Any, outputs: str) -> int:
     return 32
 
 
+def sizes(cfg: Any, outputs: str) -> tuple[int, int, int]:
+    return 50_000, 10_000, 32
+
+
 def load(cfg: Any, outputs: str) -> Dataset:
     """50,000 training and 10,000 test images of 32 px, their integrity checked by torchvision.
 

@@ -26,6 +26,10 @@ def side(cfg: Any, outputs: str) -> int:
     return 8
 
 
+def sizes(cfg: Any, outputs: str) -> tuple[int, int, int]:
+    return 1797 - TEST_ROWS, TEST_ROWS, 8
+
+
 def load(cfg: Any, outputs: str) -> Dataset:
     """1,200 training and 597 test images of 8 px, a fixed stratified split; grey, repeated to three channels."""
     import numpy as np

@@ -106,6 +106,11 @@ def side(cfg: Any, outputs: str) -> int | None:
     return side
 
 
+def sizes(cfg: Any, outputs: str) -> tuple[int, int, int | None]:
+    tree = scan(cfg.root)
+    return len(tree.train), len(tree.test), cfg.size or side(cfg, outputs)
+
+
 def scan(root: str | None) -> Tree:
     """The listing of a folder, hidden files left out, sorted by class and name."""
     if root is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import resource
-import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -81,7 +80,8 @@ class RunJournal:
             self._progress_record(progress)
         self._cut_curves()
         if not progress.step:
-            shutil.rmtree(self.folder / "tb", ignore_errors=True)  # points of a first epoch that was never finished
+            for events in (self.folder / "tb").glob("events.out.tfevents.*"):
+                events.unlink()  # points of a first epoch that was never finished
         self.board = SummaryWriter(self.folder / "tb", purge_step=progress.step + 1 if progress.step else None)
         self.progress = progress
         return progress
@@ -148,7 +148,7 @@ class RunJournal:
 
     def _line(self, epoch: Epoch) -> dict[str, Any]:
         line: dict[str, Any] = {
-            "stage": epoch.stage, "epoch": epoch.epoch, "step": epoch.step, "lr": epoch.lr, "loss": epoch.loss,
+            "stage": epoch.stage, "epoch": epoch.epoch, "epochs": epoch.epochs, "step": epoch.step, "lr": epoch.lr, "loss": epoch.loss,
             "test": None, "holdout": None, "train_score": epoch.train_score, "images_per_s": epoch.images_per_s,
             "data_wait": epoch.data_wait, "seconds": epoch.seconds, "peers": {},
         }  # fmt: skip

@@ -15,8 +15,18 @@ from torch import Tensor, nn
 from kdrun.config import Recipe, check_recipe
 from kdrun.engine.loop import enter, stage_recipe, weighted, weights_of
 from kdrun.errors import KdrunError, choices
+from kdrun.explain import LABEL_LOSSES
 from kdrun.methods.base import Distillation, Stage
 
+    "hard",
+    "ce",
+    "cls",
+    "label",
+    "labels",
+    "supervised",
+    "student",
+    "gt",
+)  # what others call the task's loss
 IMAGES = 8  # that a stage is rehearsed on, or fewer where training will meet a smaller batch
 
 
@@ -185,8 +195,9 @@ class _Pass:
         if unused:
             method, _, term = unused[0].partition(".")
             known = [t.partition(".")[2] for t in self.terms if t.startswith(f"{method}.")]
+            hint = "; the cross-entropy with the labels is task" if term in LABEL_LOSSES else ""
             raise KdrunError(
-                f"method.{method}.weights has '{term}', which is no term of it. {choices(term, [*known, 'task'])}"
+                f"method.{method}.weights has '{term}', which is no term of it. {choices(term, [*known, 'task'])}{hint}"
             )
 
     def _check_methods(self) -> None:

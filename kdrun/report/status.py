@@ -51,7 +51,7 @@ def status(arguments: Sequence[str]) -> int:
     found.add_argument("--watch", nargs="?", type=float, const=5.0, metavar="SECONDS", help="again every few seconds")
     asked = found.parse_args(arguments)
     while True:
-        print("\n".join(lines(*states(Path(asked.folder)))), flush=True)
+        print("\n".join(lines(*states(Path(asked.folder).expanduser()))), flush=True)
         if asked.watch is None:
             return 0
         time.sleep(max(asked.watch, 0.5))
@@ -121,7 +121,7 @@ def _state(record: dict, job: dict[str, Any] | None) -> State:
     """The state of a run with a record; what its job in the newest sweep says counts where the record does not know it."""
     folder, is_done = Path(record["folder"]), record["status"] == "done"
     like = (record["dataset"]["name"], _last_word(record["student"]["name"]))
-    found = State(name(record), record["status"], like=like, asked=job is not None)
+    found = State((job or {}).get("name") or name(record), record["status"], like=like, asked=job is not None)
     if record["status"] not in ("running", "interrupted"):
         found.told = (record["error"] or {}).get("message") or ""
         found.whole_s = record["time"]["train_s"] if is_done else None
@@ -136,7 +136,7 @@ def _state(record: dict, job: dict[str, Any] | None) -> State:
 
 def _unrecorded(job: dict[str, Any]) -> State:
     """The state of a run that the sweep asked for and that has no record: it failed before, or is not started."""
-    what, place = " ".join(job["overrides"]), Path(job["folder"] or "").parts
+    what, place = job.get("name") or " ".join(job["overrides"]), Path(job["folder"] or "").parts
     like = (place[-5], _last_word(place[-3])) if len(place) > 4 else None  # dataset/method/pair/hash/seed
     if job["status"] == "done" or job["error"] == NO_STATE:  # done: the run was removed since
         return State(what, "not started", like=like, asked=True)
@@ -168,8 +168,9 @@ def _progress(record: dict, folder: Path) -> tuple[str, float | None, float | No
         epoch, stage = done["epoch"], done["stage"]
     except (OSError, ValueError, LookupError, TypeError):
         return "before its first epoch", None, None
-    epochs = done.get("epochs") or record["recipe"].get("epochs")
-    told = f"epoch {epoch}/{epochs}" + (f" of {stage}" if stage != "distil" else "")
+    # Curves from before `epochs` stood in them: those of a stage of a method's own are not known.
+    epochs = done.get("epochs") or (record["recipe"].get("epochs") if stage == "distil" else None)
+    told = f"epoch {epoch}" + (f"/{epochs}" if epochs else "") + (f" of {stage}" if stage != "distil" else "")
     if "seconds" not in done or not epochs:
         return told, None, None
     left, whole = done["seconds"] * max(epochs - epoch, 0), done["seconds"] * epochs

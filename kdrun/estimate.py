@@ -1,0 +1,125 @@
+"""How long a run will take: from finished runs like it, else from a few timed steps of its very models on this machine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from kdrun import data
+from kdrun.config import Config
+from kdrun.engine import record as records
+from kdrun.errors import KdrunError
+from kdrun.plan import Plan
+
+IMAGES = 16  # of a timed step
+EVALUATION = 1 / 3  # of a training step's time, per image: forward without backward
+
+
+@dataclass
+class Estimate:
+    """Seconds of training and bytes on disk, and where they come from."""
+
+    seconds: float
+    size: float
+    source: str
+
+
+def finished_runs(outputs: str) -> list[dict[str, Any]]:
+    """The finished runs of an output folder, each with the size of its folder in bytes."""
+    finished = []
+    for path in Path(outputs, "runs").glob(f"**/{records.NAME}"):
+        try:
+            record = records.read(path.parent)
+        except KdrunError:
+            continue
+        if record is not None and record["status"] == "done" and record["time"]["train_s"]:
+            size = sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
+            finished.append({**record, "size": size})
+    return finished
+
+
+def estimate(plan: Plan, finished: list[dict[str, Any]]) -> Estimate | None:
+    """From the runs most like it; None where there is none.
+
+    Runs are alike that learn the same images at the same size with the same student, first those of the same methods. Their time for
+    one image is scaled by images and by epochs, those of all stages.
+    """
+    config, student = plan.config, plan.identity["student"]
+    checksum = plan.identity["dataset"]["checksum"]
+    side = _sizes(config)[2]
+    alike = [
+        record
+        for record in finished
+        if record["dataset"]["checksum"] == checksum
+        and side in (None, record["dataset"]["size"])
+        and record["identity"].get("student") == student
+    ]
+    same_methods = [record for record in alike if record["method"] == [*config.method]]
+    chosen = same_methods or alike
+    if not chosen:
+        return None
+    each = median(
+        record["time"]["train_s"]
+        / (record["dataset"]["train_n"] * _epochs(record["recipe"], record["identity"]["method"]))
+        for record in chosen
+    )
+    kept = chosen[0]["dataset"]
+    images = kept["train_n"] + kept["holdout_n"] - config.dataset.holdout
+    methods = {name: {"stages": values.stages} for name, values in config.method.items()}
+    seconds = each * images * _epochs(vars(config.recipe), methods)
+    source = f"{len(chosen)} {'runs like it' if same_methods else 'other methods of this student'}"
+    return Estimate(seconds, median(record["size"] for record in chosen), source)
+
+
+def rough(plan: Plan) -> Estimate | None:
+    """Where nothing like it was trained: two steps of its student, and of its teacher forward, on a few random images.
+
+    None where the data set is not here and its size is not known. Takes a few seconds, and torch.
+    """
+    config = plan.config
+    train_n, test_n, side = _sizes(config)
+    if not train_n or not side:
+        return None
+    import torch
+
+    from kdrun.plan import model_arguments
+    from kdrun.registry import MODELS
+
+    def per_image(node: Any, backward: bool) -> float:
+        model = MODELS.get(node.name)(10, **model_arguments(node))
+        x = torch.rand(IMAGES, 3, side, side).to(memory_format=torch.channels_last)
+        took = []
+        for _ in range(2):  # the first one warms up
+            began = time.perf_counter()
+            with torch.set_grad_enabled(backward):
+                output = model(x)
+            if backward:
+                output.sum().backward()
+            took.append(time.perf_counter() - began)
+        return min(took) / IMAGES
+
+    student = per_image(config.student, backward=True)
+    teacher = per_image(config.teacher, backward=False) if config.teacher.name != "none" else 0.0
+    epochs = _epochs(vars(config.recipe), {name: {"stages": values.stages} for name, values in config.method.items()})
+    seconds = epochs * (train_n * (student + teacher) + test_n * student * EVALUATION)
+    return Estimate(seconds, 0.0, f"rough: {IMAGES} images timed")
+
+
+def _epochs(recipe: dict[str, Any], methods: dict[str, Any]) -> float:
+    """Epochs of all stages: a stage of a method's own adds its share."""
+    stages = [stage for values in methods.values() for stage in (values.get("stages") or {}).values()]
+    shares = [stage["epochs"] for stage in stages if isinstance(stage, dict) and stage.get("epochs")]
+    epochs: float = recipe["epochs"] * (1 + sum(shares))
+    return epochs
+
+
+def _sizes(config: Config) -> tuple[int, int, int | None]:
+    """Training images without the holdout, test images, and the side in px (None: not known without decoding)."""
+    try:
+        train_n, test_n, side = data.sizes(config.dataset, config.outputs)
+    except KdrunError:
+        return 0, 0, None
+    return train_n - config.dataset.holdout, test_n, config.dataset.size or side

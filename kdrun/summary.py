@@ -1,0 +1,131 @@
+"""The end of a sweep: its table, its picture, what failed, and the exit status. Needs the sweep's manifest and the records alone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from kdrun.engine import record as records
+from kdrun.errors import KdrunError
+from kdrun.plan import with_protocol
+from kdrun.screen import again, clock
+from kdrun.sweep import states_of
+
+NEXT = ["method=rkd", "teacher=resnet110", "student=resnet20"]  # what the quickstart leads to
+
+
+def finish(folder: Path, config: DictConfig) -> int:
+    """Print what a sweep came to; returns the exit status: 3 where a run failed."""
+    states = states_of(folder)
+    failed = [state for state in states if state["status"] != "done"]
+    runs = _runs(states)
+    if runs:
+        _print(runs, folder)
+    for line in _changed(states, {path: record for record, path in runs}):
+        print(line)
+    recorded = {path for _, path in runs}
+    unrecorded = [
+        s for s in failed if s["folder"] is None or Path(s["folder"]) not in recorded
+    ]  # the table lists the others
+    for line in _failures(unrecorded):
+        print(line, flush=True)
+    if not failed:
+        return 0
+    rerun = again(config.hydra.overrides.task)
+    print(
+        f"{len(states) - len(failed)} done, {len(failed)} failed; {rerun} trains only what is missing", file=sys.stderr
+    )
+    return 3
+
+
+def _runs(states: list[dict[str, Any]]) -> list[tuple[dict[str, Any], Path]]:
+    """The record of each run that the sweep asked for, once, as the protocol asked for reports it."""
+    found = {}
+    for state in states:
+        folder = Path(state["folder"]) if state.get("folder") else None
+        try:
+            record = records.read(folder) if folder is not None else None
+        except KdrunError:
+            continue  # its line below says what is wrong with it
+        if record is not None and folder is not None:
+            found[folder] = (with_protocol(record, state["protocol"] or record["protocol"]), folder)
+    return list(found.values())
+
+
+def _failures(states: list[dict[str, Any]]) -> list[str]:
+    """A line per failed job; jobs that failed of one and the same error share a line."""
+    by_error: dict[tuple[str, str], list[str]] = {}
+    for state in states:
+        by_error.setdefault((state["status"], state["error"]), []).append(" ".join(state["overrides"]))
+    lines = []
+    for (status, error), jobs in by_error.items():
+        others = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
+        lines.append(f"{status:<11} {jobs[0]}{others}: {error}".replace("  : ", "  "))
+    return lines
+
+
+def _changed(states: list[dict[str, Any]], runs: dict[Path, dict[str, Any]]) -> list[str]:
+    """The runs whose source is another by now, a line for each that changed: which seeds, and the way out."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for state in states:
+        for source in state["changed"] if state["status"] == "done" else ():
+            record = runs[Path(state["folder"])]
+            name = f"{'+'.join(record['method'])} {record['student']['name']}"
+            found.setdefault(source, {}).setdefault(name, []).append(record["seed"])
+    lines = []
+    for source, names in found.items():
+        which = "; ".join(
+            f"{name} seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(set(seeds))))}"
+            for name, seeds in names.items()
+        )
+        lines.append(f"note     the source of {source} has changed since {which}; rerun=true trains with the new one")
+    return lines
+
+
+def _print(runs: list[tuple[dict[str, Any], Path]], folder: Path) -> None:
+    from rich.console import Console
+
+    from kdrun.report.table import summary
+
+    console = Console(highlight=False)
+    console.print()
+    console.print(summary([record for record, _ in runs], width=console.width), soft_wrap=True)
+    done = [(record, path) for record, path in runs if record["status"] == "done"]
+    if done:
+        print(f"\n{_picture(done, folder)}")
+        print(f"runs     {_relative(done[0][1].parents[3])}")
+
+
+def _picture(done: list[tuple[dict[str, Any], Path]], folder: Path) -> str:
+    """The line that says where the learning curves are. What cannot be drawn costs a picture, not the table."""
+    from kdrun.explain import message
+    from kdrun.report.curves import curves
+
+    try:
+        return f"curves   {_relative(curves(done, folder / 'curves.png'))}"
+    except Exception as error:
+        return f"curves   not drawn: {message(error)}"
+
+
+def next_step(compose: Callable[[list[str]], DictConfig]) -> str:
+    """The command that follows the quickstart, and what it will cost on this machine."""
+    from kdrun.estimate import rough
+    from kdrun.job import prepare
+
+    composed = compose(NEXT)
+    OmegaConf.update(composed, "outputs", "outputs")
+    plan = prepare(composed)
+    costs = [rough(one) for one in (plan, plan.teacher) if one is not None]
+    cost = f", about {clock(sum(c.seconds for c in costs if c))} on this machine" if all(costs) else ""
+    return f"next     kdrun {' '.join(NEXT)}   (CIFAR-10; downloads 170 MB{cost})"
+
+
+def _relative(path: Path) -> Path:
+    try:
+        return path.relative_to(Path.cwd())
+    except ValueError:
+        return path
