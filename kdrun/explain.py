@@ -13,7 +13,16 @@ from kdrun.errors import KdrunError, choices
 from kdrun.launchers import EXTRAS
 
 GROUPS = ("dataset", "teacher", "student", "method", "recipe", "engine", "experiment")
-LABEL_LOSSES = ("hard", "ce", "cls", "label", "labels", "supervised", "student", "gt")  # what others call the task's loss
+LABEL_LOSSES = (
+    "hard",
+    "ce",
+    "cls",
+    "label",
+    "labels",
+    "supervised",
+    "student",
+    "gt",
+)  # what others call the task's loss
 OPEN = ("taps", "weights", "stages", "schedules")  # keys of a method under which +key=value may add what the yaml lacks
 
 

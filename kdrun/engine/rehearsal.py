@@ -18,15 +18,6 @@ from kdrun.errors import KdrunError, choices
 from kdrun.explain import LABEL_LOSSES
 from kdrun.methods.base import Distillation, Stage
 
-    "hard",
-    "ce",
-    "cls",
-    "label",
-    "labels",
-    "supervised",
-    "student",
-    "gt",
-)  # what others call the task's loss
 IMAGES = 8  # that a stage is rehearsed on, or fewer where training will meet a smaller batch
 
 
