@@ -19,6 +19,11 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def about(seconds: float) -> str:
+    """A time that was estimated: as `clock`, in days from two days on."""
+    return f"{seconds / 86400:.0f} days" if seconds >= 2 * 86400 else clock(seconds)
+
+
 def again(arguments: Iterable[str]) -> str:
     """How a run that stopped is taken up again: with rerun=true its command would start it over."""
     for argument in arguments:

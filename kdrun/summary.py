@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from kdrun.engine import record as records
 from kdrun.errors import KdrunError
 from kdrun.plan import with_protocol
-from kdrun.screen import again, clock
+from kdrun.screen import about, again
 from kdrun.sweep import states_of
 
 NEXT = ["method=rkd", "teacher=resnet110", "student=resnet20"]  # what the quickstart leads to
@@ -120,7 +120,7 @@ def next_step(compose: Callable[[list[str]], DictConfig]) -> str:
     OmegaConf.update(composed, "outputs", "outputs")
     plan = prepare(composed)
     costs = [rough(one) for one in (plan, plan.teacher) if one is not None]
-    cost = f", about {clock(sum(c.seconds for c in costs if c))} on this machine" if all(costs) else ""
+    cost = f", about {about(sum(c.seconds for c in costs if c))} on this machine" if all(costs) else ""
     return f"next     kdrun {' '.join(NEXT)}   (CIFAR-10; downloads 170 MB{cost})"
 
 

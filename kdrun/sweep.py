@@ -23,7 +23,7 @@ from kdrun.estimate import Estimate, estimate, finished_runs, rough
 from kdrun.identity import label
 from kdrun.launchers import gist, read_job
 from kdrun.plan import Plan, with_protocol
-from kdrun.screen import clock
+from kdrun.screen import about
 from kdrun.source import changed_code
 from kdrun.tables import jobs as jobs_of
 
@@ -171,8 +171,8 @@ def plan(overrides: Sequence[Override], jobs: list[list[str]], compose: Callable
         for missing in runs.values():
             cost = estimate(missing, known) or _timed(missing, timed)
             name = label(missing.config.student) if role == "teacher" else names[missing.folder]
-            about = f"   about {clock(cost.seconds)} ({cost.source})" if cost else ""
-            print(f"  {role:<9} {name:<36} {_state_of(missing)}{about}", flush=True)
+            words = f"   about {about(cost.seconds)} ({cost.source})" if cost else ""
+            print(f"  {role:<9} {name:<36} {_state_of(missing)}{words}", flush=True)
             total, disk, blind = (
                 total + (cost.seconds if cost else 0),
                 disk + (cost.size if cost else 0),
@@ -184,7 +184,7 @@ def plan(overrides: Sequence[Override], jobs: list[list[str]], compose: Callable
     elif count:
         unknown = f" without {blind} run{'s' * (blind != 1)} that nothing is known of" if blind else ""
         space = f"; about {disk / 2**20:,.0f} MiB of disk" if disk else ""
-        print(f"left     about {clock(total)} in one process{unknown}{space}")
+        print(f"left     about {about(total)} in one process{unknown}{space}")
 
 
 def _timed(missing: Plan, timed: dict[str, Estimate | None]) -> Estimate | None:

@@ -271,12 +271,11 @@ def test_a_launcher_that_is_not_installed_is_one_line(name, extra):
 
 def test_lines_of_jobs_are_told_once_as_they_come(tmp_path, capsys):
     """What an earlier sweep left in the folder is not told again; half a file is not told at all."""
-    (tmp_path / "0").mkdir()
-    (tmp_path / "0" / "job.json").write_text(json.dumps({"said": ["of an earlier sweep"]}))
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "0.json").write_text(json.dumps({"said": ["of an earlier sweep"]}))
     with launchers.told(tmp_path, "submitit_local"):
         for number, text in ((1, json.dumps({"said": ["one", "two"]})), (2, '{"said": ["thr')):
-            (tmp_path / str(number)).mkdir()
-            (tmp_path / str(number) / "job.json").write_text(text)
+            (tmp_path / "jobs" / f"{number}.json").write_text(text)
     assert capsys.readouterr().out == "one\ntwo\n"
 
 

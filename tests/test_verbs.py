@@ -107,7 +107,7 @@ def test_status_before_the_first_record(tmp_path, capsys):
 
 
 def test_status_has_jobs_that_failed_without_a_record(tmp_path, capsys):
-    """One that could not be planned (no folder), one that says so in job.json, one skipped; each once, beside what no sweep asked for."""
+    """One that could not be planned (no folder), one that says so in its job's state, one skipped; each once."""
     folder_of(tmp_path, "a", make("kd", 0, 0.9))
     jobs = [asked(None, "recipe.lr=x", error="recipe.lr is 'x'; it must be a number")]
     jobs += [
@@ -117,9 +117,9 @@ def test_status_has_jobs_that_failed_without_a_record(tmp_path, capsys):
     for number, state in enumerate(
         (("seed=1", "failed", "no space left"), ("seed=2", "skipped", "a job before it failed"))
     ):
-        (sweep / str(number)).mkdir()
+        (sweep / "jobs").mkdir(exist_ok=True)
         said = dict(zip(("overrides", "status", "error"), ([state[0]], *state[1:]), strict=True))
-        (sweep / str(number) / "job.json").write_text(json.dumps(said))
+        (sweep / "jobs" / f"{number}.json").write_text(json.dumps(said))
     assert run(["status", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "failed      recipe.lr=x  recipe.lr is 'x'; it must be a number",
