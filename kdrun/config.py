@@ -171,6 +171,7 @@ def model_node(entry: Entry, role: str) -> type:
 
 def _node(name: str, arguments: dict[str, Argument], role: str) -> type:
     parts: list[Any] = [("name", str, name), ("checkpoint", Optional[str], None)]
+    parts += [("checkpoint_key", Optional[str], None), ("output", Optional[str], None)]
     if role == "teacher":
         parts += [("seed", int, 0), ("weights", str, "last"), ("recipe", Recipe, field(default_factory=Recipe))]
     parts += _fields(arguments)
@@ -312,6 +313,12 @@ def _check(config: Config) -> None:
         raise KdrunError(
             "protocol=holdout needs a holdout; say dataset.holdout=5000 (images taken from the training set)"
         )
+    for role in ("teacher", "student"):
+        node = _get(config, role)
+        if node.checkpoint_key and not node.checkpoint:
+            raise KdrunError(
+                f"{role}.checkpoint_key={node.checkpoint_key} chooses weights of a file; say which: {role}.checkpoint=FILE"
+            )
     _check_teacher(config)
 
 

@@ -78,7 +78,7 @@ def folder(config: Config, found: dict[str, Any]) -> Path:
 
 def teacher_config(config: Config) -> Config:
     """The run that trains this run's teacher: method none on the teacher's model, by its own recipe and seed."""
-    student = dataclasses.replace(config.teacher, checkpoint=None)
+    student = dataclasses.replace(config.teacher, checkpoint=None, checkpoint_key=None)
     none = {"none": method_schema("none")(taps=[])}
     return dataclasses.replace(
         config, student=student, teacher=no_teacher(config.recipe), method=none, recipe=config.teacher.recipe, loss=Loss(),
@@ -119,6 +119,9 @@ def _teacher(config: Config, checksum: str) -> Any:
 
 def _model(node: Any) -> dict[str, Any]:
     values = {k: v for k, v in dataclasses.asdict(node).items() if k not in ("seed", "weights", "recipe", "checkpoint")}
+    for key in ("checkpoint_key", "output"):  # younger than the first runs; unset, they are no part of a run
+        if values.get(key) is None:
+            values.pop(key, None)
     if node.checkpoint:
         values["checkpoint"] = file_sha256(node.checkpoint)
     return values

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kdrun.engine import record as records
 from kdrun.engine.checkpoint import load_into, load_weights
 from kdrun.errors import KdrunError, choices
+from kdrun.models.build import build_model
 from kdrun.registry import MODELS
 
 
@@ -74,8 +75,9 @@ def load(folder: str | Path, which: str = "last") -> Run:
         raise KdrunError(
             f"no weights '{which}' in {folder}. {choices(which, [k for k, f in files.items() if (folder / f).is_file()])}"
         )
-    arguments = {k: v for k, v in record["identity"]["student"].items() if k not in ("name", "checkpoint")}
-    model = MODELS.get(record["student"]["name"])(len(record["dataset"]["classes"]), **arguments)
+    node = record["identity"]["student"]
+    arguments = {name: node[name] for name in MODELS.entry(node["name"]).arguments if name in node}
+    model = build_model(node["name"], len(record["dataset"]["classes"]), arguments, node.get("output"))
     load_into(model, load_weights(folder / files[which]), folder / files[which], record["student"]["name"])
     student = Normalised(model, record["dataset"]["mean"], record["dataset"]["std"]).eval()
     return Run(student, record, folder)

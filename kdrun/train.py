@@ -20,7 +20,7 @@ from kdrun import data
 from kdrun.config import Config, Recipe, check_recipe
 from kdrun.data.loader import Augment, Loader
 from kdrun.engine import record as records
-from kdrun.engine.checkpoint import load_into, load_weights, save_text, weights_sha256
+from kdrun.engine.checkpoint import load_checkpoint, load_into, load_weights, plain_state, save_text, weights_sha256
 from kdrun.engine.cost import multiply_adds, parameters
 from kdrun.engine.journal import RunJournal
 from kdrun.engine.loop import enter, evaluate, fit, stage_recipe, weighted, weights_of
@@ -30,10 +30,10 @@ from kdrun.engine.schedule import check_schedule
 from kdrun.errors import DivergedError, KdrunError, choices
 from kdrun.identity import file_sha256, is_fresh
 from kdrun.methods.base import DataFacts, Distillation
+from kdrun.models.build import build_model, rehearse_output
 from kdrun.plan import Plan, clear, code, describe, held, model_arguments, score, settings
-from kdrun.registry import METHODS, MODELS
+from kdrun.registry import METHODS
 from kdrun.screen import Screen, again
-from kdrun.taps import evaluate as look
 from kdrun.tasks import image
 
 
@@ -70,6 +70,7 @@ class Parts:
     evals: dict[str, Loader]
     weights: dict[str, float]
     schedules: dict[str, dict[str, Any]]
+    notes: list[str]  # what a user should know of the models before they train
 
 
 def build(config: Config, compute: Compute, dataset: Any = None) -> Parts:
@@ -79,22 +80,26 @@ def build(config: Config, compute: Compute, dataset: Any = None) -> Parts:
     classes = len(dataset.classes)
     example = next(iter(evals["test"].batches()))["input"][:2]
 
-    def model(node: Any, seed: int) -> nn.Module:
+    notes: list[str | None] = []
+
+    def model(node: Any, seed: int, role: str) -> nn.Module:
         torch.manual_seed(seed)
-        built = MODELS.get(node.name)(classes, **model_arguments(node))
+        built: Any = build_model(node.name, classes, model_arguments(node), node.output)
         if node.checkpoint:
-            load_into(built, load_weights(node.checkpoint), node.checkpoint, node.name)
+            note = load_checkpoint(built, node.checkpoint, node.name, role, node.checkpoint_key)
+            notes.append(note and f"weights  {role} {node.name}: {note}")
         built = built.to(compute.device, memory_format=torch.channels_last)
-        wrong = image.check_logits(look(built, example), classes)
-        if wrong:
-            raise KdrunError(f"model {node.name} {wrong}")
+        notes.append(
+            rehearse_output(built, example, classes, role, node.name, trains=role != "teacher" or is_fresh(config))
+        )
         return built
 
-    student = model(config.student, stream(config.seed, "student"))
+    student = model(config.student, stream(config.seed, "student"), "student")
     teacher = None
     if config.teacher.name != "none" and not is_fresh(config):
-        teacher = model(config.teacher, 0)
-    peer = dataclasses.replace(config.teacher if config.teacher.name != "none" else config.student, checkpoint=None)
+        teacher = model(config.teacher, 0, "teacher")
+    its = "teacher" if config.teacher.name != "none" else "student"  # whose architecture the peers have
+    peer = dataclasses.replace(getattr(config, its), checkpoint=None, checkpoint_key=None)
     labels = torch.full((len(dataset.train.labels) + config.dataset.holdout,), -1)
     labels[dataset.train.index] = dataset.train.labels
     distillation = Distillation(
@@ -105,10 +110,12 @@ def build(config: Config, compute: Compute, dataset: Any = None) -> Parts:
         task=image.loss,
         seed=config.seed,
         autocast=compute.autocast,
-        fresh=lambda i: model(peer, stream(config.seed, "peer", i)),
+        fresh=lambda i: model(peer, stream(config.seed, "peer", i), its),
     )
     weights, schedules = term_weights(config)
-    parts = Parts(distillation, teacher, dataset, train, evals, weights, schedules)
+    parts = Parts(
+        distillation, teacher, dataset, train, evals, weights, schedules, [*dict.fromkeys(n for n in notes if n)]
+    )
     rehearse(parts, config.recipe)
     return parts
 
@@ -205,6 +212,8 @@ def _train(plan: Plan, compute: Compute, parts: Parts, screen: Screen, role: str
         records.write(plan.folder, told)
         screen.log = plan.folder / "log.txt"
         screen.note(f"engine {compute.said}")
+        for line in parts.notes:
+            screen.note(line) if screen.brief else screen.say(line)
         teacher_logits = ready_teacher(plan, parts, record, screen)
         if compute.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()  # the teacher's own training is not this run's
@@ -358,7 +367,7 @@ def first_record(plan: Plan, parts: Parts, compute: Compute, before: dict[str, A
         },
         "teacher": None,
         "student": {
-            "name": config.student.name, "init_sha256": weights_sha256(student.state_dict()), "sha256": None,
+            "name": config.student.name, "init_sha256": weights_sha256(plain_state(student)), "sha256": None,
             "params": parameters(student), "multiply_adds": multiply_adds(student, parts.distillation.example),
         },
         "method": list(config.method), "weights": parts.weights, "recipe": dict(vars(config.recipe)), "protocol": config.protocol,
