@@ -113,9 +113,14 @@ def _open_place(parameters: list[inspect.Parameter], arguments: dict[str, Any]) 
 
 
 def _try_names(builder: Callable[..., Any], classes: int, arguments: dict[str, Any]) -> Any:
-    """A builder that hands its **kwargs on (torchvision's, timm's) takes them by a name that only the call itself can tell."""
+    """A builder that hands its **kwargs on (torchvision's, timm's) takes them by a name that only the call itself can tell.
+
+    A name that its own code mentions goes first: some swallow what they do not know.
+    """
+    code = getattr(inspect.unwrap(builder), "__code__", None)
+    mentioned = [name for name in CLASSES if code is not None and name in code.co_consts]
     state = torch.get_rng_state()
-    for name in CLASSES:
+    for name in dict.fromkeys([*mentioned, "num_classes", *CLASSES]):
         try:
             return builder(**arguments, **{name: classes})
         except TypeError as error:
