@@ -30,7 +30,7 @@ from kdrun.engine.schedule import check_schedule
 from kdrun.errors import DivergedError, KdrunError, choices
 from kdrun.identity import file_sha256, is_fresh
 from kdrun.methods.base import DataFacts, Distillation
-from kdrun.models.build import build_model, rehearse_output
+from kdrun.models.build import build_model, rehearse_output, title
 from kdrun.plan import Plan, clear, code, describe, held, model_arguments, score, settings
 from kdrun.registry import METHODS
 from kdrun.screen import Screen, again
@@ -84,14 +84,15 @@ def build(config: Config, compute: Compute, dataset: Any = None) -> Parts:
 
     def model(node: Any, seed: int, role: str) -> nn.Module:
         torch.manual_seed(seed)
-        built: Any = build_model(node.name, classes, model_arguments(node), node.output)
+        arguments = model_arguments(node)
+        name = title(node.name, arguments)
+        built: Any = build_model(node.name, classes, arguments, node.output)
         if node.checkpoint:
-            note = load_checkpoint(built, node.checkpoint, node.name, role, node.checkpoint_key)
-            notes.append(note and f"weights  {role} {node.name}: {note}")
+            note = load_checkpoint(built, node.checkpoint, name, role, node.checkpoint_key)
+            notes.append(note and f"weights  {role} {name}: {note}")
         built = built.to(compute.device, memory_format=torch.channels_last)
-        notes.append(
-            rehearse_output(built, example, classes, role, node.name, trains=role != "teacher" or is_fresh(config))
-        )
+        trains = role == "student" or is_fresh(config)
+        notes.append(rehearse_output(built, example, classes, role, name, trains))
         return built
 
     student = model(config.student, stream(config.seed, "student"), "student")

@@ -9,6 +9,7 @@ import datetime
 import functools
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import types
@@ -22,6 +23,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from kdrun.engine.checkpoint import load_checkpoint, load_into, load_weights, plain_state, save_tensors
+from kdrun.engine.fitting import ORDER
 from kdrun.errors import KdrunError
 
 
@@ -261,6 +263,12 @@ def test_of_several_the_plain_weights_are_taken_and_it_is_told(source, loads):
         assert note.startswith(f"the weights under '{plain}' of a.pth are taken, not those under {ema}")
         assert note.endswith("teacher.checkpoint_key=KEY chooses")
         assert loads({plain: other, ema: source.state_dict()}, key=ema) is None
+
+
+def test_the_order_is_the_documented_one():
+    text = (pathlib.Path(__file__).parents[1] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    paragraph = text.split("then\n`state_dict`")[1].split("then the others")[0]
+    assert ["state_dict", *re.findall(r"`(\w+)`", paragraph), "teacher"] == [*ORDER]
 
 
 def test_a_side_of_a_pair_is_taken_by_role_or_by_what_fits(source, loads):

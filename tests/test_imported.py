@@ -17,7 +17,7 @@ from torch import nn
 import kdrun
 from kdrun import train
 from kdrun.config import Engine, conf_folder, register_nodes, validate
-from kdrun.engine.checkpoint import load_weights
+from kdrun.engine.checkpoint import load_weights, weights_sha256
 from kdrun.engine.precision import resolve
 from kdrun.errors import KdrunError
 from kdrun.identity import identity
@@ -242,17 +242,19 @@ def test_the_teacher_s_output_too(nets):
 
 
 def test_an_item_that_is_not_there_names_the_choices(nets):
-    with pytest.raises(KdrunError, match=r"output=logit: import gives a dict .* and no 'logit'. Did you mean logits"):
+    with pytest.raises(
+        KdrunError, match=r"output=logit: odd_nets:dict_ gives a dict .* and no 'logit'. Did you mean logits"
+    ):
         parts(*STUDENT, "student.path=odd_nets:dict_", "student.output=logit")
-    with pytest.raises(KdrunError, match=r"output=2: import gives a tuple .* and no '2'. Choices: 0, 1"):
+    with pytest.raises(KdrunError, match=r"output=2: odd_nets:tuple_ gives a tuple .* and no '2'. Choices: 0, 1"):
         parts(*STUDENT, "student.path=odd_nets:tuple_", "student.output=2")
 
 
 def test_an_item_may_lie_deeper():
     value = torch.zeros(2, 3)
-    assert item({"out": (None, value)}, "out.1") is value
-    assert item((None, value), "-1") is value
-    assert item(value, "logits") is value
+    assert item({"out": (None, value)}, "out.1", "net") is value
+    assert item((None, value), "-1", "net") is value
+    assert item(value, "logits", "net") is value
 
 
 def test_a_tensor_of_another_shape_is_refused_whatever_the_mode(nets):
@@ -263,7 +265,7 @@ def test_a_tensor_of_another_shape_is_refused_whatever_the_mode(nets):
 def test_probabilities_are_remarked_and_log_probabilities_are_not(nets):
     notes = parts(*STUDENT, "student.path=odd_nets:softmax").notes
     assert len(notes) == 1
-    assert "student import gives numbers that sum to 1, like probabilities" in notes[0]
+    assert "student odd_nets:softmax gives numbers that sum to 1, like probabilities" in notes[0]
     assert not parts(*STUDENT, "student.path=odd_nets:log_softmax").notes
 
 
@@ -322,11 +324,14 @@ def test_a_run_of_a_wrapped_model_with_two_kinds_of_weights(nets):
     ]
     done = run(nets, *student)
     assert done.returncode == 0, done.stderr
-    told = "weights  student import: the weights under 'state_dict' of two.pth.tar are taken, not those under state_dict_ema"
+    told = "weights  student odd_nets:averaged: the weights under 'state_dict' of two.pth.tar are taken, not those under state_dict_ema"
     assert told in done.stdout
     (folder,) = (nets / "outputs/runs/digits/none/none-import").glob("*/seed0")
     assert told in (folder / "log.txt").read_text()
-    assert load_weights(folder / "student.safetensors").keys() == weights.keys()
+    for file in ("student.safetensors", "student-best.safetensors"):
+        written = load_weights(folder / file)
+        assert written.keys() == weights.keys()
+        assert weights_sha256(written) == kdrun.load(folder).record["student"]["sha256"]  # one epoch: last and best
     loaded = kdrun.load(folder)
     assert loaded.student(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).shape == (2, 10)
 

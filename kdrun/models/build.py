@@ -22,11 +22,17 @@ def build_model(name: str, classes: int, arguments: Mapping[str, Any], output: s
     """
     model = MODELS.get(name)(classes, **arguments)
     if output is not None:
-        model.register_forward_hook(lambda _, inputs, returned: item(returned, output, name))
+        called = title(name, arguments)
+        model.register_forward_hook(lambda _, inputs, returned: item(returned, output, called))
     return model
 
 
-def item(returned: Any, path: str, name: str = "model") -> Any:
+def title(name: str, arguments: Mapping[str, Any]) -> str:
+    """What a message calls a model: an imported one by its path."""
+    return str(arguments["path"]) if name == "import" else name
+
+
+def item(returned: Any, path: str, name: str) -> Any:
     """The item of a container under a dotted path of names and numbers; a tensor is itself."""
     for key in path.split("."):
         if isinstance(returned, Tensor):
@@ -91,7 +97,7 @@ def training(model: nn.Module, x: Tensor) -> Any:
     """What the model returns in train mode, without gradients; modes, buffers and random streams are put back."""
     x = torch.cat([x, x]) if len(x) == 1 else x  # batch norm needs two values
     modes = {module: module.training for module in model.modules()}
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    buffers = [(m, n, b, b.clone()) for m in modes for n, b in m.named_buffers(recurse=False)]
     try:
         with torch.no_grad(), torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
             model.train()
@@ -100,5 +106,5 @@ def training(model: nn.Module, x: Tensor) -> Any:
         for module, mode in modes.items():
             module.training = mode
         with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            for module, name, buffer, before in buffers:
+                module._buffers[name] = buffer.copy_(before)  # some models put another tensor in its place
