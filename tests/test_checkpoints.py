@@ -6,7 +6,9 @@ import argparse
 import collections
 import dataclasses
 import datetime
+import enum
 import functools
+import logging
 import os
 import pathlib
 import re
@@ -140,6 +142,10 @@ class Slotted:
     lr: float
 
 
+class Kind(enum.Enum):
+    A = 1
+
+
 class Dict(dict):
     """As easydict, yacs and mmengine have them."""
 
@@ -150,6 +156,8 @@ BESIDE = {
     "rng": np.random.get_state(), "path": pathlib.PurePosixPath("a"), "date": datetime.datetime(2020, 1, 2),
     "defaultdict": collections.defaultdict(list, a=[1]), "deque": collections.deque([1, 2]),
     "simple": types.SimpleNamespace(a=1), "omegaconf": OmegaConf.create({"a": [1, {"b": "${a}"}]}), "own": Own(),
+    "enum": Kind.A, "version": torch.__version__, "logger": logging.getLogger("x"),
+   
     "slots": Slotted(0.1), "dict": Dict(a=1), "partial": functools.partial(max, 1), "function": nn.functional.relu, "class": Own,
     "set": {1}, "frozenset": frozenset([1]), "complex": 1j, "dtypes": [torch.float16, torch.Size([1]), torch.device("cpu")],
     "optimizer": torch.optim.AdamW(Net().parameters()).state_dict(),
@@ -182,7 +190,7 @@ class Bomb:
         (Bomb(os.system, "touch executed"), "system"),
         (Bomb(eval, "open('executed', 'w')"), "builtins.eval"),
         (Bomb(exec, "open('executed', 'w')"), "builtins.exec"),
-        (Bomb(subprocess.Popen, ["touch", "executed"]), "Popen"),
+        (Bomb(subprocess.Popen, ["touch", "executed"]), "subprocess.Popen"),
         (Bomb(torch.load, "executed"), "torch.serialization.load"),
         (Bomb(pathlib.Path.touch, pathlib.Path("executed")), "touch"),
     ],

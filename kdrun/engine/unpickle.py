@@ -12,6 +12,7 @@ import _compat_pickle
 import pickle
 import pickletools
 import re
+import sys
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -28,7 +29,7 @@ CALLS = re.compile(
     r"argparse\.Namespace|types\.SimpleNamespace|copyreg\._reconstructor|copy_reg\._reconstructor|functools\.partial"
     r"|numpy\.(_?core\.)?(multiarray|numeric)\.(scalar|_reconstruct|_frombuffer)|numpy\.(ndarray|dtype)|numpy\.dtypes\.\w+"
     r"|numpy\.random\.[\w.]+"
-    r"|pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path|datetime\.\w+|decimal\.Decimal|fractions\.Fraction|uuid\.UUID"
+    r"|logging\.getLogger|re\._compile|pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path|datetime\.\w+|decimal\.Decimal|fractions\.Fraction|uuid\.UUID"
     r"|collections\.(defaultdict|deque)|builtins\.(frozenset|slice|range|object|dict|list|tuple|int|float|str|bytes|bool)"
 )
 ALONE = "Save the state dict alone: torch.save(model.state_dict(), FILE)"
@@ -56,7 +57,10 @@ def stands_for(value: Any) -> str | None:
 
 
 def _load(path: Path, blank: Any) -> Any:
-    with warnings.catch_warnings(), torch.serialization.safe_globals([(blank(name), name) for name in _names(path)]):
+    with (
+        warnings.catch_warnings(),
+        torch.serialization.safe_globals([(blank(name), key) for key, name in _names(path).items()]),
+    ):
         warnings.simplefilter("ignore")  # of torch, on pickles that it is about to refuse
         return torch.load(path, map_location="cpu", weights_only=True)
 
@@ -65,9 +69,16 @@ class _Blank(type):
     """A class whose objects are blanks. `cls.__new__` is a pickle's way to an object of data; a call is another matter."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        if not CALLS.fullmatch(getattr(cls, _NAME)):
-            raise KdrunError(f"it calls {getattr(cls, _NAME)}, which is more than tensors and plain values")
+        name = getattr(cls, _NAME)
+        if not CALLS.fullmatch(name) and not _is_class_of_a_user(name):
+            raise KdrunError(f"it calls {name}, which is more than tensors and plain values")
         return cls.__new__(cls)  # type: ignore[call-overload]
+
+
+def _is_class_of_a_user(name: str) -> bool:
+    """A member of an enum is pickled as a call of its class; those of Python and torch make more than values."""
+    top, last = name.partition(".")[0], name.rpartition(".")[2]
+    return top not in sys.stdlib_module_names and top not in ("torch", "numpy") and last[:1].isupper()
 
 
 def _mapping(name: str) -> type:
@@ -92,20 +103,25 @@ def _object(name: str) -> type:
     return _Blank(name, (list,), body)
 
 
-def _names(path: Path) -> set[str]:
-    """Every class and function that the file names, read without unpickling it."""
-    names = set()
+def _names(path: Path) -> dict[str, str]:
+    """Every class and function that the file names, as it writes it and as it is called today; read without unpickling."""
+    names: dict[str, str] = {}
     try:
         for stream in _pickles(path):
             for code, value, _ in pickletools.genops(stream):
                 if code.name == "GLOBAL":
                     module, _, name = str(value).partition(" ")
-                    names.add(f"{module}.{name}")  # torch reads some names of Python 2 as those of today, and some not
+                    written = f"{module}.{name}"  # pickles of this kind use Python 2's names; torch knows some of them, and some not
                     module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
-                    names.add(f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}")
+                    today = f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"
+                    names |= {written: today, today: today}
     except Exception:  # not a pickle, or half of one: torch's own reader says what it thinks of it
-        return set()
-    return {name for name in names if not name.startswith(("torch._utils.", "torch._tensor.", "torch.storage."))}
+        return {}
+    return {
+        key: name
+        for key, name in names.items()
+        if not key.startswith(("torch._utils.", "torch._tensor.", "torch.storage."))
+    }
 
 
 def _pickles(path: Path) -> Iterator[IO[bytes]]:
