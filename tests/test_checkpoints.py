@@ -157,7 +157,6 @@ BESIDE = {
     "defaultdict": collections.defaultdict(list, a=[1]), "deque": collections.deque([1, 2]),
     "simple": types.SimpleNamespace(a=1), "omegaconf": OmegaConf.create({"a": [1, {"b": "${a}"}]}), "own": Own(),
     "enum": Kind.A, "version": torch.__version__, "logger": logging.getLogger("x"),
-   
     "slots": Slotted(0.1), "dict": Dict(a=1), "partial": functools.partial(max, 1), "function": nn.functional.relu, "class": Own,
     "set": {1}, "frozenset": frozenset([1]), "complex": 1j, "dtypes": [torch.float16, torch.Size([1]), torch.device("cpu")],
     "optimizer": torch.optim.AdamW(Net().parameters()).state_dict(),

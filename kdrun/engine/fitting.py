@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -216,7 +215,7 @@ def unsound(weights: Weights, wanted: Weights) -> str | None:
 
 def part_that_fits(weights: Weights, wanted: Weights) -> str | None:
     """The prefix of a part of the names that is the model, where the rest of a file is something else."""
-    prefixes = Counter(
+    prefixes = dict.fromkeys(
         ".".join(name.split(".")[:depth]) for name in weights for depth in (1, 2) if name.count(".") >= depth
     )
     for prefix in prefixes:

@@ -28,8 +28,8 @@ from kdrun.errors import KdrunError
 CALLS = re.compile(
     r"argparse\.Namespace|types\.SimpleNamespace|copyreg\._reconstructor|copy_reg\._reconstructor|functools\.partial"
     r"|numpy\.(_?core\.)?(multiarray|numeric)\.(scalar|_reconstruct|_frombuffer)|numpy\.(ndarray|dtype)|numpy\.dtypes\.\w+"
-    r"|numpy\.random\.[\w.]+"
-    r"|logging\.getLogger|re\._compile|pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path|datetime\.\w+|decimal\.Decimal|fractions\.Fraction|uuid\.UUID"
+    r"|numpy\.random\.[\w.]+|logging\.getLogger|re\._compile"
+    r"|pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path|datetime\.\w+|decimal\.Decimal|fractions\.Fraction|uuid\.UUID"
     r"|collections\.(defaultdict|deque)|builtins\.(frozenset|slice|range|object|dict|list|tuple|int|float|str|bytes|bool)"
 )
 ALONE = "Save the state dict alone: torch.save(model.state_dict(), FILE)"
