@@ -164,7 +164,8 @@ def model_node(entry: Entry, role: str) -> type:
 
 
 def _parts(name: str, role: str) -> list[Any]:
-    parts: list[Any] = [("name", str, name), ("checkpoint", Optional[str], None), ("label", Optional[str], None)]
+    parts: list[Any] = [("name", str, name), ("label", Optional[str], None), ("checkpoint", Optional[str], None)]
+    parts += [("checkpoint_key", Optional[str], None), ("output", Optional[str], None)]
     if role == "teacher":
         parts += [("seed", int, 0), ("weights", str, "last"), ("recipe", Recipe, field(default_factory=Recipe))]
         parts += [("allow_weak", bool, False)]  # go on with a teacher near chance or far below its record
@@ -341,6 +342,12 @@ def _check(config: Config) -> None:
         raise KdrunError(
             "protocol=holdout needs a holdout; say dataset.holdout=5000 (images taken from the training set)"
         )
+    for role in ("teacher", "student"):
+        node = _get(config, role)
+        if node.checkpoint_key and not node.checkpoint:
+            raise KdrunError(
+                f"{role}.checkpoint_key={node.checkpoint_key} chooses weights of a file; say which: {role}.checkpoint=FILE"
+            )
     _check_teacher(config)
 
 

@@ -130,7 +130,7 @@ def _shown(text: str | None) -> str:
 
 def teacher_config(config: Config) -> Config:
     """The run that trains this run's teacher: method none on the teacher's model, by its own recipe and seed."""
-    student = dataclasses.replace(config.teacher, checkpoint=None)
+    student = dataclasses.replace(config.teacher, checkpoint=None, checkpoint_key=None)
     none = {"none": method_schema("none")(taps=[])}
     return dataclasses.replace(
         config, student=student, teacher=no_teacher(config.recipe), method=none, recipe=config.teacher.recipe, loss=Loss(),
@@ -171,6 +171,9 @@ def _teacher(config: Config, checksum: str) -> Any:
 
 def _model(node: Any) -> dict[str, Any]:
     values = {key: value for key, value in dataclasses.asdict(node).items() if key not in NOT_IDENTITY}
+    for key in ("checkpoint_key", "output"):  # younger than the first runs; unset, they are no part of a run
+        if values.get(key) is None:
+            values.pop(key, None)
     if builder(node) is not None:  # not kdrun's own: two projects may have models of one name
         values["source"] = model_sha256(node)
     if node.checkpoint:

@@ -172,7 +172,8 @@ def _teacher(plan: Plan) -> str:
     if is_fresh(config):
         return "is the peers' architecture; they are trained together with the student"
     if plan.teacher is None:
-        return f"from {config.teacher.checkpoint}"
+        key = config.teacher.checkpoint_key
+        return f"from {config.teacher.checkpoint}" + (f", its weights under '{key}'" if key else "")
     record = plan.teacher.record()
     if record is not None and record["status"] == "done":
         return f"(seed {config.teacher.seed}): here, test {100 * record['last']['score']:.2f} ({plan.teacher.folder})"

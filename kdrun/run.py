@@ -15,6 +15,7 @@ from kdrun.engine import record as records
 from kdrun.engine.checkpoint import load_into, load_weights
 from kdrun.errors import KdrunError, choices
 from kdrun.identity import label_of
+from kdrun.models.build import build_model
 from kdrun.registry import MODELS, import_plugins
 from kdrun.source import is_changed
 
@@ -77,13 +78,13 @@ def load(folder: str | Path, which: str = "last") -> Run:
             f"no weights '{which}' in {folder}. {choices(which, [k for k, f in files.items() if (folder / f).is_file()])}"
         )
     import_plugins(records.config(folder).get("plugins") or [])
-    node = SimpleNamespace(**record["identity"]["student"])
-    if is_changed(node, record["code"]["student"]):
+    node = record["identity"]["student"]
+    if is_changed(SimpleNamespace(**node), record["code"]["student"]):
         warnings.warn(
             f"the source of {label_of(record, 'student')} has changed since {folder} was trained", stacklevel=3
         )
-    arguments = {k: v for k, v in record["identity"]["student"].items() if k not in ("name", "checkpoint", "source")}
-    model = MODELS.get(record["student"]["name"])(len(record["dataset"]["classes"]), **arguments)
+    arguments = {name: node[name] for name in MODELS.entry(node["name"]).arguments if name in node}
+    model = build_model(node["name"], len(record["dataset"]["classes"]), arguments, node.get("output"))
     load_into(model, load_weights(folder / files[which]), folder / files[which], record["student"]["name"])
     student = Normalised(model, record["dataset"]["mean"], record["dataset"]["std"]).eval()
     return Run(student, record, folder)

@@ -21,7 +21,7 @@ from kdrun import data
 from kdrun.config import Config, Recipe
 from kdrun.data.loader import Augment, Loader
 from kdrun.engine import record as records
-from kdrun.engine.checkpoint import load_into, load_weights, save_text, weights_sha256
+from kdrun.engine.checkpoint import load_checkpoint, load_into, load_weights, plain_state, save_text, weights_sha256
 from kdrun.engine.cost import multiply_adds, parameters
 from kdrun.engine.journal import RunJournal
 from kdrun.engine.loop import evaluate, fit
@@ -32,11 +32,11 @@ from kdrun.engine.schedule import check_schedule
 from kdrun.errors import DivergedError, KdrunError, choices
 from kdrun.identity import dataset_label, file_sha256, is_fresh, label
 from kdrun.methods.base import DataFacts, Distillation
+from kdrun.models.build import build_model, rehearse_output, title
 from kdrun.plan import Plan, clear, describe, held, model_arguments, score, settings
-from kdrun.registry import METHODS, MODELS
+from kdrun.registry import METHODS
 from kdrun.screen import Screen, again
 from kdrun.source import code
-from kdrun.taps import evaluate as look
 from kdrun.tasks import image, weak
 
 
@@ -103,13 +103,14 @@ class Parts:
     weights: dict[str, float]
     schedules: dict[str, dict[str, Any]]
     compute: Compute
+    notes: list[str] = field(default_factory=list)  # what a user should know of the models before they train
     layout: str = "channels_last"  # of images and weights in memory, or contiguous
     rehearsal: Rehearsal = field(default_factory=Rehearsal)
     teacher_is_trained: bool = True  # False: at the rehearsal it had random weights yet
 
     def lines(self) -> list[str]:
-        """What is known once everything is built: how it is computed, and what the rehearsal noticed."""
-        return [f"engine   {self.compute.said}, {self.layout}", *self.dataset.notes, *self.rehearsal.notes]
+        """What is known once everything is built: how it is computed, and what the user should know before training."""
+        return [f"engine   {self.compute.said}, {self.layout}", *self.dataset.notes, *self.notes, *self.rehearsal.notes]
 
     def rehearse(self, recipe: Recipe) -> None:
         self.rehearsal = rehearse(self.distillation, self.train, recipe, self.weights, self.dataset.name)
@@ -143,24 +144,29 @@ def _build(
     classes = len(dataset.classes)
     example = next(iter(evals["test"].batches()))["input"][:2]
 
-    def model(node: Any, seed: int) -> nn.Module:
+    notes: list[str | None] = []
+
+    def model(node: Any, seed: int, role: str) -> nn.Module:
         torch.manual_seed(seed)
-        built = MODELS.get(node.name)(classes, **model_arguments(node))
+        arguments = model_arguments(node)
+        name = title(node.name, arguments)
+        built: Any = build_model(node.name, classes, arguments, node.output)
         if node.checkpoint:
-            load_into(built, load_weights(node.checkpoint), node.checkpoint, node.name)
+            note = load_checkpoint(built, node.checkpoint, name, role, node.checkpoint_key)
+            notes.append(note and f"weights  {role} {name}: {note}")
         built = built.to(compute.device, memory_format=layout)
-        wrong = image.check_logits(look(built, example), classes)
-        if wrong:
-            raise KdrunError(f"model {node.name} {wrong}")
+        trains = role == "student" or is_fresh(config)
+        notes.append(rehearse_output(built, example, classes, role, name, trains))
         return built
 
-    student = model(config.student, stream(config.seed, "student"))
+    student = model(config.student, stream(config.seed, "student"), "student")
     teacher = None
     if config.teacher.name != "none" and not is_fresh(config):
-        teacher = model(config.teacher, 0)
+        teacher = model(config.teacher, 0, "teacher")
         if teacher_weights is not None:
             load_into(teacher, teacher_weights, "the teacher's run", config.teacher.name)
-    peer = dataclasses.replace(config.teacher if config.teacher.name != "none" else config.student, checkpoint=None)
+    its = "teacher" if config.teacher.name != "none" else "student"  # whose architecture the peers have
+    peer = dataclasses.replace(getattr(config, its), checkpoint=None, checkpoint_key=None)
     labels = torch.full((len(dataset.train.labels) + config.dataset.holdout,), -1)
     labels[dataset.train.index] = dataset.train.labels
     distillation = Distillation(
@@ -171,10 +177,11 @@ def _build(
         task=image.loss,
         seed=config.seed,
         autocast=compute.autocast,
-        fresh=lambda i: model(peer, stream(config.seed, "peer", i)),
+        fresh=lambda i: model(peer, stream(config.seed, "peer", i), its),
     )
     weights, schedules = term_weights(config)
-    parts = Parts(distillation, teacher, dataset, train, evals, weights, schedules, compute)
+    known = [*dict.fromkeys(note for note in notes if note)]
+    parts = Parts(distillation, teacher, dataset, train, evals, weights, schedules, compute, known)
     parts.teacher_is_trained = teacher is None or config.teacher.checkpoint is not None or teacher_weights is not None
     parts.rehearse(config.recipe)
     return parts
@@ -423,7 +430,7 @@ def first_record(plan: Plan, parts: Parts, compute: Compute, before: dict[str, A
         "teacher": None,
         "student": {
             "name": config.student.name, "label": label(config.student),
-            "init_sha256": weights_sha256(student.state_dict()), "sha256": None,
+            "init_sha256": weights_sha256(plain_state(student)), "sha256": None,
             "params": parameters(student), "multiply_adds": multiply_adds(student, parts.distillation.example),
         },
         "method": list(config.method), "weights": parts.weights, "recipe": dict(vars(config.recipe)), "protocol": config.protocol,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from kdrun.engine import fitting
+from kdrun.engine.fitting import Weights
 from kdrun.engine.record import atomically
+from kdrun.engine.unpickle import read
 from kdrun.errors import KdrunError
 
 
@@ -39,7 +41,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 def load_state(path: Path) -> dict[str, Any]:
     """A resume state of this program; anything else is an error that names the file."""
     try:
-        return _unpickle(path)
+        return read(path)
     except KdrunError as error:
         raise KdrunError(f"{error}. This is a run's resume state: rerun=true starts the run over") from error
 
@@ -54,64 +56,80 @@ def weights_sha256(state: dict[str, Tensor]) -> str:
     return value.hexdigest()
 
 
-def load_weights(path: str | Path) -> dict[str, Tensor]:
-    """A state dict from a .safetensors file, or from a .pt/.pth of plain tensors (a state dict, or one under a common key).
+def load_weights(path: str | Path) -> Weights:
+    """The tensors of a .safetensors file, or a state dict of a .pt or .pth, by the names that they have there.
 
-    A pickle that holds anything but tensors and plain values is refused, never executed.
+    Nothing in a pickle is executed. Of several state dicts the first in the order of `fitting.ORDER`; which one a model
+    wants is `load_checkpoint`'s business.
     """
-    path = Path(path)
+    content = _content(Path(path))
+    found = fitting.candidates(content)
+    if not found:
+        raise KdrunError(f"{path} {fitting.no_weights(content)}")
+    return found[0].weights
+
+
+def load_checkpoint(model: nn.Module, path: str | Path, name: str, role: str, key: str | None = None) -> str | None:
+    """Load the weights of a file into a model: those under `key`, or the first that fit. What was chosen, where there was a choice."""
+    content = _content(Path(path))
+    found = fitting.at_key(content, key, role, path) if key else fitting.candidates(content, role)
+    if not found:
+        raise KdrunError(f"{path} {fitting.no_weights(content)}")
+    wanted = fitting.wanted_by(model)
+    fits = [one for one in found if fitting.misfit(fitting.fitted(one.weights, wanted), wanted) is None]
+    taken = (fits or found)[0]
+    try:
+        load_into(model, taken.weights, path, name)
+    except KdrunError as error:
+        part = None if fits else fitting.part_that_fits(taken.weights, wanted)
+        if part is None:
+            raise
+        way = f"{role}.checkpoint_key={'.'.join((*taken.path, part))}"
+        raise KdrunError(f"{error} A part of it fits: say {way}") from error
+    others = [str(one) for one in found if one is not taken]
+    if not others:
+        return None
+    return (
+        f"the weights under '{taken}' of {Path(path).name} are taken, not those under {fitting.some(others)}: "
+        f"{role}.checkpoint_key=KEY chooses"
+    )
+
+
+def load_into(model: nn.Module, weights: Weights, path: str | Path, name: str) -> None:
+    """Load every tensor of the model; wrappers' prefixes and counters do not count.
+
+    A checkpoint of another architecture or number of classes is an error with both shapes; so are other names, NaN, and
+    quantised weights. Half and double precision become the model's.
+    """
+    wanted = fitting.wanted_by(model)
+    weights = fitting.fitted(weights, wanted)
+    wrong = fitting.misfit(weights, wanted) or fitting.unsound(weights, wanted)
+    if wrong:
+        raise KdrunError(f"{path} does not fit {name}: {wrong}")
+    plain, state = fitting.plain_names(model), model.state_dict()
+    for mine, value in state.items():
+        if plain.get(mine) in weights:
+            value = weights[plain[mine]]
+            state[mine] = value if is_lazy(state[mine]) else value.reshape(state[mine].shape)
+    model.load_state_dict(state)
+
+
+def plain_state(model: nn.Module) -> Weights:
+    """The model's state dict as it is written: tensors by their names without wrappers' prefixes."""
+    return fitting.wanted_by(model)
+
+
+def _content(path: Path) -> Any:
+    """What a file holds; whether it is safetensors is seen from its bytes, whatever it is called."""
     if not path.is_file():
         raise KdrunError(f"no checkpoint {path}")
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise KdrunError(
-                f"{path} is not a whole safetensors file ({error}); it may be truncated: copy it again"
-            ) from error
-    found = _unpickle(path)
-    for key in ("state_dict", "model", "net", "model_state_dict"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
-        raise KdrunError(f"{path} holds no state dict of tensors (looked under state_dict, model, net too)")
-    return {name.removeprefix("module."): value for name, value in found.items()}
-
-
-def load_into(model: nn.Module, weights: dict[str, Tensor], path: str | Path, name: str) -> None:
-    """Load strictly; a checkpoint of another architecture or number of classes is an error with both shapes."""
-    wanted = model.state_dict()
-    for key in sorted(wanted.keys() & weights.keys()):
-        if wanted[key].shape != weights[key].shape:
-            raise KdrunError(
-                f"{path} does not fit {name}: {key} is {tuple(weights[key].shape)} in the file, {tuple(wanted[key].shape)} in the model"
-                + (" (another number of classes?)" if key.startswith(("head", "fc", "classifier", "linear")) else "")
-            )
-    missing, extra = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
-    if missing or extra:
-        said = [f"it {verb} {_first(keys)}" for verb, keys in (("lacks", missing), ("has besides", extra)) if keys]
-        raise KdrunError(
-            f"{path} does not fit {name}: {len(wanted)} tensors wanted, {len(weights)} found; {'; '.join(said)}. "
-            "Is it another architecture?"
-        )
-    model.load_state_dict(weights)
-
-
-def _first(keys: list[str], most: int = 3) -> str:
-    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
-
-
-def _unpickle(path: Path) -> Any:
+    with open(path, "rb") as file:
+        head = file.read(9)
+    if head[:2] == b"PK" or (path.suffix != ".safetensors" and head[8:] != b"{"):
+        return read(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch, on pickles that it is about to refuse
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
         raise KdrunError(
-            f"{path} is refused: it is a pickle of more than tensors, and kdrun executes none. Save the state dict alone"
-        ) from error
-    except Exception as error:  # a broken file can break the reader anywhere
-        size = path.stat().st_size
-        raise KdrunError(
-            f"{path} cannot be read ({size:,} bytes, no whole PyTorch file); it may be truncated: copy it again"
+            f"{path} is not a whole safetensors file ({error}); it may be truncated: copy it again"
         ) from error

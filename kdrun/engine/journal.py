@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from kdrun.engine import board
 from kdrun.engine import record as records
-from kdrun.engine.checkpoint import load_state, save_state, save_tensors, save_text, weights_sha256
+from kdrun.engine.checkpoint import load_state, plain_state, save_state, save_tensors, save_text, weights_sha256
 from kdrun.engine.loop import Epoch, Progress
 from kdrun.engine.precision import Compute
 from kdrun.errors import KdrunError
@@ -122,11 +122,11 @@ class RunJournal:
 
     def finish(self, test_logits: Tensor) -> None:
         """The last files: weights of the last epoch (and of the peers), and its test logits (N, K)."""
-        student = self.distillation.student.module.state_dict()
+        student = plain_state(self.distillation.student.module)
         save_tensors(self.folder / "student.safetensors", student)
         for name, model in self.distillation.stages[-1].evaluates.items():
             if name != "student":
-                save_tensors(self.folder / f"{name}.safetensors", model.state_dict())
+                save_tensors(self.folder / f"{name}.safetensors", plain_state(model))
         save_tensors(self.folder / "test_logits.safetensors", {"logits": test_logits, "labels": self.labels["test"]})
         self.record["student"]["sha256"] = weights_sha256(student)
         self.record["calibration"] = image.calibration(test_logits, self.labels["test"])
@@ -190,7 +190,7 @@ class RunJournal:
         test, held = line["test"], line["holdout"]
         self.record["last"] = {"epoch": epoch.epoch, "score": test["score"], "loss": test["loss"]}
         self.record["agreement"] = test["agreement"]
-        student = self.distillation.student.module.state_dict()
+        student = plain_state(self.distillation.student.module)
         if self.record["best"] is None or test["score"] > self.record["best"]["score"]:
             self.record["best"] = dict(self.record["last"])
             save_tensors(self.folder / "student-best.safetensors", student)

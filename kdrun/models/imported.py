@@ -3,35 +3,128 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import re
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from kdrun.errors import KdrunError, choices
 from kdrun.models import register
 
+# What builders call the number of classes, the usual names first.
+CLASSES = (
+    "classes", "num_classes", "num_class", "n_classes", "n_class", "nclasses", "nclass", "class_num", "classes_num", "class_count",
+    "number_of_classes", "nb_classes", "nb_class", "num_cls", "num_labels", "n_labels", "num_categories", "numclasses", "numclass",
+    "num_outputs", "n_outputs", "out_features", "output_dim", "out_dim",
+)  # fmt: skip
+# The only argument of a builder is the number of classes, whatever its name, unless the name says that it is this.
+OTHER = re.compile(
+    r"depth|width|layer|block|chan|plane|size|conf|cfg|arg|opt|name|path|file|arch|scale|rate|drop|kernel|pretrain|seed"
+)
+
 
 @register(name="import")
 def imported(classes: int, *, path: str, arguments: dict[str, Any] = {}, taps: dict[str, str] = {}) -> nn.Module:  # noqa: B006
-    """A function of yours, path=module:function; called with classes=N and `arguments`; `taps` names its tensors."""
+    """A function of yours, path=module:function; it gets the number of classes and `arguments`; `taps` names its tensors."""
+    builder = _builder(path)
+    model = _call(builder, path, classes, dict(arguments))
+    if not isinstance(model, nn.Module):
+        raise KdrunError(f"{path} returned {type(model).__name__}, not an nn.Module")
+    declared = getattr(model, "taps", {})
+    if taps or isinstance(declared, dict):
+        model.taps = {**(declared if isinstance(declared, dict) else {}), **taps}  # type: ignore[assignment]
+    return model
+
+
+def _builder(path: str) -> Callable[..., Any]:
+    """What lies at module:function."""
     module, _, name = path.partition(":")
     if not module or not name:
         raise KdrunError(f"path '{path}' is not module:function, as in path=my_package.models:small_net")
     try:
-        found = importlib.import_module(module)
+        found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
+        if error.name and not f"{module}.".startswith(f"{error.name}."):
+            raise KdrunError(f"{module} of path={path} imports what is not installed: {error}") from error
         raise KdrunError(
             f"cannot import {module} of path={path}: {error}. It is looked for from the current folder on"
         ) from error
-    if not hasattr(found, name):
+    for part in name.split("."):
+        if not hasattr(found, part):
+            known = [key for key in vars(found) if not key.startswith("_")] if hasattr(found, "__dict__") else []
+            raise KdrunError(f"module {module} has no '{name}'. {choices(name, known)}")
+        found = getattr(found, part)
+    if isinstance(found, nn.Module):
         raise KdrunError(
-            f"module {module} has no '{name}'. {choices(name, [k for k in vars(found) if not k.startswith('_')])}"
+            f"{path} is a model and no function that builds one, so it would be the same for every seed and role; give a function"
         )
+    if not callable(found):
+        raise KdrunError(f"{path} is {type(found).__name__}, and no function or class that builds an nn.Module")
+    return found
+
+
+def _call(builder: Callable[..., Any], path: str, classes: int, arguments: dict[str, Any]) -> Any:
+    """Call the builder by its signature; what it raises inside is its own and keeps its place."""
     try:
-        model = getattr(found, name)(classes=classes, **arguments)
+        signature = inspect.signature(builder)
+    except (TypeError, ValueError):  # a builtin has none
+        return builder(classes=classes, **arguments)
+    parameters = signature.parameters
+    open_end = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    unknown = [name for name in arguments if name not in named]
+    if unknown and not open_end:
+        raise KdrunError(
+            f"{path} could not be called with classes={classes}, {arguments}: it takes no '{unknown[0]}'. {choices(unknown[0], named)}"
+        )
+    given: tuple[int, ...] = ()
+    typed = dict(arguments)
+    names = [name for name in CLASSES if name in named]
+    only = _open_place(list(parameters.values()), arguments)
+    tries = False
+    if names:
+        arguments = {names[0]: classes, **arguments}
+    elif only is not None and only.kind is only.POSITIONAL_OR_KEYWORD:
+        arguments[only.name] = classes
+    elif only is not None:
+        given = (classes,)
+    else:
+        tries = open_end and not set(arguments) & set(CLASSES)
+    try:
+        signature.bind(*given, **arguments)
     except TypeError as error:
-        raise KdrunError(f"{path} could not be called with classes={classes}, {arguments}: {error}") from error
-    if not isinstance(model, nn.Module):
-        raise KdrunError(f"{path} returned {type(model).__name__}, not an nn.Module")
-    model.taps = {**getattr(model, "taps", {}), **taps}  # type: ignore[assignment]
-    return model
+        raise KdrunError(
+            f"{path} could not be called with classes={classes}, {typed}: {error}; arguments={{NAME: VALUE}} gives it. "
+            f"It takes {', '.join(parameters)}"
+        ) from error
+    return _try_names(builder, classes, arguments) if tries else builder(*given, **arguments)
+
+
+def _open_place(parameters: list[inspect.Parameter], arguments: dict[str, Any]) -> inspect.Parameter | None:
+    """The only argument that has no value yet: the number of classes, unless its name says that it is something else."""
+    if [p.kind for p in parameters] == [inspect.Parameter.VAR_POSITIONAL]:
+        return parameters[0]
+    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    left = [p for p in places if p.default is p.empty and p.name not in arguments]
+    return left[0] if len(left) == 1 and not OTHER.search(left[0].name) else None
+
+
+def _try_names(builder: Callable[..., Any], classes: int, arguments: dict[str, Any]) -> Any:
+    """A builder that hands its **kwargs on (torchvision's, timm's) takes them by a name that only the call itself can tell.
+
+    A name that its own code mentions goes first: some swallow what they do not know.
+    """
+    code = getattr(inspect.unwrap(builder), "__code__", None)
+    mentioned = [name for name in CLASSES if code is not None and name in code.co_consts]
+    state = torch.get_rng_state()
+    for name in dict.fromkeys([*mentioned, "num_classes", *CLASSES]):
+        try:
+            return builder(**arguments, **{name: classes})
+        except TypeError as error:
+            if f"unexpected keyword argument '{name}'" not in str(error):
+                raise
+            torch.set_rng_state(state)
+    return builder(**arguments)

@@ -1,0 +1,110 @@
+"""One way from a model's node to an nn.Module that gives logits, and a look at what it gives before anything trains."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdrun.errors import KdrunError, choices
+from kdrun.registry import MODELS
+from kdrun.taps import evaluate
+from kdrun.tasks.image import check_logits
+
+
+def build_model(name: str, classes: int, arguments: Mapping[str, Any], output: str | None = None) -> nn.Module:
+    """The model `name`; `output` is the item that stands for the logits where it returns a container (tuple, dict, object).
+
+    The item is chosen by a hook: the model keeps its class, its names and its taps.
+    """
+    model = MODELS.get(name)(classes, **arguments)
+    if output is not None:
+        called = title(name, arguments)
+        model.register_forward_hook(lambda _, inputs, returned: item(returned, output, called))
+    return model
+
+
+def title(name: str, arguments: Mapping[str, Any]) -> str:
+    """What a message calls a model: an imported one by its path."""
+    return str(arguments["path"]) if name == "import" else name
+
+
+def item(returned: Any, path: str, name: str) -> Any:
+    """The item of a container under a dotted path of names and numbers; a tensor is itself."""
+    for key in path.split("."):
+        if isinstance(returned, Tensor):
+            return returned
+        parts = items(returned)
+        if key not in parts and not (key.removeprefix("-").isdigit() and -len(parts) <= int(key) < len(parts)):
+            raise KdrunError(f"output={path}: {name} gives {described(returned)} and no '{key}'. {choices(key, parts)}")
+        returned = parts[key] if key in parts else [*parts.values()][int(key)]
+    return returned
+
+
+def items(returned: Any) -> dict[str, Any]:
+    """What a container holds, by name, or by number where there are no names."""
+    if isinstance(returned, Mapping):
+        return {str(key): value for key, value in returned.items()}
+    if hasattr(returned, "_fields"):
+        return dict(zip(returned._fields, returned, strict=True))
+    if isinstance(returned, Sequence):
+        return {str(number): value for number, value in enumerate(returned)}
+    if dataclasses.is_dataclass(returned):
+        return {field.name: getattr(returned, field.name) for field in dataclasses.fields(returned)}
+    return dict(getattr(returned, "__dict__", {}))
+
+
+def described(returned: Any) -> str:
+    """The kind of a model's output and the shapes in it: "a tuple of (2, 10), (2, 64)"."""
+    shapes = [f"{tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__ for v in items(returned).values()]
+    return f"a {type(returned).__name__} of {', '.join(shapes) or 'nothing'}"
+
+
+def rehearse_output(model: nn.Module, example: Tensor, classes: int, role: str, name: str, trains: bool) -> str | None:
+    """Look at what the model gives for two images, in eval mode and, where it `trains`, in train mode.
+
+    Anything but logits (B, classes) is an error that names the way out. Returns a remark where they look like probabilities.
+    Weights, statistics and random streams stay as they are.
+    """
+    returned = {"": evaluate(model, example)}
+    if trains:
+        returned[" (in train mode)"] = training(model, example)
+    for mode, value in returned.items():
+        if not isinstance(value, Tensor) and items(value):
+            fits = [k for k, v in items(value).items() if isinstance(v, Tensor) and tuple(v.shape)[1:] == (classes,)]
+            way = fits[0] if fits else next(iter(items(value)))
+            raise KdrunError(
+                f"model {name}{mode} gives {described(value)} where logits (batch, {classes}) are wanted; {role}.output={way} "
+                f"takes one of them. {choices('', items(value))}"
+            )
+        wrong = check_logits(value, classes)
+        if wrong:
+            raise KdrunError(f"model {name}{mode} {wrong}")
+    logits = returned[""].float()
+    if (
+        classes > 1
+        and (logits >= 0).all()
+        and torch.allclose(logits.sum(1), torch.ones(len(logits), device=logits.device))
+    ):
+        return f"{role} {name} gives numbers that sum to 1, like probabilities; kdrun wants logits: take the softmax out of it"
+    return None
+
+
+def training(model: nn.Module, x: Tensor) -> Any:
+    """What the model returns in train mode, without gradients; modes, buffers and random streams are put back."""
+    x = torch.cat([x, x]) if len(x) == 1 else x  # batch norm needs two values
+    modes = {module: module.training for module in model.modules()}
+    buffers = [(m, n, b, b.clone()) for m in modes for n, b in m.named_buffers(recurse=False)]
+    try:
+        with torch.no_grad(), torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+            model.train()
+            return model(x)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        with torch.no_grad():
+            for module, name, buffer, before in buffers:
+                module._buffers[name] = buffer.copy_(before)  # some models put another tensor in its place
