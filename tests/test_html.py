@@ -185,7 +185,8 @@ def test_the_same_runs_give_the_same_bytes(tmp_path):
 
 def test_records_without_a_folder_make_a_page_that_says_what_is_missing(tmp_path):
     text = Reader(shown(sweep())).text
-    assert "12 runs without a readable curves.jsonl" in text
+    assert "none seed 0 is not in the curves: its folder is not known" in text
+    assert "and 6 more runs" in text
     older = [{key: value for key, value in run.items() if key != "calibration"} for run in sweep(tmp_path)]
     assert "12 runs without calibration in the record" in Reader(shown(older)).text
 
@@ -194,7 +195,7 @@ def test_torn_files_are_left_out_and_counted(tmp_path):
     made = sweep(tmp_path)
     (tmp_path / "run1" / "curves.jsonl").write_text('{"stage": ')
     text = Reader(shown(made)).text
-    assert "1 run without a readable curves.jsonl" in text
+    assert f"kd seed 1 is not in the curves: {tmp_path}/run1/curves.jsonl cannot be read (line 1: " in text
 
 
 def test_the_data_inside_is_the_json_of_the_cells(tmp_path):
