@@ -36,6 +36,7 @@ def page(
 ) -> str:
     """The whole file. `place`: the folder that it will lie in, for relative links to the records; without it, paths are text."""
     names = list(dict.fromkeys(titled(table) for table in tables))
+    called_runs = _called(runs)
     unfinished = [run for run in runs if run["status"] != "done"]
     done = len(runs) - len(unfinished)
     links = [(f"t{i}", titled(table)) for i, table in enumerate(tables)]
@@ -63,9 +64,9 @@ def page(
         '<nav aria-label="sections">' + "".join(f'<a href="#{to}">{safe(name)}</a>' for to, name in links) + "</nav></header>\n<main>",
         *(_table(table, f"t{number}", len(skipped)) for number, table in enumerate(tables)),
         *(_plain(plain, f"m{number}") for number, plain in enumerate(more)),
-        _failures(unfinished),
+        _failures(unfinished, called_runs),
         _skipped(skipped),
-        _runs(runs, place),
+        _runs(runs, called_runs, place),
         f"</main>\n{_data(render.long(tables))}",
         '<footer class="soft"><p>Made by kdrun report. This file holds all that it shows; nothing is loaded.</p></footer>',
         f"<script>{script}</script>\n</body>\n</html>\n",
@@ -307,12 +308,12 @@ def _called(runs: list[dict]) -> dict[int, str]:
     return told
 
 
-def _failures(runs: list[dict]) -> str:
+def _failures(runs: list[dict], names: dict[int, str]) -> str:
     if not runs:
         return ""
     heads = ("method", "student", "seed", "status", "stage", "step", "term", "error", "folder")
     head = [Head(name, "", name in ("seed", "step")) for name in heads]
-    names, rows = _called(runs), []
+    rows = []
     for run in runs:
         error = run.get("error") or {}
         message = ": ".join(filter(None, [error.get("type"), error.get("message")]))
@@ -342,13 +343,13 @@ def _skipped(skipped: list[str]) -> str:
     )
 
 
-def _runs(runs: list[dict], place: Path | None) -> str:
+def _runs(runs: list[dict], names: dict[int, str], place: Path | None) -> str:
     head = [
         Head("method", "", False), Head("teacher", "", False), Head("student", "", False), Head("seed"), Head("status", "", False),
         Head("score", "%, own protocol"), Head("device", "", False), Head("git", "commit", False), Head("record", "", False),
         Head("command", "", False), Head("versions", "", False),
     ]  # fmt: skip
-    names, rows = _called(runs), []
+    rows = []
     for run in runs:
         value, git, engine = run.get("score"), run.get("git"), run.get("engine") or {}
         versions = ", ".join(f"{name} {version}" for name, version in (run.get("versions") or {}).items())
