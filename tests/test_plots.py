@@ -15,11 +15,11 @@ from kdrun.cli import run
 from kdrun.errors import KdrunError
 from kdrun.report.curves import curves, heights, read_curve
 from kdrun.report.groups import Row
-from kdrun.report.look import BASELINE, TEACHER, Look, apart, looks, shade
+from kdrun.report.look import BASELINE, TEACHER, Look, apart, family, looks, shade
 from kdrun.report.pivot import interval, tables, teachers_of
 from kdrun.report.plots import plots
 from kdrun.report.stats import binomial_error, paired
-from kdrun.report.strips import Strip, beyond, stacked, window
+from kdrun.report.strips import Strip, beyond, stacked, table_looks, window
 
 
 def words(path) -> str:
@@ -105,7 +105,7 @@ METHODS = [f"method{number}" for number in range(33)]
 
 def styled(*methods: str) -> dict[str, Look]:
     """The looks of rows of these methods, in this order."""
-    return looks({f"{m} #{i}": Row(f"{m} #{i}", {0: make(m, 0, 0.9)}) for i, m in enumerate(methods)})
+    return looks({f"{m} #{i}": family(m, [Row(m, {0: make(m, 0, 0.9)})]) for i, m in enumerate(methods)})
 
 
 def hue(colour: str) -> float:
@@ -143,6 +143,19 @@ def test_variants_of_a_method_are_shades_of_its_hue():
         == len({str(look.dashes) for look in variants[:4]})
         == 4
     )
+
+
+def test_rows_that_are_no_methods_have_hues_of_their_own():
+    """kdrun report --rows pair --columns method: a row is a pair, not the student alone that stands in its first column."""
+    made = sweep(methods=("none", "kd"), seeds=1) + sweep(methods=("none", "kd"), seeds=1, student="resnet20")
+    (table,) = tables(made, rows="pair", columns="method")
+    styles = table_looks(table)
+    assert len(styles) == 4
+    taught = [look.day for label, look in styles.items() if "->" in label]
+    assert BASELINE.day not in taught
+    assert len({look.css for look in styles.values()}) == 4
+    (table,) = tables(made)
+    assert table_looks(table)["none"].day == BASELINE.day
 
 
 def test_several_students_alone_differ_in_their_dashes():

@@ -26,6 +26,7 @@ from kdrun.report.look import (
     axis_size,
     beside,
     called,
+    family,
     head,
     head_room,
     inches,
@@ -82,7 +83,7 @@ class _Panel:
     """The two pictures of a block, and the inches that they need."""
 
     def __init__(self, block: Block):
-        self.block, self.looks = block, looks({row.label: row for row in block.rows})
+        self.block, self.looks = block, looks({row.label: family(row.label, [row]) for row in block.rows})
         self.protocol = _protocol(block)
         self.gains = self._gains()
         names = [row.label for row in block.rows] + [label for label, _, _ in teachers(block)]

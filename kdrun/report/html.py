@@ -15,11 +15,11 @@ from typing import Any
 
 from kdrun.report import render
 from kdrun.report.groups import labels
-from kdrun.report.look import Look, called, looks
+from kdrun.report.look import Look, called
 from kdrun.report.markup import Head, Td, figure, grid, link, many, safe, text
 from kdrun.report.pivot import Cell, Table, teachers_of
 from kdrun.report.render import percent, spread
-from kdrun.report.strips import titled
+from kdrun.report.strips import table_looks, titled
 from kdrun.report.svg import Line, learning_curves, percents, reliability, strips
 from kdrun.report.table import PROTOCOLS, gain_text
 
@@ -92,7 +92,7 @@ def _table(table: Table, ident: str, skipped: int) -> str:
     if len(table.columns) > 1:
         matrix = _matrix(table, f"{ident}m")
         parts.append(f'<div class="matrix"><h3>All pairs of teacher and student</h3>{matrix}</div>')
-    styles = looks({label: next(iter(line.values())).runs for label, line in table.cells.items()})
+    styles = table_looks(table)
     for number, column in enumerate(table.columns):
         parts.append(_column(table, column, f"{ident}c{number}", styles))
     return "\n".join([*parts, "</section>"])

@@ -68,24 +68,32 @@ class Look:
 BASELINE, TEACHER = Look("#222222", "#f2f2f2"), Look("#7d7d7d", "#989898")
 
 
-def looks(rows: Mapping[str, Row]) -> dict[str, Look]:
-    """{label: look}. A method has one hue, which no other method has; its variants are shades of it, from pale to deep.
+def looks(families: Mapping[str, str | None]) -> dict[str, Look]:
+    """{row: look} of {row: its method, None for the student alone}.
 
-    The student alone is near black. With more than 33 methods the hues come again, with other dashes and marks.
+    A method has one hue, which no other method has; its variants are shades of it, from pale to deep. The student alone is
+    near black. With more than 33 methods the hues come again, with other dashes and marks.
     """
-    families: dict[str, list[str]] = {}
-    for label, row in rows.items():
-        families.setdefault("none" if row.baseline else "+".join(row.first["method"]), []).append(label)
-    found: dict[str, Look] = {}
-    alone = [Look(BASELINE.day, BASELINE.night, kind) for kind in range(len(families.get("none", ())))]
-    found |= zip(families.pop("none", ()), alone, strict=True)
-    for number, members in enumerate(families.values()):
+    members: dict[str | None, list[str]] = {}
+    for label, family in families.items():
+        members.setdefault(family, []).append(label)
+    alone = members.pop(None, [])
+    found = {label: Look(BASELINE.day, BASELINE.night, kind) for kind, label in enumerate(alone)}
+    for number, variants in enumerate(members.values()):
         again, tier = divmod(number // len(HUES), len(TIERS))
-        for variant, label in enumerate(members):
-            deeper = TIERS[tier] + (0.7 * variant / (len(members) - 1) - 0.35 if len(members) > 1 else 0.0)
+        for variant, label in enumerate(variants):
+            deeper = TIERS[tier] + (0.7 * variant / (len(variants) - 1) - 0.35 if len(variants) > 1 else 0.0)
             day, night = (shade(hue, by) for hue, by in zip(HUES[number % len(HUES)], (deeper, -deeper), strict=True))
             found[label] = Look(day, night, tier + variant + again)
-    return {label: found[label] for label in rows}
+    return {label: found[label] for label in families}
+
+
+def family(label: str, rows: Sequence[Row]) -> str | None:
+    """What a row of a table shares its hue with: its method; None for the student alone. A row of several methods stands for itself."""
+    methods = {"+".join(row.first["method"]) for row in rows}
+    if all(row.baseline for row in rows):
+        return None
+    return methods.pop() if len(methods) == 1 else label
 
 
 def shade(colour: str, by: float) -> str:

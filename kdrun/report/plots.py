@@ -30,10 +30,9 @@ from kdrun.report.look import (
     head,
     head_room,
     inches,
-    looks,
 )
 from kdrun.report.pivot import Cell, Table
-from kdrun.report.strips import beyond, scores, titled, window
+from kdrun.report.strips import beyond, scores, table_looks, titled, window
 from kdrun.report.table import PROTOCOLS
 
 
@@ -63,8 +62,7 @@ def plots(tables: list[Table], folder: str | Path) -> list[Path]:
     ):  # fmt: skip
         for table in tables:
             drawn: list[tuple[str, Any]] = []
-            rows = {label: next(iter(line.values())).runs for label, line in table.cells.items()}
-            styles = looks(rows)
+            styles = table_looks(table)
             for column in table.columns:
                 cells = {label: line[column] for label, line in table.cells.items() if _scored(table, line.get(column))}
                 if cells:

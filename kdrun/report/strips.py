@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kdrun.report.groups import difference, score
-from kdrun.report.look import TEACHER, Look, called
+from kdrun.report.look import TEACHER, Look, called, family, looks
 from kdrun.report.pivot import Cell, Table, interval, teachers_of
 from kdrun.report.render import percent, spread
 from kdrun.report.table import gain_text
@@ -15,6 +15,11 @@ from kdrun.report.table import gain_text
 def titled(table: Table) -> str:
     """What the dataset of a table is called."""
     return called((table.runs + table.unfinished)[0], "dataset")
+
+
+def table_looks(table: Table) -> dict[str, Look]:
+    """The look of every row of a table, the same in all of its columns."""
+    return looks({label: family(label, [cell.runs for cell in line.values()]) for label, line in table.cells.items()})
 
 
 @dataclass
@@ -39,7 +44,7 @@ class Strip:
         return [end for end in (self.low, self.high) if end is not None]
 
 
-def scores(table: Table, cells: Mapping[str, Cell], looks: Mapping[str, Look]) -> list[Strip]:
+def scores(table: Table, cells: Mapping[str, Cell], styles: Mapping[str, Look]) -> list[Strip]:
     """The accuracy of every cell, highest first, and of the teachers."""
     found = [
         Strip(f"teacher {name}", percent(value), TEACHER, 100 * value) for name, value in teachers_of(cells.values())
@@ -50,18 +55,18 @@ def scores(table: Table, cells: Mapping[str, Cell], looks: Mapping[str, Look]) -
             runs = sorted(cell.runs.runs.items())
             dots = [(f"seed {seed}", 100 * x) for seed, run in runs if (x := score(run, table.protocol)) is not None]
             text = spread(cell, table.protocol)
-            strip = Strip(label, text, looks[label], 100 * mean, dots, _hundred(low), _hundred(high), kind == "images")
+            strip = Strip(label, text, styles[label], 100 * mean, dots, _hundred(low), _hundred(high), kind == "images")
             strip.baseline = cell.baseline
             found.append(strip)
     return sorted(found, key=lambda strip: -strip.mean)
 
 
-def gains(table: Table, cells: Mapping[str, Cell], looks: Mapping[str, Look]) -> list[Strip]:
+def gains(table: Table, cells: Mapping[str, Cell], styles: Mapping[str, Look]) -> list[Strip]:
     """The difference of every cell to its baseline, highest first."""
     found = []
     for label, cell in cells.items():
         if cell.gain is not None and cell.base is not None:
-            strip = gain(label, difference(cell.runs, cell.base, table.protocol), looks[label])
+            strip = gain(label, difference(cell.runs, cell.base, table.protocol), styles[label])
             strip.text += " =" if cell.equal else ""
             found.append(strip)
     return sorted(found, key=lambda strip: -strip.mean)

@@ -116,8 +116,8 @@ def _tick(value: float) -> str:
 
 def strips(table: Table, lines: list[Line]) -> str:
     """Accuracy with intervals, and beside it the differences to the baseline."""
-    cells, looks = {line.label: line.cell for line in lines}, {line.label: line.look for line in lines}
-    rows = scores(table, cells, looks)
+    cells, styles = {line.label: line.cell for line in lines}, {line.label: line.look for line in lines}
+    rows = scores(table, cells, styles)
     if all(s.teacher for s in rows):
         return ""
     bases = [s.mean for s in rows if s.baseline]
@@ -134,7 +134,7 @@ def strips(table: Table, lines: list[Line]) -> str:
     title = f"<b>Accuracy, {PROTOCOLS[table.protocol]}, highest first.</b>"
     drawn = _strip(rows, base, shown, "test accuracy, %")
     out = f"<figure><figcaption>{title} {'; '.join(keys)}.</figcaption>{drawn}</figure>"
-    if found := gains(table, cells, looks):
+    if found := gains(table, cells, styles):
         least, most = (-base, 100 - base) if base is not None else (-100.0, 100.0)
         shown = window(found, 0.0, least, most)
         how = "ring: a seed against none of the same seed; filled: the mean; bar: its 95 % interval"
