@@ -341,6 +341,13 @@ def test_classes_of_another_number_are_left_out():
     assert ">kd<" not in head
 
 
+def test_long_names_stand_below_the_curves(tmp_path):
+    """Where they have its whole width; short ones stand beside it."""
+    assert 'class="curves"' in shown(sweep(tmp_path / "a", methods=("none", "kd")))
+    long = shown(sweep(tmp_path / "b", methods=("none", "a_method_whose_name_is_longer_than_forty_letters")))
+    assert 'class="curves below"' in long
+
+
 def test_strips_show_arrows_and_stacked_seeds():
     made = sweep(methods=("none", "kd"), seeds=2)
     for record in made:
@@ -352,6 +359,11 @@ def test_strips_show_arrows_and_stacked_seeds():
     assert kd.count('class="arrow"') == 0
     moved = re.findall(r'cx="(.*?)" cy="50%" r="3.2" transform="translate\(0 (.*?)\)"><title>(.*?)</title>', kd)
     assert [(up, what) for _, up, what in moved] == [("-0.0", "seed 0: 99.90"), ("-7.0", "seed 1: 99.90")]
+    names = re.findall(r'<span class="name">([^<]*)</span><span class="value">([^<]*)</span>', text)
+    assert names == [  # highest first, then the differences
+        ("kd", "99.90 ± 0.00"), ("none", "98.00 ± 1.41"), ("teacher resnet14", "95.81"), ("kd", "+1.90 [-10.81, +14.61] ="),
+    ]  # fmt: skip
+    assert text.count('class="teach"') == 3  # in the window: a line through the rows of the scores
     assert "teacher resnet14" in text  # a row of its own, not a letter on a line
     assert "<text" not in text
 

@@ -327,6 +327,55 @@ def test_axes_of_pictures_stay_within_0_and_100(four):
     )  # none hides another
 
 
+def test_rows_go_from_high_to_low_with_bars_that_end_at_the_window(four):
+    axis = four[0].axes[0]
+    low, high = axis.get_xlim()
+    heights = {text.get_text(): text.xy[1] for text in texts(four[0]) if text.xy[0] == 0}
+    assert min(heights, key=heights.get).startswith("kd")  # y grows downwards
+    assert heights["teacher resnet14"] == max(heights.values()) > heights["none"]
+    bars = [line for line in axis.lines if len(line.get_xdata()) == 2 and line.get_linewidth() == 2]
+    assert len(bars) == 5
+    ends = {tuple(sorted(float(x) for x in line.get_xdata())) for line in bars}
+    assert (low, high) in ends  # 97 and 99: beyond on both sides
+    assert any(pytest.approx((99.9, 99.9)) == end for end in ends)
+    assert {line.get_linestyle() for line in bars} == {"-"}
+    assert [line for line in axis.lines if line.get_linestyle() == "--" and line.get_xdata() == [98.0, 98.0]]  # none
+
+
+def test_one_seed_has_a_dotted_bar_that_the_legend_names(tmp_path, drawn):
+    plots(tables([make("none", 0, 0.9)]), tmp_path)
+    bars = [line for line in drawn[0].axes[0].lines if line.get_linewidth() == 2]
+    assert [line.get_linestyle() for line in bars] == ["--"]  # matplotlib's word for any dashes
+    said = [text.get_text() for text in texts(drawn[0])]
+    assert "dotted bar: of the test images, one seed" in said
+    assert "ring: a seed, bar: 95 % interval of the mean" not in said
+
+
+def test_a_band_reaches_from_the_lowest_seed_to_the_highest(tmp_path, drawn):
+    made = sweep(tmp_path, methods=("none",), seeds=3)
+    curves([(record, record["folder"]) for record in made], tmp_path / "curves.png")
+    (band,) = drawn[0].axes[0].collections
+    each = [100 * read_curve(record["folder"])[30] for record in made]
+    (path,) = band.get_paths()
+    last = [y for x, y in path.vertices if x == 30]
+    assert (min(last), max(last)) == pytest.approx((min(each), max(each)))
+    assert len({round(value, 3) for value in each}) == 3
+
+
+def test_deviations_end_at_100_and_times_far_apart_are_on_a_log_axis(tmp_path, drawn):
+    made = awkward()
+    for record in made:
+        record["last"]["score"] = 0.95 + 0.05 * record["seed"]
+        record["time"]["train_s"] = 100.0 if record["method"] == ["none"] else 8.5
+    plots(tables(made), tmp_path)
+    (times,) = (f for f in drawn if "time" in f.axes[0].get_xlabel())
+    assert times.axes[0].get_xscale() == "log"
+    bars = [line for line in times.axes[0].lines if len(line.get_xdata()) == 2]
+    assert len(bars) == 5
+    assert {max(line.get_ydata()) for line in bars} == {100.0}
+    assert times.axes[0].get_ylim()[1] <= 100
+
+
 def test_one_colour_a_method_in_every_picture(four):
     labels = ("none", "kd", "kd (temperature=2)", "kd (temperature=8)", "a_method_with_a_very_long_name_of_ones_own")
     seen: dict[str, set] = {}

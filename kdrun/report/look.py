@@ -17,7 +17,7 @@ HUES = (
     ("#00838f", "#4dd0d9"),
 )  # fmt: skip
 # With more methods than hues, each hue comes again: deeper, then paler.
-TIERS = (0.0, 0.5, -0.3)
+TIERS = (0.0, 0.42, -0.3)
 DASHES = ("-", (0, (6, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
 CSS_DASHES = (
     ("none", "solid"),
@@ -82,8 +82,10 @@ def looks(families: Mapping[str, str | None]) -> dict[str, Look]:
     for number, variants in enumerate(members.values()):
         again, tier = divmod(number // len(HUES), len(TIERS))
         for variant, label in enumerate(variants):
-            deeper = TIERS[tier] + (0.7 * variant / (len(variants) - 1) - 0.35 if len(variants) > 1 else 0.0)
-            day, night = (shade(hue, by) for hue, by in zip(HUES[number % len(HUES)], (deeper, -deeper), strict=True))
+            by = 0.7 * variant / (len(variants) - 1) - 0.35 if len(variants) > 1 else 0.0
+            pale = 0.1 * (len(variants) > 1)  # on a dark page the deepest must stay readable
+            hue, deeper = HUES[number % len(HUES)], TIERS[tier] + by
+            day, night = shade(hue[0], deeper), shade(hue[1], -deeper - pale)
             found[label] = Look(day, night, tier + variant + again)
     return {label: found[label] for label in families}
 
@@ -98,7 +100,7 @@ def family(label: str, rows: Sequence[Row]) -> str | None:
 
 def shade(colour: str, by: float) -> str:
     """A colour mixed with black (by > 0) or white, the other part 1 - |by|."""
-    to, share = (0 if by > 0 else 255), min(abs(by), 0.75)
+    to, share = (0 if by > 0 else 255), min(abs(by), 0.85)
     parts = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return "#" + "".join(f"{round(part + (to - part) * share):02x}" for part in parts)
 
