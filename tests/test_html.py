@@ -114,6 +114,7 @@ def test_the_page_holds_what_the_table_holds(tmp_path):
         "kdrun method=rkd seed=2",
         "12 finished runs, 1 not finished",
         "93.00",
+        "10 columns: scroll sideways →",  # shown where the table is wider than its box
     ):
         assert word in said, word
     (table,) = tables(made)
@@ -516,6 +517,24 @@ def test_letters_stand_beside_lines_and_are_whole(browser, written, width):
     assert browser.run(CUT) == []
     right = "return Math.max(...[...document.querySelectorAll('.ends > *, .strip span')].map((e) => e.getBoundingClientRect().right))"
     assert browser.run(right) <= width
+
+
+LEVEL = """return [...document.querySelectorAll('.strip .row:has(.track)')].map((row) => {
+  const [name, value, track] = [...row.children].map((e) => e.getBoundingClientRect());
+  return name.top < track.bottom - 4 && track.top < name.bottom - 4 && value.top < track.bottom - 4;
+})"""
+CROWDED = """return [...document.querySelectorAll('.ends')].map((ends) => [...ends.children].map((e) => e.getBoundingClientRect()))
+  .some((boxes) => boxes.some((a, i) => boxes.slice(i + 1).some((b) =>
+    a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 2 && b.top < a.bottom - 2)))"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1400, 390])
+def test_a_row_is_one_line_and_on_a_phone_two(browser, written, width):
+    browser.open(written, width)
+    assert set(browser.run(LEVEL)) == {width == 1400}
+    assert not browser.run(CROWDED)
+    assert browser.run("return document.querySelectorAll('.curves.below .ends > *').length") > 3
 
 
 @pytest.mark.slow
