@@ -7,6 +7,8 @@ and skips without them.
 from __future__ import annotations
 
 import base64
+import copy
+import html
 import json
 import re
 import shutil
@@ -112,6 +114,7 @@ def test_the_page_holds_what_the_table_holds(tmp_path):
         "kdrun method=rkd seed=2",
         "12 finished runs, 1 not finished",
         "93.00",
+        "10 columns: scroll sideways →",  # shown where the table is wider than its box
     ):
         assert word in said, word
     (table,) = tables(made)
@@ -185,7 +188,8 @@ def test_the_same_runs_give_the_same_bytes(tmp_path):
 
 def test_records_without_a_folder_make_a_page_that_says_what_is_missing(tmp_path):
     text = Reader(shown(sweep())).text
-    assert "12 runs without a readable curves.jsonl" in text
+    assert "none seed 0 is not in the curves: its folder is not known" in text
+    assert "and 6 more runs" in text
     older = [{key: value for key, value in run.items() if key != "calibration"} for run in sweep(tmp_path)]
     assert "12 runs without calibration in the record" in Reader(shown(older)).text
 
@@ -194,7 +198,7 @@ def test_torn_files_are_left_out_and_counted(tmp_path):
     made = sweep(tmp_path)
     (tmp_path / "run1" / "curves.jsonl").write_text('{"stage": ')
     text = Reader(shown(made)).text
-    assert "1 run without a readable curves.jsonl" in text
+    assert f"kd seed 1 is not in the curves: {tmp_path}/run1/curves.jsonl cannot be read (line 1: " in text
 
 
 def test_the_data_inside_is_the_json_of_the_cells(tmp_path):
@@ -238,6 +242,149 @@ def test_links_lead_to_the_records(tmp_path, monkeypatch, capsys):
     assert len(links) == 2
     for link in links:
         assert (tmp_path / "pages" / urllib.request.url2pathname(link)).is_file()
+
+
+def variants(root: Path | None = None) -> list[dict]:
+    """none and kd at three temperatures, and one seed of it that failed."""
+    made = sweep(root and root / "none", methods=("none",))
+    for temperature in (2, 4, 8):
+        runs = sweep(root and root / f"t{temperature}", methods=("kd",))
+        runs += [make("kd", 7, 0.0, status="nan", error="loss became NaN")] * (temperature == 8)
+        for record in runs:
+            record["identity"]["method"]["kd"] = {"temperature": temperature}
+            record["group"] += str(temperature)
+            record["id"] += str(temperature)
+        made += runs
+    return made
+
+
+def body(text: str, table: str) -> list[list[str]]:
+    """The rows of a table of the page, as text."""
+    (found,) = re.findall(rf'<table id="{table}".*?</table>', text, re.S)
+    rows = re.findall(r"<tr role=\"row\".*?</tr>", found.partition("<tbody")[2], re.S)
+    return [
+        [html.unescape(re.sub("<.*?>", "", c)) for c in re.findall(r"<t[hd].*?</t[hd]>", row, re.S)] for row in rows
+    ]
+
+
+def test_lists_of_runs_say_what_was_swept():
+    text = shown(variants())
+    assert [row[0] for row in body(text, "all")] == [
+        *["none"] * 3, *["kd (temperature=2)"] * 3, *["kd (temperature=4)"] * 3, *["kd (temperature=8)"] * 4,
+    ]  # fmt: skip
+    assert [row[:4] for row in body(text, "failed")] == [["kd (temperature=8)", "resnet8", "7", "nan"]]
+
+
+def test_lists_of_runs_compare_within_a_student_alone():
+    """A student or a teacher has a column of its own: what else differs is said beside the method."""
+    made = variants()
+    for record in made[:]:
+        other = copy.deepcopy(record)
+        other["student"]["name"] = other["identity"]["student"]["name"] = "resnet20"
+        other["group"] += "b"
+        other["id"] += "b"
+        made.append(other)
+    assert {row[0] for row in body(shown(made), "all")} == {"none", *(f"kd (temperature={t})" for t in (2, 4, 8))}
+
+
+def test_a_method_has_one_hue_on_the_page():
+    reader = Reader(shown([*variants(), *sweep(methods=("at", "rkd"))]))
+    styles = dict.fromkeys(attrs["style"] for tag, attrs in reader.tags if tag == "i")
+    days = [re.match("--day:(#......)", style)[1] for style in styles]
+    assert len(days) == len(set(days)) == 6
+    css = (Path(__file__).parents[1] / "kdrun/report/page.css").read_text()
+    assert css.index("--c: var(--day)") < css.index("--c: var(--night)")
+    assert not re.search(r"var\(--c\d", css)
+
+
+def test_bins_of_a_few_images_are_faded():
+    made = sweep(methods=("none",), seeds=2)
+    images = [0, 1, 10, 50, 536]
+    for record in made:
+        record["calibration"] = {
+            "ece": 0.1, "images": images, "confidence": [0, 0.3, 0.5, 0.7, 0.9], "accuracy": [0, 0.4, 0.6, 0.8, 1.0]
+        }  # fmt: skip
+    text = shown(made)
+    bins = re.findall(r'<circle class="bin" cx="(.*?)" cy="(.*?)" r="2" opacity="(.*?)"', text)
+    assert bins == [
+        ("30.0", "60.0", "0.12"),
+        ("50.0", "40.0", "0.20"),
+        ("70.0", "20.0", "1.00"),
+        ("90.0", "0.0", "1.00"),
+    ]
+    lines = re.findall(r'<path class="line" d="(.*?)" opacity="(.*?)"', text)
+    assert [opacity for _, opacity in lines] == ["0.12", "0.20", "1.00"]  # no stronger than the weaker of its ends
+    assert lines[0][0] == "M30.0 60.0L50.0 40.0"
+    said = Reader(text).text
+    assert "a bin of fewer than 50 is faded" in said
+    assert "overconfident by" not in said
+    assert "underconfident by 10.00 points" in said
+
+
+@pytest.mark.parametrize("change", ["other bins", "torn", "no images"])
+def test_calibrations_that_do_not_fit_are_left_out(change):
+    made = sweep(methods=("none", "kd"), seeds=2)
+    old = made[1]["calibration"]
+    new = {
+        "other bins": {key: value[:-1] if key != "ece" else value for key, value in old.items()},
+        "torn": old | {"accuracy": old["accuracy"][:3]},
+        "no images": old | {"images": [0] * len(old["images"])},
+    }
+    made[1]["calibration"] = new[change]
+    assert "1 run without calibration in the record" in Reader(shown(made)).text
+
+
+def test_classes_of_another_number_are_left_out():
+    made = sweep(methods=("none", "kd"), seeds=1)
+    made[1]["class_scores"] = made[1]["class_scores"][:4]
+    head = re.findall(r'<table id="t0c0k".*?</thead>', shown(made), re.S)[0]
+    assert ">none<" in head
+    assert ">kd<" not in head
+
+
+def test_long_names_stand_below_the_curves(tmp_path):
+    """Where they have its whole width; short ones stand beside it."""
+    assert 'class="curves"' in shown(sweep(tmp_path / "a", methods=("none", "kd")))
+    long = shown(sweep(tmp_path / "b", methods=("none", "a_method_whose_name_is_longer_than_forty_letters")))
+    assert 'class="curves below"' in long
+
+
+def test_strips_show_arrows_and_stacked_seeds():
+    made = sweep(methods=("none", "kd"), seeds=2)
+    for record in made:
+        record["last"]["score"] = 0.97 + 0.02 * record["seed"] if record["method"] == ["none"] else 0.999
+    text = shown(made)
+    assert "arrow: it goes on" in Reader(text).text
+    none, kd = (re.search(rf'<span class="name">{name}</span>.*?</div></div>', text)[0] for name in ("none", "kd"))
+    assert none.count('class="arrow"') == 2
+    assert kd.count('class="arrow"') == 0
+    moved = re.findall(r'cx="(.*?)" cy="50%" r="3.2" transform="translate\(0 (.*?)\)"><title>(.*?)</title>', kd)
+    assert [(up, what) for _, up, what in moved] == [("-0.0", "seed 0: 99.90"), ("-7.0", "seed 1: 99.90")]
+    names = re.findall(r'<span class="name">([^<]*)</span><span class="value">([^<]*)</span>', text)
+    assert names == [  # highest first, then the differences
+        ("kd", "99.90 ± 0.00"), ("none", "98.00 ± 1.41"), ("teacher resnet14", "95.81"), ("kd", "+1.90 [-10.81, +14.61] ="),
+    ]  # fmt: skip
+    assert text.count('class="teach"') == 3  # in the window: a line through the rows of the scores
+    assert "teacher resnet14" in text  # a row of its own, not a letter on a line
+    assert "<text" not in text
+
+
+@pytest.mark.parametrize("form", ["html", "md"])
+def test_a_broken_curve_costs_no_page(tmp_path, monkeypatch, capsys, form):
+    sweep(tmp_path / "runs", methods=("none", "kd"), seeds=1)
+    (tmp_path / "runs/run0/curves.jsonl").write_text('{"stage": "distil", "epoch": 1, "test": {"score": NaN}}')
+    (tmp_path / "runs/run1/curves.jsonl").write_bytes(b"\xff\xfe")
+    monkeypatch.chdir(tmp_path)
+    assert run(["report", "runs", "--format", form, "--output", "table", "--plots", "plots"]) == 0
+    caught = capsys.readouterr()
+    assert "Traceback" not in caught.err
+    assert (
+        "note     no learning curves of none, ...: none seed 0 is not in the curves: runs/run0/curves.jsonl"
+        in caught.err
+    )
+    assert len(list((tmp_path / "plots").iterdir())) == 4
+    said = Reader((tmp_path / "table").read_text()).text
+    assert form == "md" or "kd seed 0 is not in the curves: runs/run1/curves.jsonl cannot be read (not UTF-8)" in said
 
 
 def test_ticks_are_round_numbers():
@@ -348,6 +495,76 @@ def test_no_errors_and_no_sideways_scrolling(browser, written, width, dark):
     assert browser.run("return window.innerWidth") == width
     light = "rgb(21, 23, 26)" if dark else "rgb(255, 255, 255)"
     assert browser.run("return getComputedStyle(document.body).backgroundColor") == light
+
+
+OVER = """return [...document.querySelectorAll('.strip')].flatMap((strip) => {
+  const tracks = [...strip.querySelectorAll('.track')].map((track) => track.getBoundingClientRect());
+  return [...strip.querySelectorAll('.row > .name, .value')].filter((text) => {
+    const box = text.getBoundingClientRect();
+    return tracks.some((t) => box.left < t.right && t.left < box.right && box.top < t.bottom - 1 && t.top < box.bottom - 1);
+  }).map((text) => text.textContent);
+})"""
+CUT = """return [...document.querySelectorAll('.ends > *, .strip span, figcaption')].filter((e) =>
+  e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflow !== 'visible').map((e) => e.textContent)"""
+TOP = "document.querySelector('#t0c0 {}').getBoundingClientRect().top"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1400, 800, 390])
+def test_letters_stand_beside_lines_and_are_whole(browser, written, width):
+    browser.open(written, width)
+    assert browser.run(OVER) == []
+    assert browser.run(CUT) == []
+    right = "return Math.max(...[...document.querySelectorAll('.ends > *, .strip span')].map((e) => e.getBoundingClientRect().right))"
+    assert browser.run(right) <= width
+
+
+LEVEL = """return [...document.querySelectorAll('.strip .row:has(.track)')].map((row) => {
+  const [name, value, track] = [...row.children].map((e) => e.getBoundingClientRect());
+  return name.top < track.bottom - 4 && track.top < name.bottom - 4 && value.top < track.bottom - 4;
+})"""
+CROWDED = """return [...document.querySelectorAll('.ends')].map((ends) => [...ends.children].map((e) => e.getBoundingClientRect()))
+  .some((boxes) => boxes.some((a, i) => boxes.slice(i + 1).some((b) =>
+    a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 2 && b.top < a.bottom - 2)))"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1400, 390])
+def test_a_row_is_one_line_and_on_a_phone_two(browser, written, width):
+    browser.open(written, width)
+    assert set(browser.run(LEVEL)) == {width == 1400}
+    assert not browser.run(CROWDED)
+    assert browser.run("return document.querySelectorAll('.curves.below .ends > *').length") > 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "first"), [(1400, ".numbers"), (390, ".pictures")])
+def test_on_a_phone_pictures_come_first(browser, written, width, first):
+    browser.open(written, width)
+    tops = {name: browser.run(f"return {TOP.format(name)}") for name in (".numbers", ".pictures", ".rest")}
+    assert min(tops, key=tops.get) == first
+    assert max(tops, key=tops.get) == ".rest"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1400, 800])
+def test_a_table_fits_or_says_that_it_scrolls(browser, written, width):
+    browser.open(written, width)
+    boxes = """return [...document.querySelectorAll('.box')].map((box) => [box.scrollWidth > box.clientWidth + 1,
+      getComputedStyle(box.previousElementSibling.querySelector('.hint')).display !== 'none'])"""
+    found = browser.run(boxes)
+    assert all(wide == hinted for wide, hinted in found)
+    assert any(wide for wide, _ in found)  # the list of all runs
+    assert any(not wide for wide, _ in found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_row_has_its_colour_by_day_and_by_night(browser, written, dark):
+    browser.open(written, 1400, dark)
+    look = "return getComputedStyle(document.querySelector('.strip .row:nth-child(2)')).getPropertyValue('--c').trim()"
+    wanted = "return getComputedStyle(document.querySelector('.strip .row:nth-child(2)')).getPropertyValue('{}').trim()"
+    assert browser.run(look) == browser.run(wanted.format("--night" if dark else "--day")) != ""
 
 
 @pytest.mark.slow

@@ -261,8 +261,7 @@ def test_curves(tmp_path, records):
     png = curves.curves(runs, tmp_path / "new" / "curves.png")
     assert png.read_bytes().startswith(b"\x89PNG")
     (runs[0][1] / "curves.jsonl").write_text('{"stage": "dis')
-    with pytest.raises(KdrunError, match=r"curves\.jsonl cannot be read"):
-        curves.curves(runs, png)
+    assert curves.curves(runs, png) == png  # without that run; test_plots.py has what is said of it
     with pytest.raises(KdrunError, match="no run is done"):
         curves.curves([], png)
 

@@ -9,21 +9,22 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdrun.report import render
+from kdrun.report.groups import labels
+from kdrun.report.look import Look, called
 from kdrun.report.markup import Head, Td, figure, grid, link, many, safe, text
 from kdrun.report.pivot import Cell, Table, teachers_of
 from kdrun.report.render import percent, spread
+from kdrun.report.strips import table_looks, titled
 from kdrun.report.svg import Line, learning_curves, percents, reliability, strips
 from kdrun.report.table import PROTOCOLS, gain_text
 
 HERE = Path(__file__).parent
 CLASSES = 200  # a table of more classes is cut
-COLOURS = 6
-DASHES = (("none", "solid"), ("7 3", "dashed"), ("2 3", "dotted"), ("8 3 2 3", "double"))  # of a line, of its swatch
 
 
 def page(
@@ -34,10 +35,11 @@ def page(
     more: Sequence[render.Plain] = (),
 ) -> str:
     """The whole file. `place`: the folder that it will lie in, for relative links to the records; without it, paths are text."""
-    names = list(dict.fromkeys(str(table.dataset["name"]) for table in tables))
+    names = list(dict.fromkeys(titled(table) for table in tables))
+    called_runs = _called(runs)
     unfinished = [run for run in runs if run["status"] != "done"]
     done = len(runs) - len(unfinished)
-    links = [(f"t{i}", f"{table.dataset['name']}") for i, table in enumerate(tables)]
+    links = [(f"t{i}", titled(table)) for i, table in enumerate(tables)]
     links += [(f"m{i}", "published scores") for i, _ in enumerate(more)]
     links += [("failures", f"not finished ({len(unfinished)})")] * bool(unfinished)
     links += [("skipped", f"skipped files ({len(skipped)})")] * bool(skipped) + [("runs", f"all runs ({len(runs)})")]
@@ -62,9 +64,9 @@ def page(
         '<nav aria-label="sections">' + "".join(f'<a href="#{to}">{safe(name)}</a>' for to, name in links) + "</nav></header>\n<main>",
         *(_table(table, f"t{number}", len(skipped)) for number, table in enumerate(tables)),
         *(_plain(plain, f"m{number}") for number, plain in enumerate(more)),
-        _failures(unfinished),
+        _failures(unfinished, called_runs),
         _skipped(skipped),
-        _runs(runs, place),
+        _runs(runs, called_runs, place),
         f"</main>\n{_data(render.long(tables))}",
         '<footer class="soft"><p>Made by kdrun report. This file holds all that it shows; nothing is loaded.</p></footer>',
         f"<script>{script}</script>\n</body>\n</html>\n",
@@ -86,11 +88,13 @@ def _data(found: Any) -> str:
 def _table(table: Table, ident: str, skipped: int) -> str:
     said = render.caption(table, skipped)
     notes = "".join(f"<li{_warns(line)}>{safe(line)}</li>" for line in said[1:])
-    parts = [f'<section id="{ident}"><h2>{safe(said[0])}</h2>', f'<ul class="notes">{notes}</ul>']
+    parts = [f'<section id="{ident}" class="dataset"><h2>{safe(said[0])}</h2>', f'<ul class="notes">{notes}</ul>']
     if len(table.columns) > 1:
-        parts += ["<h3>All pairs of teacher and student</h3>", _matrix(table, f"{ident}m")]
+        matrix = _matrix(table, f"{ident}m")
+        parts.append(f'<div class="matrix"><h3>All pairs of teacher and student</h3>{matrix}</div>')
+    styles = table_looks(table)
     for number, column in enumerate(table.columns):
-        parts.append(_column(table, column, f"{ident}c{number}"))
+        parts.append(_column(table, column, f"{ident}c{number}", styles))
     return "\n".join([*parts, "</section>"])
 
 
@@ -129,30 +133,19 @@ def _base(cell: Cell) -> str:
     return "baseline" if cell.baseline else ""
 
 
-def _column(table: Table, column: str, ident: str) -> str:
-    lines = _lines(table, column, ident)
-    parts = [
-        f'<section id="{ident}"><h3>{safe(column).replace("-&gt;", "→")}</h3>',
-        _finding(table, lines),
-        _results(table, lines, ident),
+def _column(table: Table, column: str, ident: str, styles: Mapping[str, Look]) -> str:
+    """A student's table and pictures; on a phone the pictures come first."""
+    lines = [
+        Line(label, line[column], f"{ident}s{number}", styles[label])
+        for number, (label, line) in enumerate(table.cells.items())
+        if column in line
     ]
-    parts += [strips(table, lines), learning_curves(table, lines), reliability(lines), _classes(table, lines, ident)]
-    return "\n".join([*filter(None, parts), "</section>"])
-
-
-def _lines(table: Table, column: str, ident: str) -> list[Line]:
-    found: list[Line] = []
-    used = [0, 0]
-    for label, line in table.cells.items():
-        if column in line:
-            cell = line[column]
-            number = used[cell.baseline]
-            used[cell.baseline] += 1
-            dash, swatch = DASHES[(number if cell.baseline else number // COLOURS) % len(DASHES)]
-            colour = "base" if cell.baseline else f"c{number % COLOURS}"
-            style = f"--c:var(--{colour});--d:{dash};--dash:{swatch}"
-            found.append(Line(label, cell, f"{ident}s{len(found)}", style))
-    return found
+    return (
+        f'<section id="{ident}" class="column"><h3>{safe(column).replace("-&gt;", "→")}</h3>\n{_finding(table, lines)}\n'
+        f'<div class="numbers">{_results(table, lines, ident)}</div>\n'
+        f'<div class="pictures">{strips(table, lines)}\n{learning_curves(table, lines)}</div>\n'
+        f'<div class="rest">{reliability(lines)}\n{_classes(table, lines, ident)}</div>\n</section>'
+    )
 
 
 def _finding(table: Table, lines: list[Line]) -> str:
@@ -255,7 +248,7 @@ def _told(cell: Cell) -> Td:
 
 def _classes(table: Table, lines: list[Line], ident: str) -> str:
     """Accuracy per class, mean over seeds: classes by rows, tinted by the difference to the baseline."""
-    seen = [line for line in lines if line.cell.class_scores]
+    seen = [line for line in lines if len(line.cell.class_scores) == len(table.dataset["classes"]) > 0]
     if not seen:
         return ""
     scores = {line.label: line.cell.class_scores for line in seen}
@@ -301,18 +294,32 @@ def _plain(plain: render.Plain, ident: str) -> str:
 # Failures, skipped files, runs -------------------------------------------------------------------------------------------
 
 
-def _failures(runs: list[dict]) -> str:
+def _called(runs: list[dict]) -> dict[int, str]:
+    """{id of a run's dict: its label}, which names what tells it from the other runs of its data, teacher and student."""
+    found: dict[tuple, list[dict]] = {}
+    for run in runs:
+        taught = called(run, "teacher") if run.get("teacher") else None
+        key = run["dataset"]["checksum"], called(run, "dataset"), taught, called(run, "student")
+        found.setdefault(key, []).append(run)
+    told: dict[int, str] = {}
+    for members in found.values():
+        names = labels(members)
+        told |= {id(run): names[run["group"]] for run in members}
+    return told
+
+
+def _failures(runs: list[dict], names: dict[int, str]) -> str:
     if not runs:
         return ""
-    names = ("method", "student", "seed", "status", "stage", "step", "term", "error", "folder")
-    head = [Head(name, "", name in ("seed", "step")) for name in names]
+    heads = ("method", "student", "seed", "status", "stage", "step", "term", "error", "folder")
+    head = [Head(name, "", name in ("seed", "step")) for name in heads]
     rows = []
     for run in runs:
         error = run.get("error") or {}
         message = ": ".join(filter(None, [error.get("type"), error.get("message")]))
         bad = "" if run["status"] in ("running", "interrupted") else "bad"
         tds = [
-            text("+".join(run["method"])), text(run["student"]["name"]), figure(run["seed"]), text(run["status"], bad),
+            text(names[id(run)]), text(called(run, "student")), figure(run["seed"]), text(run["status"], bad),
             text(error.get("stage")), figure(error.get("step")), text(error.get("term")), text(message),
             text(run.get("folder")),
         ]  # fmt: skip
@@ -336,7 +343,7 @@ def _skipped(skipped: list[str]) -> str:
     )
 
 
-def _runs(runs: list[dict], place: Path | None) -> str:
+def _runs(runs: list[dict], names: dict[int, str], place: Path | None) -> str:
     head = [
         Head("method", "", False), Head("teacher", "", False), Head("student", "", False), Head("seed"), Head("status", "", False),
         Head("score", "%, own protocol"), Head("device", "", False), Head("git", "commit", False), Head("record", "", False),
@@ -350,7 +357,7 @@ def _runs(runs: list[dict], place: Path | None) -> str:
         device = " ".join(filter(None, [engine.get("device"), engine.get("precision")]))
         command = run.get("command")
         rows.append(("", [
-            text("+".join(run["method"])), text((run.get("teacher") or {}).get("name")), text(run["student"]["name"]),
+            text(names[id(run)]), text(called(run, "teacher") if run.get("teacher") else None), text(called(run, "student")),
             figure(run["seed"]), text(run["status"]), Td("" if value is None else percent(value), value),
             text(device), text(commit), link(run.get("folder"), place),
             Td(f"<code>{safe(command)}</code>" if command else "", command), text(versions),

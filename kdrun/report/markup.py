@@ -63,7 +63,8 @@ def grid(ident: str, name: str, head: list[Head], rows: list[tuple[str, list[Td]
         body.append(f'<tr role="row"{f" class={style!r}" if style else ""}>{"".join(cells)}</tr>')
     return (
         f'<div class="tools"><label>Filter rows <input type="search" aria-controls="{ident}"></label>'
-        f'<span role="status"></span><span class="soft">click a heading to sort</span></div>'
+        f'<span role="status"></span><span class="soft">click a heading to sort</span>'
+        f'<span class="hint">{many(len(head), "column")}: scroll sideways →</span></div>'
         f'<div class="box {kind}" tabindex="0" role="region" aria-label="{safe(name)}">'
         f'<table id="{ident}" role="table"><thead role="rowgroup"><tr role="row">{ths}</tr></thead>\n'
         f'<tbody role="rowgroup">\n{chr(10).join(body)}\n</tbody></table></div>'

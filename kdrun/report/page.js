@@ -24,6 +24,14 @@ for (const table of document.querySelectorAll("table")) {
   }
 }
 
+// A table that is wider than its box says so.
+const watch = new ResizeObserver((boxes) => {
+  for (const { target } of boxes) {
+    target.previousElementSibling.classList.toggle("over", target.scrollWidth > target.clientWidth + 1);
+  }
+});
+for (const box of document.querySelectorAll(".box")) watch.observe(box);
+
 // A row is shown if it contains every word that was typed.
 for (const input of document.querySelectorAll("input[type=search]")) {
   const rows = [...document.getElementById(input.getAttribute("aria-controls")).tBodies[0].rows];

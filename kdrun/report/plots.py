@@ -6,31 +6,33 @@ A set for every column of every table. The look is that of `curves`.
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kdrun.errors import KdrunError
-from kdrun.report.curves import draw_curves, read_curve
+from kdrun.report.curves import draw_curves, draw_foot, foot_lines, over_seeds, read_curves, title_of
+from kdrun.report.forest import columns, forest, height
 from kdrun.report.groups import Block, teachers
 from kdrun.report.look import (
     ABOVE,
-    BASELINE,
     BELOW,
-    FONT,
     LINE,
     SIDE,
-    STEP,
-    TEACHER,
     WIDE,
+    Look,
     apart,
     axis_at,
+    axis_size,
+    beside,
+    head,
+    head_room,
     inches,
-    ink,
-    styles,
 )
-from kdrun.report.pivot import Cell, Table, interval, teachers_of
-from kdrun.report.render import spread
+from kdrun.report.pivot import Cell, Table
+from kdrun.report.strips import beyond, scores, table_looks, titled, window
 from kdrun.report.table import PROTOCOLS
 
 
@@ -60,15 +62,16 @@ def plots(tables: list[Table], folder: str | Path) -> list[Path]:
     ):  # fmt: skip
         for table in tables:
             drawn: list[tuple[str, Any]] = []
+            styles = table_looks(table)
             for column in table.columns:
                 cells = {label: line[column] for label, line in table.cells.items() if _scored(table, line.get(column))}
                 if cells:
-                    block, name = _block(table, cells), stem(f"{table.dataset['name']}-{column}")
-                    drawn.append((f"{name}-accuracy", _accuracy(table, column, block, cells)))
-                    drawn.append((f"{name}-curves", _lines(block)))
-                    drawn.append((f"{name}-time", _times(table, column, block, cells)))
+                    name = stem(f"{titled(table)}-{column}")
+                    drawn.append((f"{name}-accuracy", _accuracy(table, column, cells, styles)))
+                    drawn.append((f"{name}-curves", _lines(_block(table, cells), styles)))
+                    drawn.append((f"{name}-time", _times(table, column, cells, styles)))
             if drawn:
-                drawn.append((f"{stem(table.dataset['name'])}-parameters", _sizes(table)))
+                drawn.append((f"{stem(titled(table))}-parameters", _sizes(table, styles)))
             for name, figure in drawn:
                 if figure is not None:
                     found += _write(figure, folder / name)
@@ -109,138 +112,59 @@ def _write(figure: Any, stem: Path) -> list[Path]:
 
 
 def _title(table: Table, column: str, protocol: str) -> str:
-    return f"{table.dataset['name']}, {column.replace('->', '→')}, {_epoch(protocol)}"
+    return f"{titled(table)}, {column.replace('->', '→')}, {_epoch(protocol)}"
 
 
 def _epoch(protocol: str) -> str:
     return PROTOCOLS[protocol].partition(" (")[0]
 
 
-def _room(lines: list[str]) -> float:
-    """The inches that a title and the lines below it need."""
-    return max(1.4 * inches(lines[0]), *(inches(line) for line in lines[1:]), 0.0)
-
-
-def _head(axis: Any, grid: str, lines: list[str]) -> None:
-    """A title and smaller lines below it, at the same distance from an axis of any height."""
-    axis.grid(axis=grid, color="#e6e6e6", linewidth=0.8)
-    axis.set_axisbelow(True)
-    for number, line in enumerate(reversed(lines)):
-        title = number == len(lines) - 1
-        axis.annotate(
-            line,
-            (0, 1),
-            xycoords="axes fraction",
-            xytext=(0, 8 + 14 * number + 3 * title),
-            textcoords="offset points",
-            fontsize=11.5 if title else 9,
-            fontweight="bold" if title else "normal",
-            color="black" if title else "#666666",
-        )
-
-
-def _accuracy(table: Table, column: str, block: Block, cells: dict[str, Cell]) -> Any:
+def _accuracy(table: Table, column: str, cells: dict[str, Cell], styles: Mapping[str, Look]) -> Any:
     """A row per method, highest on top: a ring per seed, the mean, its interval; the baseline as a line through all."""
-    protocol, colours = table.protocol, styles(block)
-    shown = [(row, cell) for row, cell in zip(block.rows, cells.values(), strict=True) if protocol in cell.mean]
-    shown.sort(key=lambda item: item[1].mean[protocol])
-    names = [f"{row.label}   {spread(cell, protocol)}" for row, cell in shown]
-    kinds = {interval(cell, protocol, table.dataset["test_n"])[3] for _, cell in shown}
-    bases = [100 * cell.mean[protocol] for _, cell in shown if cell.baseline]
-    said = ["ring: a seed, bar: 95 % interval of the mean"] * ("seeds" in kinds)
-    said += ["dotted bar: of the test images, one seed"] * ("images" in kinds)
-    lines = [_title(table, column, protocol), *said]
-    right, tall = max(WIDE, *map(inches, names), _room(lines)), max(1.6, STEP * len(shown))
+    strips = scores(table, cells, styles)
+    bases = [strip.mean for strip in strips if strip.baseline]
+    said = ["ring: a seed, bar: 95 % interval of the mean"] * any(s.ends() and not s.images for s in strips)
+    said += ["dotted bar: of the test images, one seed"] * any(s.images for s in strips)
+    shown = window(strips, bases[0] if len(bases) == 1 else None, 0.0, 100.0)
+    said += ["arrow: it goes on"] * any(any(beyond(strip, *shown)) for strip in strips)
+    lines = [_title(table, column, table.protocol), *said]
+    names, numbers = columns(strips)
+    wide = max(0.75 * WIDE, head_room(lines) - names - numbers)
     above = ABOVE + 0.2 * (len(said) - 1)
-    figure = _figure(0.3 + right + 0.3, tall + above + BELOW)
-    axis = axis_at(figure, 0.3, BELOW, right, tall)
-    core: list[float] = []
-    ends: list[float] = []
-    for height, ((row, cell), name) in enumerate(zip(shown, names, strict=True)):
-        mean, low, high, kind = interval(cell, protocol, table.dataset["test_n"])
-        colour, each = colours[row.label][0], [100 * x for x in row.scores(protocol)]
-        core += [*each, 100 * mean]
-        if low is not None and high is not None:
-            ends += [100 * low, 100 * high]
-            style = "-" if kind == "seeds" else (0, (1, 1))
-            axis.plot(
-                [100 * low, 100 * high], [height] * 2, color=colour, lw=2, ls=style, solid_capstyle="butt", zorder=2
-            )
-        if len(each) > 1:
-            axis.plot(each, [height] * len(each), "o", ms=5, mfc="white", mec=colour, mew=1.1, zorder=4)
-        axis.plot([100 * mean], [height], "D", ms=6, color=colour, zorder=3)
-        axis.annotate(
-            name, (0, height), xycoords=("axes fraction", "data"), xytext=(0, 9), textcoords="offset points", fontsize=FONT,
-            color=ink(colour), bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-        )  # fmt: skip
-    if len(bases) == 1:
-        axis.axvline(bases[0], color=BASELINE, linewidth=1, linestyle=(0, (5, 3)), zorder=1)
-    # Intervals of two seeds are wider than anything else: beyond this they leave the picture.
-    room = max(max(core) - min(core), 0.2)
-    low = max(min([*core, *ends]), min(core) - 0.8 * room)
-    high = min(max([*core, *ends]), max(core) + 0.8 * room)
-    for name, score in teachers_of(cell for _, cell in shown):
-        if low <= 100 * score <= high + 0.8 * room:
-            axis.axvline(100 * score, color=TEACHER, linewidth=1.3, linestyle=(0, (1, 2)), zorder=1)
-            axis.annotate(
-                f"teacher {name}  {100 * score:.2f} ", (100 * score, 0), xycoords=("data", "axes fraction"), ha="right",
-                va="bottom", fontsize=FONT, color=ink(TEACHER),
-            )  # fmt: skip
-            high = max(high, 100 * score)
-    axis.set_xlim(low - 0.05 * room, high + 0.05 * room)
-    axis.set_ylim(-0.6, len(shown) - 0.2)
-    for height, (row, cell) in enumerate(shown):
-        _, left, up, _ = interval(cell, protocol, table.dataset["test_n"])
-        for end, edge, sign in ((left, low, -1), (up, high, 1)):
-            if end is not None and sign * (100 * end - edge) > 1e-9:  # it goes on
-                place = axis.get_xlim()[sign > 0]
-                axis.plot(
-                    [place], [height], marker="<" if sign < 0 else ">", ms=6, color=colours[row.label][0], clip_on=False
-                )
-    axis.set_yticks([])
-    axis.spines["left"].set_visible(False)
+    figure = _figure(0.2 + names + wide + numbers + 0.2, height(strips) + above + BELOW)
+    axis = forest(figure, (0.2, BELOW, wide), strips, shown, bases[0] if len(bases) == 1 else None)
     axis.set_xlabel(f"test accuracy (%){', dashed: none' * (len(bases) == 1)}")
-    _head(axis, "x", lines)
+    head(axis, "x", lines, names)
     return figure
 
 
-def _lines(block: Block) -> Any:
-    """Test score per epoch: means over seeds, lowest to highest as a band."""
-    rows = []
-    for row in block.rows:
-        runs = {seed: run for seed, run in row.runs.items() if _has_curve(run)}
-        if runs:
-            rows.append(replace(row, runs=runs, disputed={}))
+def _lines(block: Block, styles: Mapping[str, Look]) -> Any:
+    """Test score per epoch: means over seeds, lowest to highest as a band; None where no run has a curve."""
+    known, lost = read_curves(block.rows)
+    rows = [row for row in block.rows if over_seeds(row, known)[0]]
     if not rows:
+        more = f" (and {len(lost) - 1} more runs)" * (len(lost) > 1)
+        print(f"note     no learning curves of {block.rows[0].label}, ...: {lost[0]}{more}", file=sys.stderr)
         return None
     drawn = Block([run for row in rows for run in row.runs.values()], rows)
-    folders = {id(run): Path(run["folder"]) for run in drawn.records}
-    names = [f"{row.label}  00.00" for row in rows] + [f"{label}  00.00" for label, _, _ in teachers(drawn)]
+    names = [f"{row.label}  00.00" for row in rows] + [f"{label}  00.00 ↑" for label, _, _ in teachers(drawn)]
     margin, tall = 0.4 + max(map(inches, names)), max(2.9, LINE * 1.2 * len(names))
-    figure = _figure(SIDE + WIDE + margin, tall + ABOVE + BELOW)
-    draw_curves(axis_at(figure, SIDE, BELOW, WIDE, tall), drawn, folders, styles(block))
+    wide = max(WIDE, head_room(title_of(drawn)) + 0.15 - margin)
+    foot = foot_lines(lost, SIDE + wide + margin)
+    below = BELOW + 0.18 * len(foot)
+    figure = _figure(SIDE + wide + margin, tall + ABOVE + below)
+    draw_curves(axis_at(figure, SIDE, below, wide, tall), drawn, known, styles)
+    draw_foot(figure, foot)
     return figure
 
 
-def _has_curve(run: dict) -> bool:
-    try:
-        return bool(run.get("folder") and read_curve(run["folder"]))
-    except KdrunError:
-        return False
-
-
-def _times(table: Table, column: str, block: Block, cells: dict[str, Cell]) -> Any:
+def _times(table: Table, column: str, cells: dict[str, Cell], styles: Mapping[str, Look]) -> Any:
     """Accuracy against the mean training time of a run: a point per row."""
-    colours = styles(block)
     times = [cell.seconds for cell in cells.values() if cell.seconds]
     if not times:
         return None
     unit, name = _unit(max(times))
-    points = [
-        (row.label, colours[row.label], [(cell.seconds / unit, cell)])
-        for row, cell in zip(block.rows, cells.values(), strict=True)
-        if cell.seconds
-    ]
+    points = [(label, styles[label], [(cell.seconds / unit, cell)]) for label, cell in cells.items() if cell.seconds]
     figure, axis = _scatter(table, f"{_title(table, column, table.protocol)}, by training time", points)
     axis.set_xlabel(name)
     if max(times) > 8 * min(times):
@@ -252,23 +176,22 @@ def _times(table: Table, column: str, block: Block, cells: dict[str, Cell]) -> A
     return figure
 
 
-def _sizes(table: Table) -> Any:
+def _sizes(table: Table, styles: Mapping[str, Look]) -> Any:
     """Accuracy against the students' parameters, all columns together: a line per row; None where all have one size."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     from kdrun.report.render import count
 
-    cells = {label: [c for c in line.values() if _scored(table, c)] for label, line in table.cells.items()}
-    cells = {label: line for label, line in cells.items() if line}
-    colours = styles(_block(table, {label: line[0] for label, line in cells.items()}))
     points, sizes = [], set()
-    for label, line in cells.items():
+    for label, row in table.cells.items():
+        if not (line := [cell for cell in row.values() if _scored(table, cell)]):
+            continue
         once = {id(cell.runs): cell for cell in line}.values()  # what has no teacher stands in several columns
-        points.append((label, colours[label], sorted(((float(c.params), c) for c in once), key=lambda item: item[0])))
+        points.append((label, styles[label], sorted(((float(c.params), c) for c in once), key=lambda item: item[0])))
         sizes |= {cell.params for cell in once}
     if len(sizes) < 2:
         return None
-    figure, axis = _scatter(table, f"{table.dataset['name']}, {_epoch(table.protocol)}, by size of the student", points)
+    figure, axis = _scatter(table, f"{titled(table)}, {_epoch(table.protocol)}, by size of the student", points)
     axis.set_xlabel("parameters of the student")
     if max(sizes) > 3 * min(sizes):
         axis.set_xscale("log")
@@ -281,30 +204,33 @@ def _sizes(table: Table) -> Any:
     return figure
 
 
-def _scatter(table: Table, title: str, rows: list[tuple[str, tuple, list[tuple[float, Cell]]]]) -> tuple[Any, Any]:
+def _scatter(table: Table, title: str, rows: list[tuple[str, Look, list[tuple[float, Cell]]]]) -> tuple[Any, Any]:
     """(figure, axis) with the points of every row, their standard deviations, and the rows' names in the margin."""
     protocol = table.protocol
     several = any(cell.sd.get(protocol) is not None for _, _, points in rows for _, cell in points)
     lines = [title, "mean over seeds, bar: standard deviation" if several else "one seed"]
     margin, tall = 0.4 + max(inches(f"{label}  00.00") for label, _, _ in rows), max(2.9, LINE * 1.2 * len(rows))
-    wide = max(WIDE, _room(lines) + 0.15 - margin)
+    wide = max(WIDE, head_room(lines) + 0.15 - margin)
     figure = _figure(SIDE + wide + margin, tall + ABOVE + BELOW)
     axis, ends = axis_at(figure, SIDE, BELOW, wide, tall), []
-    for label, (colour, dashes), points in rows:
+    for label, look, points in rows:
         for x, cell in points:
             y, sd = 100 * cell.mean[protocol], cell.sd.get(protocol)
             if sd is not None:
-                axis.plot([x] * 2, [y - 100 * sd, y + 100 * sd], color=colour, linewidth=1.5, zorder=2)
-            axis.plot([x], [y], "o", ms=6, color=colour, zorder=3)
+                low, high = max(y - 100 * sd, 0.0), min(y + 100 * sd, 100.0)
+                axis.plot([x] * 2, [low, high], color=look.day, linewidth=1.5, zorder=2)
+            axis.plot([x], [y], look.mark, ms=6, color=look.day, zorder=3, clip_on=False)
         if len(points) > 1:
             way = [(x, 100 * cell.mean[protocol]) for x, cell in points]
-            axis.plot(*zip(*way, strict=True), color=colour, linestyle=dashes, linewidth=1.2, zorder=2)
+            axis.plot(*zip(*way, strict=True), color=look.day, linestyle=look.dashes, linewidth=1.2, zorder=2)
         x, cell = points[-1]
         y = 100 * cell.mean[protocol]
-        ends.append((x, y, f"{label}  {y:.2f}", colour))
+        ends.append((x, y, f"{label}  {y:.2f}", look.day))
     axis.margins(x=0.08, y=0.08)
+    low, high = axis.get_ylim()
+    axis.set_ylim(max(low, min(0.0, *(y for _, y, _, _ in ends))), min(high, max(100.0, *(y for _, y, _, _ in ends))))
     axis.set_ylabel("test accuracy (%)")
-    _head(axis, "both", lines)
+    head(axis, "both", lines)
     _label_points(axis, ends)
     return figure, axis
 
@@ -320,11 +246,12 @@ def _label_points(axis: Any, points: list[tuple[float, float, str, str]]) -> Non
 
     low, high = axis.get_ylim()
     points = sorted(points, key=lambda point: point[1])
-    gap = LINE / (axis.figure.get_figheight() * axis.get_position().height)
-    places = apart([(y - low) / (high - low) for _, y, _, _ in points], gap)
+    wide, tall = axis_size(axis)
+    places = apart([(y - low) / (high - low) for _, y, _, _ in points], LINE / tall, 0.0, 1.0)
     for (x, y, label, colour), place in zip(points, places, strict=True):
+        end = 1 + 0.16 / wide, place
         line = ConnectionPatch(
-            (x, y), (1.035, place), "data", axis.transAxes, color=colour, lw=0.6, alpha=0.5, clip_on=False, zorder=1
+            (x, y), end, "data", axis.transAxes, color=colour, lw=0.6, alpha=0.5, clip_on=False, zorder=1
         )
         axis.add_artist(line)
-        axis.annotate(label, (1.045, place), xycoords="axes fraction", va="center", fontsize=FONT, color=ink(colour))
+        beside(axis, place, label, colour)
