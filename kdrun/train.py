@@ -36,6 +36,8 @@ from kdrun.screen import Screen, again
 from kdrun.taps import evaluate as look
 from kdrun.tasks import image
 
+_NOTED: set[str] = set()  # notes on data that this process has put on the screen: a sweep says each once
+
 
 def train(plan: Plan, screen: Screen, *, role: str = "student", wait: bool = False) -> dict[str, Any]:
     """Train a run to its end, or go on with it, and return its record. `wait`: where another process trains it, wait for that one.
@@ -49,6 +51,10 @@ def train(plan: Plan, screen: Screen, *, role: str = "student", wait: bool = Fal
         sizes = f"{len(dataset.train.labels):,}/{len(dataset.test.labels):,}"
         for line in [*describe(plan, sizes), f"engine   {compute.said}"]:
             screen.say(line)
+    for line in dataset.notes:
+        if line not in _NOTED:
+            _NOTED.add(line)
+            screen.say(f"note     {line}")
     parts = build(plan.config, compute, dataset)
     with held(plan, wait, screen.say):
         found = plan.finished()
@@ -204,7 +210,8 @@ def _train(plan: Plan, compute: Compute, parts: Parts, screen: Screen, role: str
     try:
         records.write(plan.folder, told)
         screen.log = plan.folder / "log.txt"
-        screen.note(f"engine {compute.said}")
+        for line in [f"engine {compute.said}", *(f"note {line}" for line in parts.dataset.notes)]:
+            screen.note(line)
         teacher_logits = ready_teacher(plan, parts, record, screen)
         if compute.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()  # the teacher's own training is not this run's

@@ -36,7 +36,6 @@ def load(cfg: Any, outputs: str) -> Dataset:
     """
     from kdrun.data import base
 
-    base.refuse_folder_settings(cfg, 32)
     root = cfg.root or os.path.join(outputs, "data", cfg.name)
     train, test = _present(cfg.name, root) or _downloaded(cfg.name, root)
     return base.assemble(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdrun.errors import KdrunError, choices
+from kdrun.data import tree
+from kdrun.data.pixels import rgb, several, shown
+from kdrun.errors import KdrunError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,23 +17,33 @@ if TYPE_CHECKING:
 
     from kdrun.data.base import Dataset, Split
 
-LAYOUT = "train/<class>/* and test/<class>/* (or val/)"
-MEMORY = ("auto", "always", "never")
-
-
-@dataclass
-class Tree:
-    """What a folder holds, from its listing alone. A file is (path below root, class number, bytes, mtime in ns)."""
-
-    root: str
-    classes: list[str]
-    train: list[tuple[str, int, int, int]]
-    test: list[tuple[str, int, int, int]]
-
 
 def checksum(cfg: Any, outputs: str) -> str:
-    """sha256 over path and bytes of every image; remembered for as long as no name, size or time changes."""
-    return _checksum(scan(cfg.root), outputs)
+    """sha256 over path and bytes of every image."""
+    return tree.checksum(tree.scan(cfg.root), outputs)
+
+
+def own_size(cfg: Any, outputs: str) -> int | None:
+    """dataset.size; null where it is the side that every image has anyway, so that both spellings are one run."""
+    if cfg.size is None or cfg.size < 1:
+        return cfg.size
+    listing = tree.scan(cfg.root)
+    paths = (os.path.join(listing.root, row[0]) for row in listing.train + listing.test)
+
+    def alike() -> bool:
+        from PIL import Image
+
+        try:
+            for path in paths:
+                with Image.open(path) as image:
+                    if image.size != (cfg.size, cfg.size):
+                        return False
+        except Exception:  # a broken image is named where it is decoded
+            return False
+        return True
+
+    path = os.path.join(outputs, "cache", f"{tree.checksum(listing, outputs)}-alike.json")
+    return None if tree.remembered(path, cfg.size, alike) else cfg.size
 
 
 def load(cfg: Any, outputs: str) -> Dataset:
@@ -48,20 +56,16 @@ def load(cfg: Any, outputs: str) -> Dataset:
 
     from kdrun.data import base
 
-    if cfg.memory not in MEMORY:
-        raise KdrunError(f"dataset.memory={cfg.memory} is unknown. {choices(str(cfg.memory), MEMORY)}")
-    if cfg.size is not None and cfg.size < 1:
-        raise KdrunError(f"dataset.size={cfg.size} must be a side in px, or null for that of the first image")
-    tree = scan(cfg.root)
-    digest = _checksum(tree, outputs)
-    size = cfg.size or _side_of(os.path.join(tree.root, tree.train[0][0]))
+    listing = tree.scan(cfg.root)
+    digest = tree.checksum(listing, outputs)
+    size = cfg.size or _side_of(os.path.join(listing.root, listing.train[0][0]))
     reader = partial(read, size=size, resize=cfg.size is not None)
 
     def listed(rows: list) -> Split:
-        labels, files = torch.tensor([row[1] for row in rows]), [os.path.join(tree.root, row[0]) for row in rows]
+        labels, files = torch.tensor([row[1] for row in rows]), [os.path.join(listing.root, row[0]) for row in rows]
         return base.Split(labels, torch.arange(len(rows)), None, files, reader)
 
-    train, test = listed(tree.train), listed(tree.test)
+    train, test = listed(listing.train), listed(listing.test)
     # "native" apart from its number: with mixed sizes it is an error, whatever another run has resized before
     cache = os.path.join(outputs, "cache", f"{digest}-{cfg.size or 'native'}")
     needed = (len(train) + len(test)) * 3 * size * size
@@ -73,89 +77,12 @@ def load(cfg: Any, outputs: str) -> Dataset:
         )
 
     def stats(kept: Split) -> list[list[float]]:
-        return _remembered(f"{cache}.json", cfg.holdout, lambda: base.channel_stats(kept, _cores()))
+        return tree.remembered(f"{cache}.json", [cfg.holdout, "span"], lambda: base.channel_stats(kept, _cores()))
 
-    return base.assemble(cfg, classes=tree.classes, size=size, checksum=digest, train=train, test=test, stats=stats)
-
-
-def scan(root: str | None) -> Tree:
-    """The listing of a folder, hidden files left out, sorted by class and name."""
-    if root is None:
-        raise KdrunError(f"dataset.root is not set: image_folder needs dataset.root=FOLDER with {LAYOUT}")
-    root = os.path.abspath(os.path.expanduser(root))
-    if not os.path.isdir(root):
-        raise KdrunError(f"dataset.root={root} is not a folder; it must hold {LAYOUT}")
-    test = next((part for part in ("test", "val") if os.path.isdir(os.path.join(root, part))), None)
-    if test is None or not os.path.isdir(os.path.join(root, "train")):
-        raise KdrunError(
-            f"dataset.root={root} has no {'test or val' if test is None else 'train'} folder; it must hold {LAYOUT}"
-        )
-    classes = _folders(os.path.join(root, "train"))
-    if not classes:
-        raise KdrunError(f"{root}/train has no class folders; dataset.root must hold {LAYOUT}")
-    for name in _folders(os.path.join(root, test)):
-        if name not in classes:
-            raise KdrunError(f"class {name} in {root}/{test} is not in {root}/train. {choices(name, classes)}")
-    tree = Tree(root, classes, _files(root, "train", classes), _files(root, test, classes))
-    if not tree.test:
-        raise KdrunError(f"{root}/{test} has no images; dataset.root must hold {LAYOUT}")
-    return tree
-
-
-def _folders(path: str) -> list[str]:
-    with os.scandir(path) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _files(root: str, part: str, classes: list[str]) -> list[tuple[str, int, int, int]]:
-    found = []
-    for label, name in enumerate(classes):
-        folder = os.path.join(root, part, name)
-        if part != "train" and not os.path.isdir(folder):
-            continue  # a class without test images
-        with os.scandir(folder) as entries:
-            visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
-        if not visible:
-            raise KdrunError(f"class folder {folder} is empty: put images there or remove it")
-        for entry in visible:
-            if entry.is_dir():
-                raise KdrunError(f"{entry.path} is a folder; images must lie directly in {folder}")
-            status = entry.stat()
-            found.append((f"{part}/{name}/{entry.name}", label, status.st_size, status.st_mtime_ns))
-    return found
-
-
-def _checksum(tree: Tree, outputs: str) -> str:
-    files = tree.train + tree.test
-    listing = hashlib.sha256(os.fsencode("\n".join(f"{rel}\0{size}\0{time}" for rel, _, size, time in files)))
-    path = os.path.join(outputs, "cache", f"folder-{hashlib.sha256(os.fsencode(tree.root)).hexdigest()[:16]}.json")
-
-    def content() -> str:
-        digest = hashlib.sha256()
-        for rel, *_ in files:
-            with open(f"{tree.root}/{rel}", "rb", buffering=0) as file:  # pathlib and buffers would take half the time
-                data = file.read()
-            digest.update(os.fsencode(f"{rel}\0{len(data)}\0"))  # the length: no two trees can run together
-            digest.update(data)
-        return digest.hexdigest()
-
-    return _remembered(path, listing.hexdigest(), content)
-
-
-def _remembered(path: str, key: Any, compute: Callable[[], Any]) -> Any:
-    """What compute() returned (as JSON has it), kept in the file `path` for as long as `key` is the same."""
-    try:
-        kept = json.loads(Path(path).read_text())
-        if kept["key"] == key:
-            return kept["value"]
-    except (OSError, ValueError, KeyError):
-        pass  # none yet, or one that cannot be read: compute it again
-    value = compute()
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f"{path}.{os.getpid()}.tmp"
-    Path(temporary).write_text(json.dumps({"key": key, "value": value}))
-    os.replace(temporary, path)
-    return value
+    notes = listing.notes + several(os.path.join(listing.root, row[0]) for row in listing.train)
+    return base.assemble(
+        cfg, classes=listing.classes, size=size, checksum=digest, train=train, test=test, stats=stats, notes=notes
+    )
 
 
 def read(path: str, size: int, resize: bool) -> Tensor:
@@ -163,25 +90,15 @@ def read(path: str, size: int, resize: bool) -> Tensor:
     import numpy as np
     import torch
 
-    image = _rgb(path)
+    image = rgb(path)
     if image.size != (size, size):
         if not resize:
             width, height = image.size
             raise KdrunError(
-                f"{path} is {width} x {height} px, the first image {size} x {size}: dataset.size={size} resizes all"
+                f"{shown(path)} is {width} x {height} px, the first image {size} x {size}: dataset.size={size} resizes all"
             )
         image = _resized(image, size)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-def _rgb(path: str) -> Image.Image:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as opened:
-            return opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise KdrunError(f"{path} cannot be read as an image ({error}): repair or remove it") from error
 
 
 def _resized(image: Image.Image, size: int) -> Image.Image:
@@ -194,9 +111,11 @@ def _resized(image: Image.Image, size: int) -> Image.Image:
 
 def _side_of(path: str) -> int:
     """The side of the first image, in px."""
-    width, height = _rgb(path).size
+    width, height = rgb(path).size
     if width != height:
-        raise KdrunError(f"{path} is {width} x {height} px, not square: dataset.size=32 resizes and crops all to 32 px")
+        raise KdrunError(
+            f"{shown(path)} is {width} x {height} px, not square: dataset.size=32 resizes and crops all to 32 px"
+        )
     return width
 
 
