@@ -416,8 +416,7 @@ import sys
 from types import SimpleNamespace as N
 from kdrun import data
 for name in data.SOURCES:
-    root = None if name == "digits" else {str(folder)!r}
-    data.checksum(N(**{SETTINGS!r} | {{"name": name, "root": root}}), {str(tmp_path)!r})
+    data.checksum(N(**{SETTINGS!r} | {{"name": name, "root": {str(folder)!r} * (name != "digits") or None}}), {str(tmp_path)!r})
 print(sorted({{"torch", "torchvision", "sklearn", "numpy", "PIL"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
