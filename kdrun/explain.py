@@ -54,7 +54,7 @@ def explain(error: BaseException, arguments: Sequence[str] = ()) -> str:
         return f"{taken}: a run cannot do without {group}; choose another with {group}=NAME. {choices('', _options(group))}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(cause, OmegaConfBaseException):
-        return _config(cause)
+        return _config(cause, arguments)
     if isinstance(error, HydraException):
         return _hydra(error, arguments)
     null = next((a for a in arguments if re.fullmatch(rf"\+*({'|'.join(GROUPS)})(@[\w.]+)?=null", a)), None)
@@ -110,7 +110,7 @@ def _missing(error: Any, arguments: Sequence[str]) -> str:
     way = {
         "method": " (kdrun methods shows them; one of yours needs --config-dir FOLDER with method/NAME.yaml, and plugins=[MODULE])",
         "teacher": " (kdrun models shows them)",
-        "dataset": "; images of your own are dataset=image_folder dataset.root=FOLDER, with train/CLASS/* and test/CLASS/* in it",
+        "dataset": " (your own images: dataset=image_folder dataset.root=FOLDER with train/<class>/* and test/<class>/*)",
     }
     way["student"] = way["teacher"]
     if group == "hydra/launcher":
@@ -140,14 +140,15 @@ def _options(group: str) -> list[str]:
     return [file.stem for file in (conf_folder() / group).glob("*.yaml")]
 
 
-def _config(error: Any) -> str:
+def _config(error: Any, arguments: Sequence[str] = ()) -> str:
     """An unknown key, a wrong type or a bad interpolation."""
     full = str(getattr(error, "full_key", "") or getattr(error, "key", "") or "")
     words = str(error).splitlines()[0]
     parent = getattr(error, "parent_node", None)
     if parent is not None and ("not in" in words or "struct" in words):
         return unknown_key(full, parent)
-    return wrong_value(full, words) if full else words
+    typed = [a.partition("=")[2] for a in arguments if a.lstrip("+").startswith(f"{full}=")]
+    return wrong_value(full, words, typed[-1] if typed else "VALUE") if full else words
 
 
 def unknown_key(full: str, parent: Any) -> str:
@@ -169,8 +170,8 @@ def unknown_key(full: str, parent: Any) -> str:
     return f"no key '{key}' in {where or 'the config'}. {choices(key, known)}" + (f"; +{full}=VALUE adds it" * adds)
 
 
-def wrong_value(key: str, words: str) -> str:
-    """OmegaConf's words for a value that a typed key cannot hold, in ours. Its exceptions carry the value in words alone."""
+def wrong_value(key: str, words: str, value: str = "VALUE") -> str:
+    """OmegaConf's words for a value that a typed key cannot hold, in ours. Its exceptions carry most values in words alone."""
     kinds = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
     if found := re.match(r"Value '(.*)' (?:of type '\w+' could not be converted to|is not a valid) (\w+)", words):
         value, kind = found.groups()
@@ -182,9 +183,9 @@ def wrong_value(key: str, words: str) -> str:
         return f"{key} is null; it must have a value: {key}=VALUE"
     if "to Dict[" in words:
         return f"{key} must hold names with values, as in {key}.NAME=VALUE"
-    if "is not a ListConfig, list or tuple" in words and key in ("dataset.mean", "dataset.std"):
-        return f"{key} must be three numbers, one for each of red, green and blue, as in '{key}=[0.5,0.5,0.5]'"
     if "is not a ListConfig, list or tuple" in words:
+        if key in ("dataset.mean", "dataset.std"):
+            return f"{key} must be three numbers, one for each of red, green and blue, as in '{key}=[{value},{value},{value}]'"
         return f"{key} must be a list, as in '{key}=[VALUE]'"
     return f"{key}: {words}"
 

@@ -70,8 +70,8 @@ class Plan:
 def make_plan(config: Config) -> Plan:
     """Identity and folder of a run and of its teacher; reads the dataset's checksum, trains nothing."""
     _check_files(config)
-    data.settle_size(config.dataset, config.outputs)
     checksum = data.checksum(config.dataset, config.outputs)
+    config.dataset.size = data.own_size(config.dataset, config.outputs)  # size=8 of 8 px images is the run of null
     found = identity(config, checksum)
     teacher = None
     if config.teacher.name != "none" and not config.teacher.checkpoint and not is_fresh(config):

@@ -39,6 +39,8 @@ from kdrun.screen import Screen, again
 from kdrun.source import code
 from kdrun.tasks import image, weak
 
+_NOTED: set[str] = set()  # notes on data that this process has put on the screen: a sweep says each once
+
 
 def train(plan: Plan, screen: Screen, *, role: str = "student", wait: bool = False) -> dict[str, Any]:
     """Train a run to its end, or go on with it, and return its record. `wait`: where another process trains it, wait for that one.
@@ -52,6 +54,10 @@ def train(plan: Plan, screen: Screen, *, role: str = "student", wait: bool = Fal
     if in_full:
         for line in describe(plan, f"{len(dataset.train.labels):,}/{len(dataset.test.labels):,}"):
             screen.say(line)
+    for line in dataset.notes:
+        if line not in _NOTED:
+            _NOTED.add(line)
+            screen.say(f"note     {line}")
     parts = build(plan.config, compute, dataset, _trained_already(plan))
     if in_full:
         for line in parts.lines():
@@ -110,7 +116,7 @@ class Parts:
 
     def lines(self) -> list[str]:
         """What is known once everything is built: how it is computed, and what the user should know before training."""
-        return [f"engine   {self.compute.said}, {self.layout}", *self.dataset.notes, *self.notes, *self.rehearsal.notes]
+        return [f"engine   {self.compute.said}, {self.layout}", *self.notes, *self.rehearsal.notes]
 
     def rehearse(self, recipe: Recipe) -> None:
         self.rehearsal = rehearse(self.distillation, self.train, recipe, self.weights, self.dataset.name)
@@ -242,7 +248,7 @@ def _train(plan: Plan, compute: Compute, parts: Parts, screen: Screen, role: str
     try:
         records.write(plan.folder, told)
         screen.log = plan.folder / "log.txt"
-        for line in parts.lines():
+        for line in [*parts.lines(), *(f"note     {line}" for line in parts.dataset.notes)]:
             screen.note(line)
         teacher_logits = ready_teacher(plan, parts, record, screen)
         if compute.device.type == "cuda":

@@ -6,6 +6,7 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from kdrun.data.settings import SIDES, check
 from kdrun.errors import KdrunError, choices
 
 if TYPE_CHECKING:
@@ -16,18 +17,25 @@ SOURCES = {"digits": "digits", "image_folder": "image_folder", "cifar10": "cifar
 
 
 def checksum(cfg: Any, outputs: str) -> str:
-    """What identifies the content of a dataset: a sha256 in hex, or "md5:" + the published one of an archive."""
+    """What identifies the content of a dataset: a sha256 in hex, or "md5:" + the published one of an archive.
+
+    Raises KdrunError for settings that the dataset cannot obey.
+    """
+    check(cfg)
     return _source(cfg).checksum(cfg, outputs)
 
 
-def settle_size(cfg: Any, outputs: str) -> None:
-    """A dataset.size that changes nothing, since all images have it already, becomes null: both spellings are one run."""
-    if cfg.size is not None and cfg.size == _source(cfg).side(cfg, outputs):
-        cfg.size = None
+def own_size(cfg: Any, outputs: str) -> int | None:
+    """dataset.size; null where images have that side anyway: the two ask for the same pixels, so they are one run."""
+    check(cfg)
+    if cfg.name in SIDES:
+        return None
+    size: int | None = _source(cfg).own_size(cfg, outputs)
+    return size
 
 
-def sizes(cfg: Any, outputs: str) -> tuple[int, int, int | None]:
-    """Training images, test images and the side of all in px (None where it is not one); nothing is decoded or downloaded."""
+def sizes(cfg: Any, outputs: str) -> tuple[int, int, int]:
+    """Training images, test images and their side in px; nothing is downloaded, and no more than one image decoded."""
     return _source(cfg).sizes(cfg, outputs)
 
 
@@ -36,6 +44,7 @@ def load(cfg: Any, outputs: str) -> Dataset:
 
     Raises KdrunError where the data is missing, broken, or does not suit the settings.
     """
+    check(cfg)
     return _source(cfg).load(cfg, outputs)
 
 

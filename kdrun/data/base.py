@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,8 @@ from kdrun.data.augment import bits
 from kdrun.engine.random import stream
 from kdrun.errors import KdrunError
 
-FAINT = 2.0  # grey levels: images whose standard deviation is below are mostly wrongly decoded
 STATS_ROWS = 50_000  # images that mean and std are computed from; a larger training set is sampled
+FEW_LEVELS = 32  # grey levels; training images that span fewer are told of
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Dataset:
     train: Split
     holdout: Split | None
     test: Split
-    notes: list[str] = field(default_factory=list)  # what the user should know before training
+    notes: list[str] = field(default_factory=list)  # what the user should know before training, a line each
 
 
 def _start() -> str:
@@ -127,24 +127,44 @@ def without(rows: Tensor, n: int) -> Tensor:
     return keep_N.nonzero().flatten()
 
 
-def channel_stats(split: Split, workers: int = 0) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel over all pixels, in [0, 1]; exact, being summed in integers.
+def channel_stats(split: Split, workers: int = 0) -> list[list[float]]:
+    """Mean and standard deviation per channel over all pixels, in [0, 1], and the lowest and highest level of 0..255.
+
+    Exact, being summed in integers.
 
     Above STATS_ROWS images a stratified sample is used, streamed or not: where images lie must not change a result.
     """
     n = len(split)
     rows_N = torch.arange(n) if n <= STATS_ROWS else stratified(split.labels, STATS_ROWS)
     total_3 = square_3 = torch.zeros(3, dtype=torch.int64)
-    pixels = 0
+    pixels, low, high = 0, 255, 0
     for images in split.batches(rows_N.split(256), workers):
         x_B3P = images.flatten(2).int()
         total_3 = total_3 + x_B3P.sum((0, 2))
         square_3 = square_3 + x_B3P.square().sum((0, 2))
         pixels += x_B3P.shape[0] * x_B3P.shape[2]
+        low, high = min(low, int(x_B3P.min())), max(high, int(x_B3P.max()))
     mean_3 = total_3.double() / pixels
     std_3 = (square_3.double() / pixels - mean_3.square()).clamp_min(0).sqrt()
     std_3 = std_3.clamp_min(1)  # a channel of one value divides by a grey level, not by zero
-    return (mean_3 / 255).tolist(), (std_3 / 255).tolist()
+    return [(mean_3 / 255).tolist(), (std_3 / 255).tolist(), [low, high]]
+
+
+def contrast(mean: Sequence[float], std: Sequence[float], low: float, high: float) -> list[str]:
+    """A line of warning where computed statistics say that the training images hold next to nothing."""
+    flat = [c for c in range(3) if std[c] <= 1 / 255]
+    if flat:
+        levels = ", ".join(f"{('red', 'green', 'blue')[c]} {255 * mean[c]:.0f}" for c in flat)
+        return [
+            f"all training images have one level nearly everywhere (of 255: {levels}), so dataset.std is set to its floor of "
+            f"1/255 there: are they the images that you mean? docs/data.md says how files are read"
+        ]
+    if high - low < FEW_LEVELS:
+        return [
+            f"the training images use levels {low:.0f} to {high:.0f} of 0 to 255 alone: masks, or 12 bits saved as 16? "
+            f"Scale them all alike if more is in the files"
+        ]
+    return []
 
 
 def assemble(
@@ -155,40 +175,21 @@ def assemble(
     checksum: str,
     train: Split,
     test: Split,
-    stats: Callable[[Split], Iterable[list[float]]] = channel_stats,
+    stats: Callable[[Split], list[list[float]]] = channel_stats,
     notes: Sequence[str] = (),
 ) -> Dataset:
-    """The Dataset of a source's two splits: takes dataset.holdout out of the training rows, settles mean and std."""
-    if len(classes) < 2:
-        raise KdrunError(
-            f"dataset {cfg.name} has one class ({classes[0]}), and a model of one class is always right; two or more are needed"
-        )
-    for key, given in (("mean", cfg.mean), ("std", cfg.std)):
-        if given is not None:
-            _check_channels(key, list(given))
+    """The Dataset of a source's two splits: takes dataset.holdout out of the training rows, settles mean and std.
+
+    `stats` is channel_stats, or gives what that has computed before; of mean and std, the one that is null comes from there.
+    """
     train, holdout = _split_holdout(train, cfg.holdout, classes)
-    mean, std, notes = cfg.mean, cfg.std, [*notes]
+    mean, std = cfg.mean, cfg.std
+    notes = list(notes)
     if mean is None or std is None:
-        computed_mean, computed_std = stats(train)
-        mean, std = mean or computed_mean, std or computed_std
-        if cfg.std is None and min(std) * 255 < FAINT:
-            notes.append(
-                f"data     the training images hardly differ: a standard deviation of {min(std) * 255:.1f} grey levels of 255 in a "
-                "channel. Are they decoded as you mean?"
-            )
+        computed_mean, computed_std, (low, high) = stats(train)
+        notes += contrast(computed_mean, computed_std, low, high)
+        mean, std = computed_mean if mean is None else mean, computed_std if std is None else std
     return Dataset(cfg.name, classes, size, list(mean), list(std), checksum, cfg.flip, train, holdout, test, notes)
-
-
-def _check_channels(key: str, values: list[float]) -> None:
-    """Three numbers in [0, 1], deviations above 0."""
-    if len(values) == 3 and all(0 <= value <= 1 and (key == "mean" or value > 0) for value in values):
-        return
-    divided = ",".join(f"{value / 255:.4g}" for value in values)
-    hint = f"; from 0 to 255? Divide by 255: 'dataset.{key}=[{divided}]'" if max(values, default=0) > 1 else ""
-    raise KdrunError(
-        f"dataset.{key}={values} must be three numbers {'above 0 and up to' if key == 'std' else 'from 0 to'} 1, one for each of red, "
-        f"green and blue{hint}; null computes them from the training images"
-    )
 
 
 def _split_holdout(train: Split, n: int, classes: list[str]) -> tuple[Split, Split | None]:
@@ -208,22 +209,3 @@ def _split_holdout(train: Split, n: int, classes: list[str]) -> tuple[Split, Spl
             f"the smallest class has {int(torch.bincount(train.labels, minlength=len(classes)).min())}: hold out fewer"
         )
     return kept, train.rows(held)
-
-
-def refuse_folder_settings(cfg: Any, size: int) -> None:
-    """An error for settings that only image_folder obeys, at a source of `size` px images that always fit."""
-    if cfg.root is not None and cfg.name == "digits":
-        raise KdrunError(
-            f"dataset.root={cfg.root}: {cfg.name} comes with scikit-learn and reads no folder; say dataset=image_folder "
-            f"dataset.root={cfg.root} for images of yours"
-        )
-    if cfg.size not in (None, size):
-        raise KdrunError(
-            f"dataset.size={cfg.size}: the images of {cfg.name} are {size} px and stay so; "
-            f"use dataset.size=null, or dataset=image_folder, which resizes"
-        )
-    if cfg.memory not in ("auto", "always"):
-        raise KdrunError(
-            f"dataset.memory={cfg.memory}: {cfg.name} always lies in memory. Choices: auto, always "
-            f"(dataset=image_folder has never as well)"
-        )

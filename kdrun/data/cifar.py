@@ -29,11 +29,6 @@ def checksum(cfg: Any, outputs: str) -> str:
     return f"md5:{ARCHIVES[cfg.name][2]}"
 
 
-def side(cfg: Any, outputs: str) -> int:
-    """The side of all images, in px."""
-    return 32
-
-
 def sizes(cfg: Any, outputs: str) -> tuple[int, int, int]:
     return 50_000, 10_000, 32
 
@@ -45,7 +40,6 @@ def load(cfg: Any, outputs: str) -> Dataset:
     """
     from kdrun.data import base
 
-    base.refuse_folder_settings(cfg, 32)
     root = cfg.root or os.path.join(outputs, "data", cfg.name)
     train, test = _present(cfg.name, root) or _downloaded(cfg.name, root)
     return base.assemble(

@@ -21,11 +21,6 @@ def checksum(cfg: Any, outputs: str) -> str:
     return hashlib.sha256(_table()).hexdigest()
 
 
-def side(cfg: Any, outputs: str) -> int:
-    """The side of all images, in px."""
-    return 8
-
-
 def sizes(cfg: Any, outputs: str) -> tuple[int, int, int]:
     return 1797 - TEST_ROWS, TEST_ROWS, 8
 
@@ -37,7 +32,6 @@ def load(cfg: Any, outputs: str) -> Dataset:
 
     from kdrun.data import base
 
-    base.refuse_folder_settings(cfg, 8)
     table = _table()
     values_N65 = torch.from_numpy(np.loadtxt(table.decode().splitlines(), delimiter=",", dtype=np.int64))
     labels_N, pixels_N64 = values_N65[:, -1].contiguous(), values_N65[:, :-1]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdrun.errors import KdrunError
+from kdrun.identity import label_of
 from kdrun.report.forest import columns, forest, height
 from kdrun.report.groups import Block, Row, blocks, difference, teachers
 from kdrun.report.look import (
@@ -25,7 +26,6 @@ from kdrun.report.look import (
     axis_at,
     axis_size,
     beside,
-    called,
     family,
     head,
     head_room,
@@ -247,7 +247,7 @@ def draw_curves(axis: Any, block: Block, known: Mapping[int, Curve], styles: Map
 def title_of(block: Block) -> list[str]:
     record, seeds = block.rows[0].first, sorted({len(row.runs) for row in block.rows if row.runs})
     count = "-".join(map(str, dict.fromkeys([seeds[0], seeds[-1]]))) if seeds else "0"
-    title = f"{called(record, 'dataset')}, student {called(record, 'student')}, {count} seed{'s' * (count != '1')}"
+    title = f"{label_of(record, 'dataset')}, student {label_of(record, 'student')}, {count} seed{'s' * (count != '1')}"
     return [title, "one run per method" if count == "1" else "mean over seeds, band from lowest to highest"]
 
 

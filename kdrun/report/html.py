@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdrun.identity import label_of
 from kdrun.report import render
 from kdrun.report.groups import labels
-from kdrun.report.look import Look, called
+from kdrun.report.look import Look
 from kdrun.report.markup import Head, Td, figure, grid, link, many, safe, text
 from kdrun.report.pivot import Cell, Table, teachers_of
 from kdrun.report.render import percent, spread
@@ -298,8 +299,8 @@ def _called(runs: list[dict]) -> dict[int, str]:
     """{id of a run's dict: its label}, which names what tells it from the other runs of its data, teacher and student."""
     found: dict[tuple, list[dict]] = {}
     for run in runs:
-        taught = called(run, "teacher") if run.get("teacher") else None
-        key = run["dataset"]["checksum"], called(run, "dataset"), taught, called(run, "student")
+        taught = label_of(run, "teacher") if run.get("teacher") else None
+        key = run["dataset"]["checksum"], label_of(run, "dataset"), taught, label_of(run, "student")
         found.setdefault(key, []).append(run)
     told: dict[int, str] = {}
     for members in found.values():
@@ -319,7 +320,7 @@ def _failures(runs: list[dict], names: dict[int, str]) -> str:
         message = ": ".join(filter(None, [error.get("type"), error.get("message")]))
         bad = "" if run["status"] in ("running", "interrupted") else "bad"
         tds = [
-            text(names[id(run)]), text(called(run, "student")), figure(run["seed"]), text(run["status"], bad),
+            text(names[id(run)]), text(label_of(run, "student")), figure(run["seed"]), text(run["status"], bad),
             text(error.get("stage")), figure(error.get("step")), text(error.get("term")), text(message),
             text(run.get("folder")),
         ]  # fmt: skip
@@ -357,7 +358,7 @@ def _runs(runs: list[dict], names: dict[int, str], place: Path | None) -> str:
         device = " ".join(filter(None, [engine.get("device"), engine.get("precision")]))
         command = run.get("command")
         rows.append(("", [
-            text(names[id(run)]), text(called(run, "teacher") if run.get("teacher") else None), text(called(run, "student")),
+            text(names[id(run)]), text(label_of(run, "teacher") if run.get("teacher") else None), text(label_of(run, "student")),
             figure(run["seed"]), text(run["status"]), Td("" if value is None else percent(value), value),
             text(device), text(commit), link(run.get("folder"), place),
             Td(f"<code>{safe(command)}</code>" if command else "", command), text(versions),

@@ -105,11 +105,6 @@ def shade(colour: str, by: float) -> str:
     return "#" + "".join(f"{round(part + (to - part) * share):02x}" for part in parts)
 
 
-def called(record: dict, role: str) -> str:
-    """What a record's student, teacher or dataset is called."""
-    return str(record[role].get("label") or record[role]["name"])
-
-
 def axis_at(figure: Any, left: float, bottom: float, width: float, height: float) -> Any:
     """Axes at a place of the figure, in inches from its lower left corner."""
     wide, tall = figure.get_size_inches()

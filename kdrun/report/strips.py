@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from kdrun.identity import label_of
 from kdrun.report.groups import difference, score
-from kdrun.report.look import TEACHER, Look, called, family, looks
+from kdrun.report.look import TEACHER, Look, family, looks
 from kdrun.report.pivot import Cell, Table, interval, teachers_of
 from kdrun.report.render import percent, spread
 from kdrun.report.table import gain_text
@@ -14,7 +15,7 @@ from kdrun.report.table import gain_text
 
 def titled(table: Table) -> str:
     """What the dataset of a table is called."""
-    return called((table.runs + table.unfinished)[0], "dataset")
+    return label_of((table.runs + table.unfinished)[0], "dataset")
 
 
 def table_looks(table: Table) -> dict[str, Look]:
