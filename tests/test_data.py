@@ -495,6 +495,6 @@ def test_dataset_files_have_exactly_these_keys():
 
     for name in data.SOURCES:
         settings = OmegaConf.to_container(OmegaConf.load(REPOSITORY / "conf" / "dataset" / f"{name}.yaml"))
-        assert list(settings) == ["name", *SETTINGS]
+        assert set(settings) == {"name", "label", *SETTINGS}
         assert settings["name"] == name
         assert settings["flip"] == (name != "digits")
