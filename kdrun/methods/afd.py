@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kdrun.methods.adapters import connector, same_side
 from kdrun.methods.base import Batch, Method, Pair, Terms, mean
+from kdrun.methods.bounded import LEAST, faded
 from kdrun.methods.checks import check_above, feature_maps
 from kdrun.registry import METHODS
 from kdrun.taps import Output
@@ -35,7 +36,8 @@ def attentive_distance(s_BCHW: Tensor, t_BCHW: Tensor, attention_BC11: Tensor, e
     """Mean over positions of the squared difference of channel maps at unit length, weighed over C by attention, mean over B."""
 
     def unit(x_BCHW: Tensor) -> Tensor:
-        return x_BCHW / (torch.linalg.vector_norm(x_BCHW, dim=(2, 3), keepdim=True) + epsilon)  # 0 has a gradient of 0
+        x_BCHW = faded(x_BCHW, torch.linalg.vector_norm(x_BCHW.detach(), dim=(2, 3), keepdim=True), LEAST)
+        return x_BCHW / (torch.linalg.vector_norm(x_BCHW, dim=(2, 3), keepdim=True) + epsilon)
 
     return (attention_BC11 * (unit(s_BCHW) - unit(t_BCHW)).square().mean((2, 3), keepdim=True)).sum(1).mean()
 

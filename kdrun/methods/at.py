@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdrun.methods.adapters import same_side
 from kdrun.methods.base import Batch, Method, Pair, Terms, mean
+from kdrun.methods.bounded import unit
 from kdrun.methods.checks import check_choice, feature_maps
 from kdrun.registry import METHODS
 from kdrun.taps import Output
@@ -14,7 +14,7 @@ from kdrun.taps import Output
 
 def attention(x_BCHW: Tensor, power: float) -> Tensor:
     """The unit-length attention map (B, H*W): |x|^p summed over channels (section 3.1), divided by its L2 norm."""
-    return F.normalize(x_BCHW.abs().pow(power).sum(1).flatten(1), dim=1)
+    return unit(x_BCHW.abs().pow(power).sum(1).flatten(1), dim=1)
 
 
 def attention_transfer(s_BCHW: Tensor, t_BCHW: Tensor, power: float = 2.0, variant: str = "code") -> Tensor:

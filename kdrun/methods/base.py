@@ -7,11 +7,13 @@ tapped models and the methods at work on them; composition is its only business.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kdrun.engine.random import stream
 from kdrun.errors import KdrunError, choices
@@ -221,8 +223,10 @@ class Distillation(nn.Module):
         x = batch["input"]
         if self.wants_gradients:
             x = x.detach().requires_grad_(True)
-        teacher = self._run_teacher(x) if self.teacher is not None and taught else None
-        return self.student(x), teacher
+        # Of the kernels of attention, the plain one alone has second derivatives.
+        with sdpa_kernel(SDPBackend.MATH) if self.wants_gradients else nullcontext():
+            teacher = self._run_teacher(x) if self.teacher is not None and taught else None
+            return self.student(x), teacher
 
     def _run_teacher(self, x: Tensor) -> Output:
         with torch.set_grad_enabled(self.wants_gradients and torch.is_grad_enabled()):

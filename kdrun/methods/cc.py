@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdrun.errors import KdrunError
 from kdrun.methods.base import Batch, Method, Pair, Terms
+from kdrun.methods.bounded import unit
 from kdrun.methods.checks import check_above, check_choice, one_tap
 from kdrun.registry import METHODS
 from kdrun.taps import Output
@@ -21,7 +22,7 @@ def correlation(x_BD: Tensor, gamma: float, order: int) -> Tensor:
 
     For unit vectors it is exp(-2 gamma) exp(2 gamma x_i . x_j); the second factor is expanded.
     """
-    x_BD = F.normalize(x_BD, dim=1)
+    x_BD = unit(x_BD)
     cosine_BB = x_BD @ x_BD.T
     kernel_BB = torch.zeros_like(cosine_BB)
     for p in range(order + 1):

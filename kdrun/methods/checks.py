@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from kdrun.errors import KdrunError, choices
 from kdrun.methods.base import Pair
 
+HOTTEST = 1e6  # temperature up to which float64 holds a divergence
+
 
 def check_temperature(name: str, temperature: float) -> float:
-    """A temperature is above 0."""
-    return check_above(f"{name}.temperature", temperature, "1 leaves logits as they are")
+    """A temperature is above 0, and at most HOTTEST: its limit is to match logits."""
+    check_above(f"{name}.temperature", temperature, "1 leaves logits as they are")
+    if temperature > HOTTEST:
+        raise KdrunError(
+            f"method.{name}.temperature is {temperature:g}; it must be at most {HOTTEST:g} (beyond, soft targets are all equal: "
+            "method=logits is the limit of high temperatures)"
+        )
+    return temperature
 
 
 def check_above(where: str, value: float, why: str = "") -> float:
-    """A number above 0; `where` is method.key."""
-    if not value > 0:
-        raise KdrunError(f"method.{where} is {value}; it must be above 0" + (f" ({why})" if why else ""))
+    """A finite number above 0; `where` is method.key."""
+    if not 0 < value < math.inf:
+        raise KdrunError(
+            f"method.{where} is {value}; it must be a finite number above 0" + (f" ({why})" if why else "")
+        )
     return value
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdrun.errors import KdrunError
 from kdrun.methods.base import Batch, Method, Pair, Terms
+from kdrun.methods.bounded import unit
 from kdrun.methods.checks import check_choice, check_temperature, one_tap
 from kdrun.registry import METHODS
 from kdrun.taps import Output
@@ -148,8 +149,8 @@ class CRD(Method):
         self._pending: tuple[Tensor, ...] = ()
 
     def loss(self, student: Output, teacher: Output, batch: Batch) -> Terms:
-        s_BD = F.normalize(self.embed_student(student.taps[0].flatten(1)), dim=1)
-        t_BD = F.normalize(self.embed_teacher(teacher.taps[0].flatten(1)), dim=1)
+        s_BD = unit(self.embed_student(student.taps[0].flatten(1)), dim=1)
+        t_BD = unit(self.embed_teacher(teacher.taps[0].flatten(1)), dim=1)
         index_B = batch["index"]
         negatives_BK = self.rows.negatives(batch["label"], self.generator)
         positive_B = index_B if self.positive == "exact" else self.rows.positives(batch["label"], self.generator)

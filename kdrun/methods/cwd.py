@@ -3,11 +3,11 @@ https://arxiv.org/abs/2011.13256."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdrun.methods.adapters import connector
 from kdrun.methods.base import Batch, Method, Pair, Terms, mean
+from kdrun.methods.bounded import tempered_kl
 from kdrun.methods.checks import check_temperature, feature_maps
 from kdrun.registry import METHODS
 from kdrun.taps import Output
@@ -18,9 +18,7 @@ def channel_divergence(s_BCHW: Tensor, t_BCHW: Tensor, temperature: float) -> Te
 
     Serves feature maps and dense logits alike. Agrees with mmrazor.
     """
-    log_s_BCP = F.log_softmax(s_BCHW.flatten(2) / temperature, dim=2)
-    log_t_BCP = F.log_softmax(t_BCHW.flatten(2) / temperature, dim=2)
-    return temperature**2 * (log_t_BCP.exp() * (log_t_BCP - log_s_BCP)).sum(2).mean()
+    return tempered_kl(s_BCHW.flatten(2), t_BCHW.flatten(2), temperature, dim=2).mean()
 
 
 @METHODS.register

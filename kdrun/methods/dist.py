@@ -6,6 +6,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdrun.methods.base import Batch, Method, Pair, Terms
+from kdrun.methods.bounded import exact, varied
 from kdrun.methods.checks import check_temperature
 from kdrun.methods.kd import standardize
 from kdrun.registry import METHODS
@@ -22,10 +23,14 @@ def decorrelation(s_BK: Tensor, t_BK: Tensor) -> Tensor:
 def relations(s_BK: Tensor, t_BK: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """T^2 times the decorrelation of tempered probabilities: over the classes of an image, over the images of a class.
 
-    The factor T^2 is the authors' code's; agrees with it (two repositories), mmrazor and torchdistill.
+    The factor T^2 is the authors' code's; agrees with it (two repositories), mmrazor and torchdistill. The gradient fades
+    where the student's logits hardly vary, over classes or over images (kdrun.methods.bounded).
     """
-    s_BK, t_BK = (s_BK / temperature).softmax(1), (t_BK / temperature).softmax(1)
-    return temperature**2 * decorrelation(s_BK, t_BK), temperature**2 * decorrelation(s_BK.T, t_BK.T)
+    s_BK, t_BK = exact(temperature, s_BK, t_BK)
+    t_BK = (t_BK / temperature).softmax(1)
+    over_classes, over_images = ((varied(s_BK, dim) / temperature).softmax(1) for dim in (1, 0))
+    inter, intra = decorrelation(over_classes, t_BK), decorrelation(over_images.T, t_BK.T)
+    return (temperature**2 * inter).float(), (temperature**2 * intra).float()
 
 
 @METHODS.register

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdrun.methods.adapters import same_side
 from kdrun.methods.base import Batch, Method, Pair, Stage, Terms
+from kdrun.methods.bounded import unit
 from kdrun.methods.checks import check_choice, check_share, feature_maps, one_tap
 from kdrun.registry import METHODS
 from kdrun.taps import Output
@@ -21,7 +22,7 @@ def factor_distance(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
     The larger map is average-pooled. Agrees with KD-Zoo, mmrazor and torchdistill.
     """
     s_BCHW, t_BCHW = same_side(s_BCHW, t_BCHW)
-    return F.l1_loss(F.normalize(s_BCHW.flatten(1), dim=1), F.normalize(t_BCHW.flatten(1), dim=1))
+    return F.l1_loss(unit(s_BCHW.flatten(1)), unit(t_BCHW.flatten(1)))
 
 
 def collapsed_distance(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:

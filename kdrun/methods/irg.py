@@ -9,6 +9,7 @@ from torch import Tensor
 from kdrun.errors import KdrunError
 from kdrun.methods.adapters import same_side
 from kdrun.methods.base import Batch, Method, Pair, Terms, mean
+from kdrun.methods.bounded import LEAST, faded, spread
 from kdrun.methods.rkd import squared_distances
 from kdrun.registry import METHODS
 from kdrun.taps import Output
@@ -16,7 +17,7 @@ from kdrun.taps import Output
 
 def edges(x: Tensor) -> Tensor:
     """Squared Euclidean distances (B, B) of flattened activations, divided by the largest; a zero diagonal."""
-    squared_BB = squared_distances(x.flatten(1))
+    squared_BB = squared_distances(spread(x.flatten(1)))
     squared_BB = squared_BB - squared_BB.diagonal().diag()
     return squared_BB / squared_BB.max().clamp(min=1e-12)
 
@@ -29,7 +30,8 @@ def transformation(first_BCHW: Tensor, second_BCHW: Tensor) -> Tensor:
     first_BCHW, second_BCHW = same_side(first_BCHW, second_BCHW)
     channels = min(first_BCHW.shape[1], second_BCHW.shape[1])
     first_BD, second_BD = (_channels(x, channels).flatten(1) for x in (first_BCHW, second_BCHW))
-    moved_B = (first_BD - second_BD).square().sum(1)
+    way_BD = first_BD - second_BD
+    moved_B = faded(way_BD, way_BD.detach().norm(dim=1).max(), LEAST).square().sum(1)
     return moved_B / moved_B.max().clamp(min=1e-12)
 
 

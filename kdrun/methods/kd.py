@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdrun.methods.base import Batch, Method, Pair, Terms
+from kdrun.methods.bounded import tempered_kl, varied
 from kdrun.methods.checks import check_temperature
 from kdrun.registry import METHODS
 from kdrun.taps import Output
@@ -17,17 +17,17 @@ def soft_targets(s_BK: Tensor, t_BK: Tensor, temperature: float) -> Tensor:
     The factor T^2 keeps the gradient's size when T changes (section 2 of the paper, which writes cross-entropy: the same
     gradient). Agrees with KD-Zoo, RepDistiller, mdistiller and mmrazor.
     """
-    log_s_BK = F.log_softmax(s_BK / temperature, dim=1)
-    log_t_BK = F.log_softmax(t_BK / temperature, dim=1)
-    return temperature**2 * F.kl_div(log_s_BK, log_t_BK, reduction="batchmean", log_target=True)
+    return tempered_kl(s_BK, t_BK, temperature).mean()
 
 
 def standardize(logits_BK: Tensor) -> Tensor:
     """Each image's logits with mean 0 and deviation 1, so that the student need not match the teacher's range.
 
     Sun, Ren, Li, Wang, Cao: Logit Standardization in Knowledge Distillation, CVPR 2024, https://arxiv.org/abs/2403.01427.
-    As its released code: the deviation over K - 1, plus 1e-7 (algorithm 1 divides by K).
+    As its released code: the deviation over K - 1, plus 1e-7 (algorithm 1 divides by K). The gradient
+    fades where an image's logits hardly vary (kdrun.methods.bounded), where the code's is up to 1e7.
     """
+    logits_BK = varied(logits_BK)
     centred_BK = logits_BK - logits_BK.mean(1, keepdim=True)
     return centred_BK / (1e-7 + logits_BK.std(1, keepdim=True))
 

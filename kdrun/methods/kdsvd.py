@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kdrun.errors import KdrunError
 from kdrun.methods.adapters import connector
 from kdrun.methods.base import Batch, Method, Pair, Terms
+from kdrun.methods.bounded import LEAST, faded
 from kdrun.methods.checks import feature_maps
 from kdrun.registry import METHODS
 from kdrun.taps import Output
@@ -51,7 +52,8 @@ def principal(x_BCHW: Tensor, count: int) -> tuple[Tensor, Tensor]:
     By the eigenvectors of its C x C Gram matrix. A vector's sign is arbitrary in any decomposition; here the entry of largest
     size is positive, so that two machines agree.
     """
-    x_BPC = x_BCHW.flatten(2).transpose(1, 2)
+    size_B11 = torch.linalg.vector_norm(x_BCHW.detach().flatten(1), dim=1)[:, None, None]
+    x_BPC = faded(x_BCHW.flatten(2).transpose(1, 2), size_B11, LEAST)
     values_BC, vectors_BCC = Eigenvectors.apply(x_BPC.transpose(1, 2) @ x_BPC)  # type: ignore[no-untyped-call]
     vectors_BCk = vectors_BCC.flip(2)[:, :, :count]
     largest_B1k = vectors_BCk.abs().argmax(1, keepdim=True)

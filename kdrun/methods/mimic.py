@@ -3,12 +3,12 @@ https://openaccess.thecvf.com/content_cvpr_2017/html/Li_Mimicking_Very_Efficient
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdrun.errors import KdrunError
 from kdrun.methods.adapters import connector
 from kdrun.methods.base import Batch, Method, Pair, Terms, mean
+from kdrun.methods.bounded import unit
 from kdrun.registry import METHODS
 from kdrun.taps import Output
 
@@ -20,7 +20,7 @@ def feature_distance(s: Tensor, t: Tensor, normalize: bool = True) -> Tensor:
     """
     s_BD, t_BD = s.flatten(1), t.flatten(1)
     if normalize:
-        s_BD, t_BD = F.normalize(s_BD, dim=1), F.normalize(t_BD, dim=1)
+        s_BD, t_BD = unit(s_BD), unit(t_BD)
     return (s_BD - t_BD).square().sum(1).mean()
 
 

@@ -3,11 +3,11 @@ https://arxiv.org/abs/1707.01219."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdrun.methods.adapters import same_side
 from kdrun.methods.base import Batch, Method, Pair, Terms, mean
+from kdrun.methods.bounded import unit
 from kdrun.methods.checks import feature_maps
 from kdrun.registry import METHODS
 from kdrun.taps import Output
@@ -20,7 +20,7 @@ def neuron_selectivity(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
     average-pooled. Agrees with KD-Zoo, RepDistiller and mdistiller.
     """
     s_BCHW, t_BCHW = same_side(s_BCHW, t_BCHW)
-    s_BCP, t_BCP = F.normalize(s_BCHW.flatten(2), dim=2), F.normalize(t_BCHW.flatten(2), dim=2)
+    s_BCP, t_BCP = unit(s_BCHW.flatten(2), dim=2), unit(t_BCHW.flatten(2), dim=2)
 
     def kernel(a_BCP: Tensor, b_BCP: Tensor) -> Tensor:
         return (a_BCP @ b_BCP.transpose(1, 2)).square().mean()

@@ -3,10 +3,10 @@ https://arxiv.org/abs/1803.10837."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdrun.methods.base import Batch, Method, Pair, Terms
+from kdrun.methods.bounded import unit
 from kdrun.methods.checks import one_tap
 from kdrun.registry import METHODS
 from kdrun.taps import Output
@@ -14,7 +14,7 @@ from kdrun.taps import Output
 
 def neighbours(x_BD: Tensor) -> Tensor:
     """The probabilities (B, B) that an image picks another one, proportional to (1 + cosine) / 2; rows sum to 1."""
-    x_BD = F.normalize(x_BD, dim=1, eps=1e-12)
+    x_BD = unit(x_BD)
     kernel_BB = (x_BD @ x_BD.T + 1) / 2
     return kernel_BB / kernel_BB.sum(1, keepdim=True)
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdrun.methods.base import Batch, Method, Pair, Terms
+from kdrun.methods.bounded import spread, unit
 from kdrun.methods.checks import one_tap
 from kdrun.registry import METHODS
 from kdrun.taps import Output
@@ -20,6 +21,7 @@ def squared_distances(x_BD: Tensor) -> Tensor:
 
 def distances(x_BD: Tensor) -> Tensor:
     """Pairwise Euclidean distances (B, B), divided by the mean of the non-zero ones (equation 7); a zero diagonal."""
+    x_BD = spread(x_BD)
     off_diagonal_BB = ~torch.eye(len(x_BD), dtype=torch.bool, device=x_BD.device)
     distance_BB = squared_distances(x_BD).sqrt() * off_diagonal_BB
     mean = distance_BB.sum() / off_diagonal_BB.sum().clamp(min=1)
@@ -37,7 +39,7 @@ def rkd_distance(s_BD: Tensor, t_BD: Tensor) -> Tensor:
 
 def angles(x_BD: Tensor) -> Tensor:
     """Cosine of the angle at j of the triple (i, j, k), for all B^3 triples (equation 9); degenerate ones are 0."""
-    direction_jiD = F.normalize(x_BD[None, :, :] - x_BD[:, None, :], dim=2)
+    direction_jiD = unit(x_BD[None, :, :] - x_BD[:, None, :], dim=2)
     return direction_jiD @ direction_jiD.transpose(1, 2)
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdrun.methods.base import Batch, Method, Pair, Terms
+from kdrun.methods.bounded import unit
 from kdrun.registry import METHODS
 from kdrun.taps import Output
 
@@ -31,7 +32,7 @@ def sobolev(s_BD: Tensor, t_BD: Tensor) -> Tensor:
 
     The mean over B and D is KD-Zoo's, with which the weight of 20 was published; Jacobian matching sums over D.
     """
-    return F.mse_loss(F.normalize(s_BD, dim=1), F.normalize(t_BD, dim=1))
+    return F.mse_loss(unit(s_BD), unit(t_BD))
 
 
 @METHODS.register

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kdrun.errors import KdrunError
 from kdrun.methods.base import Batch, Method, Pair, Terms, mean
+from kdrun.methods.bounded import unit
 from kdrun.registry import METHODS
 from kdrun.taps import Output
 
@@ -15,7 +16,7 @@ from kdrun.taps import Output
 def similarity(x: Tensor) -> Tensor:
     """The B x B matrix of inner products of flattened activations (B, ...), each row at unit length."""
     x_BD = x.flatten(1)
-    return F.normalize(x_BD @ x_BD.T, dim=1)
+    return unit(x_BD @ x_BD.T)
 
 
 def similarity_preserving(s: Tensor, t: Tensor) -> Tensor:
