@@ -339,7 +339,7 @@ def test_unlike_widths(name, widths):
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("kd", {"temperature": 0.0}, "method.kd.temperature is 0.0; it must be above 0"),
+        ("kd", {"temperature": 0.0}, "method.kd.temperature is 0.0; it must be a finite number above 0"),
         ("at", {"variant": "papr"}, "no variant 'papr' of at. Did you mean paper.*Choices: code"),
         ("at", {"taps": ["pooled"]}, "at needs taps of feature maps .* names pooled"),
         ("at", {"taps": []}, "at needs taps of feature maps .* names none"),

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LEAST = 1e-3  # of a length of activations; ordinary ones are far above
+LEAST_GRADIENT = 1e-8  # of a length of gradients, which are small by nature
 LEAST_DEVIATION = 0.1  # of logits; those of a fresh linear layer deviate by more
 EXACT_UP_TO = 20.0  # temperature up to which float32 holds five digits of a divergence
 
@@ -21,10 +22,10 @@ def faded(x: Tensor, size: Tensor, least: float) -> Tensor:
     return share * x + (1 - share) * x.detach()
 
 
-def unit(x: Tensor, dim: int = 1) -> Tensor:
+def unit(x: Tensor, dim: int = 1, least: float = LEAST) -> Tensor:
     """x at unit length along `dim`; zeros stay zeros, with a gradient of zero."""
     size = torch.linalg.vector_norm(x.detach(), dim=dim, keepdim=True)
-    return F.normalize(faded(x, size, LEAST), dim=dim)
+    return F.normalize(faded(x, size, least), dim=dim)
 
 
 def varied(logits: Tensor, dim: int = 1) -> Tensor:
@@ -44,7 +45,8 @@ def exact(temperature: float, *logits: Tensor) -> tuple[Tensor, ...]:
 
 
 def tempered_kl(s: Tensor, t: Tensor, temperature: float, dim: int = 1) -> Tensor:
-    """T^2 KL(softmax(t / T) || softmax(s / T)) summed along `dim`, in float32."""
+    """T^2 KL(softmax(t / T) || softmax(s / T)) summed along `dim`, in the logits' own precision."""
+    given = s.dtype
     s, t = exact(temperature, s, t)
     log_s, log_t = (s / temperature).log_softmax(dim), (t / temperature).log_softmax(dim)
-    return (temperature**2 * F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(dim)).float()
+    return (temperature**2 * F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(dim)).to(given)

@@ -26,11 +26,12 @@ def relations(s_BK: Tensor, t_BK: Tensor, temperature: float = 1.0) -> tuple[Ten
     The factor T^2 is the authors' code's; agrees with it (two repositories), mmrazor and torchdistill. The gradient fades
     where the student's logits hardly vary, over classes or over images (kdrun.methods.bounded).
     """
+    given = s_BK.dtype
     s_BK, t_BK = exact(temperature, s_BK, t_BK)
     t_BK = (t_BK / temperature).softmax(1)
     over_classes, over_images = ((varied(s_BK, dim) / temperature).softmax(1) for dim in (1, 0))
     inter, intra = decorrelation(over_classes, t_BK), decorrelation(over_images.T, t_BK.T)
-    return (temperature**2 * inter).float(), (temperature**2 * intra).float()
+    return (temperature**2 * inter).to(given), (temperature**2 * intra).to(given)
 
 
 @METHODS.register

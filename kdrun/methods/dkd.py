@@ -20,12 +20,13 @@ def decoupled(s_BK: Tensor, t_BK: Tensor, label_B: Tensor, temperature: float) -
     Each is T^2 KL summed over its classes, averaged over B. Agrees with mdistiller (the authors), cls_KD and mmrazor, which
     take the target out of the second softmax by adding -1000 to its logit.
     """
+    given = s_BK.dtype
     s_BK, t_BK = exact(temperature, s_BK, t_BK)
     s_target, s_rest_BK = _split(s_BK / temperature, label_B)
     t_target, t_rest_BK = _split(t_BK / temperature, label_B)
     target = F.kl_div(s_target, t_target, reduction="batchmean", log_target=True)
     rest = F.kl_div(s_rest_BK, t_rest_BK, reduction="batchmean", log_target=True)
-    return (temperature**2 * target).float(), (temperature**2 * rest).float()
+    return (temperature**2 * target).to(given), (temperature**2 * rest).to(given)
 
 
 def _split(logits_BK: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:

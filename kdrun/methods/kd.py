@@ -17,7 +17,7 @@ def soft_targets(s_BK: Tensor, t_BK: Tensor, temperature: float) -> Tensor:
     The factor T^2 keeps the gradient's size when T changes (section 2 of the paper, which writes cross-entropy: the same
     gradient). Agrees with KD-Zoo, RepDistiller, mdistiller and mmrazor.
     """
-    return tempered_kl(s_BK, t_BK, temperature).mean()
+    return tempered_kl(s_BK, t_BK, temperature).sum() / len(s_BK)
 
 
 def standardize(logits_BK: Tensor) -> Tensor:

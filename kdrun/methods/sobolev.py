@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdrun.methods.base import Batch, Method, Pair, Terms
-from kdrun.methods.bounded import unit
+from kdrun.methods.bounded import LEAST_GRADIENT, unit
 from kdrun.registry import METHODS
 from kdrun.taps import Output
 
@@ -32,7 +32,7 @@ def sobolev(s_BD: Tensor, t_BD: Tensor) -> Tensor:
 
     The mean over B and D is KD-Zoo's, with which the weight of 20 was published; Jacobian matching sums over D.
     """
-    return F.mse_loss(unit(s_BD), unit(t_BD))
+    return F.mse_loss(unit(s_BD, least=LEAST_GRADIENT), unit(t_BD, least=LEAST_GRADIENT))
 
 
 @METHODS.register
