@@ -82,8 +82,15 @@ def _place(error: BaseException) -> str:
 
 
 def _hint(error: BaseException) -> str:
-    """What a method's author mostly meant, for two of autograd's errors."""
+    """What a method's author mostly meant, for some of autograd's errors."""
     words = str(error)
+    if re.search(
+        r"differentiate twice|[Dd]ouble backward|derivative for '?aten::\w*backward\w*'? is not implemented", words
+    ):
+        return (
+            "; a layer of the model has no second derivatives, and methods of the family gradients (sobolev, lwm) take them: "
+            "choose another method, or a model without that layer"
+        )
     if "not have been used in the graph" in words:
         return "; a gradient is taken of output.live[i], of which output.taps[i] is a float32 copy"
     if "does not require grad" in words:

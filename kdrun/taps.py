@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kdrun.errors import KdrunError, choices
 
@@ -45,6 +47,7 @@ class Tapped(nn.Module):
     def __init__(self, module: nn.Module, taps: Sequence[str] = (), autocast: torch.dtype | None = None):
         super().__init__()
         self.module, self.names, self.autocast = module, tuple(taps), autocast
+        self.second = False  # second derivatives are wanted: a method takes a gradient of a gradient
         self._caught: dict[str, tuple[Tensor, int]] = {}
         self._armed = False  # the hooks catch during forward alone, not when the module is called by itself
         self._cloned: set[str] = set()
@@ -72,8 +75,12 @@ class Tapped(nn.Module):
     def _run(self, x: Tensor) -> Any:
         self._caught.clear()
         self._armed = True
+        second = self.second and torch.is_grad_enabled()
         try:
-            with torch.autocast(x.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
+            with (
+                torch.autocast(x.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None),
+                sdpa_kernel(SDPBackend.MATH) if second else nullcontext(),  # of attention's kernels, it alone has them
+            ):
                 return self.module(x)
         finally:
             self._armed = False

@@ -227,7 +227,8 @@ def test_of_mean_and_std_the_one_that_is_null_is_computed(root):
     ],
 )
 def test_the_command_says_it_in_one_line(tmp_path, argument, words):
-    done = kdrun(tmp_path, "dataset=digits", argument)
+    dataset = [] if argument.startswith("dataset=") else ["dataset=digits"]
+    done = kdrun(tmp_path, *dataset, argument)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     for part in words.split("|"):

@@ -54,6 +54,59 @@ def rotation(size: int) -> torch.Tensor:
 
 # Logits ----------------------------------------------------------------------------------------------------------------
 
+TEMPERATURES = [0.01, 1.0, 4.0, 20.0, 30.0, 1e3, 1e4, 1e5, 1e6]
+
+
+def bss_support(s, t, temperature):
+    return temperature**2 * bss.boundary_support(s, t, torch.ones(len(s), dtype=torch.bool), temperature)
+
+
+DIVERGENCES = {
+    "kd": soft_targets,
+    "dkd target": lambda s, t, temperature: dkd.decoupled(s, t, torch.arange(len(s)) % CLASSES, temperature)[0],
+    "dkd rest": lambda s, t, temperature: dkd.decoupled(s, t, torch.arange(len(s)) % CLASSES, temperature)[1],
+    "cwd": lambda s, t, temperature: cwd.channel_divergence(s[:, None, None], t[:, None, None], temperature),
+    "bss": bss_support,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_divergences_are_exact_at_any_temperature(name, temperature):
+    """Value and gradient of float32 logits are those of float64, also where T^2 enlarges what is left of nearly equal numbers."""
+    values = []
+    s_BK, t_BK = 3 * torch.randn(2, 7, CLASSES)
+    for dtype in (torch.float32, torch.float64):
+        s = s_BK.to(dtype).requires_grad_()
+        value = DIVERGENCES[name](s, t_BK.to(dtype), temperature)
+        assert value.dtype == dtype
+        values.append((value.detach().double(), torch.autograd.grad(value, s)[0].double()))
+    (ours, gradient), (exact, slopes) = values
+    torch.testing.assert_close(ours, exact, rtol=1e-3 if temperature > 1 else 1e-5, atol=0)
+    torch.testing.assert_close(gradient, slopes, rtol=1e-3, atol=1e-3 * slopes.abs().max().item())
+
+
+def test_soft_targets_tend_to_matched_logits():
+    """The limit of high temperatures: half the variance over classes of the logits' difference (section 2.1 of the paper)."""
+    s_BK, t_BK = 5 * torch.randn(2, 7, CLASSES)
+    limit = (s_BK - t_BK).var(1, correction=0).mean() / 2
+    for temperature in (1e4, 1e5, 1e6):
+        torch.testing.assert_close(soft_targets(s_BK, t_BK, temperature), limit, rtol=20 / temperature, atol=0)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("name", [*DIVERGENCES, "dist"])
+def test_divergences_are_never_negative(name, temperature):
+    """A student that all but equals its teacher pays nothing or next to it; rounding does not pay it."""
+
+    def relations(s, t, temperature):
+        return torch.stack(dist.relations(s, t, temperature)).min()
+
+    loss = {**DIVERGENCES, "dist": relations}[name]
+    for scale in (1e-7, 1e-5, 1e-3):
+        t_BK = torch.randn(64, CLASSES)
+        assert loss(t_BK + scale * torch.randn(64, CLASSES), t_BK, temperature) >= 0
+
 
 def test_standardized_logits_forget_range_and_mean():
     """Scaling by a positive number and shifting an image's logits changes nothing after standardization, in value or order."""

@@ -351,7 +351,7 @@ def test_unlike_widths(name, widths):
         ("fitnet", {"taps": ["stage1", "stage2"]}, "fitnet takes one guided layer; .* names 2"),
         ("fitnet", {"stages": {"hint": {"epochs": 0.2}}}, "no stage 'hint' in method.fitnet.stages. Did you mean hints"),
         ("fitnet", {"taps": {"student": ["pooled"], "teacher": ["stage2"]}}, "no adapter from the student's tap of shape"),
-        ("crd", {"momentum": 1.0}, "method.crd wants negatives and dim of 1 or more"),
+        ("crd", {"momentum": 1.0}, "method.crd.momentum is 1.0; it must be 0 or more, and below 1"),
         ("crd", {"temperature": -1.0}, "method.crd.temperature is -1.0"),
         ("dml", {"networks": 1}, "method.dml.networks is 1; mutual learning needs at least 2"),
     ],

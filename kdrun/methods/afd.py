@@ -3,13 +3,12 @@ https://openreview.net/forum?id=ryxyCeHtPB."""
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdrun.methods.adapters import connector, same_side
 from kdrun.methods.base import Batch, Method, Pair, Terms, mean
-from kdrun.methods.bounded import LEAST, faded
+from kdrun.methods.bounded import unit
 from kdrun.methods.checks import check_above, feature_maps
 from kdrun.registry import METHODS
 from kdrun.taps import Output
@@ -34,12 +33,8 @@ class ChannelAttention(nn.Module):
 
 def attentive_distance(s_BCHW: Tensor, t_BCHW: Tensor, attention_BC11: Tensor, epsilon: float = 1e-6) -> Tensor:
     """Mean over positions of the squared difference of channel maps at unit length, weighed over C by attention, mean over B."""
-
-    def unit(x_BCHW: Tensor) -> Tensor:
-        x_BCHW = faded(x_BCHW, torch.linalg.vector_norm(x_BCHW.detach(), dim=(2, 3), keepdim=True), LEAST)
-        return x_BCHW / (torch.linalg.vector_norm(x_BCHW, dim=(2, 3), keepdim=True) + epsilon)
-
-    return (attention_BC11 * (unit(s_BCHW) - unit(t_BCHW)).square().mean((2, 3), keepdim=True)).sum(1).mean()
+    s_BCHW, t_BCHW = (unit(x_BCHW, dim=(2, 3), epsilon=epsilon) for x_BCHW in (s_BCHW, t_BCHW))
+    return (attention_BC11 * (s_BCHW - t_BCHW).square().mean((2, 3), keepdim=True)).sum(1).mean()
 
 
 @METHODS.register

@@ -7,7 +7,7 @@ from torch import Tensor
 from kdrun.methods.adapters import same_side
 from kdrun.methods.base import Batch, Method, Pair, Terms, mean
 from kdrun.methods.bounded import unit
-from kdrun.methods.checks import check_choice, feature_maps
+from kdrun.methods.checks import check_choice, check_within, feature_maps
 from kdrun.registry import METHODS
 from kdrun.taps import Output
 
@@ -45,7 +45,7 @@ class AT(Method):
         known = {"code": "squared mean, weight 1000", "paper": "equation 2"}
         self.variant = check_choice("at", "variant", variant, known)
         feature_maps("at", pair)
-        self.power = power
+        self.power = check_within("at.power", power, 1, why="below, the slope at 0 is infinite")
 
     def loss(self, student: Output, teacher: Output, batch: Batch) -> Terms:
         """The mean over the pairs of layers, as in KD-Zoo (RepDistiller and mdistiller sum)."""

@@ -7,13 +7,11 @@ tapped models and the methods at work on them; composition is its only business.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kdrun.engine.random import stream
 from kdrun.errors import KdrunError, choices
@@ -135,9 +133,11 @@ class Distillation(nn.Module):
         self.wants_gradients = bool(self._differentiates)
         self._taps = {name: _tap_names(name, settings.get("taps") or []) for name, (_, settings) in methods.items()}
         self.student = Tapped(student, [tap for taps, _ in self._taps.values() for tap in taps], autocast)
+        self.student.second = self.wants_gradients
         self._teacher: list[Tapped] = []
         if teacher is not None:
             tapped = Tapped(teacher, [tap for _, taps in self._taps.values() for tap in taps], autocast)
+            tapped.second = self.wants_gradients
             self._teacher.append(tapped.requires_grad_(False).eval())
         self._idle: set[str] = set()  # methods whose terms have weight 0 in this step
         self._make_peer = lambda i: Tapped(_required(fresh)(i), (), autocast)
@@ -234,10 +234,8 @@ class Distillation(nn.Module):
         x = batch["input"]
         if self.wants_gradients:
             x = x.detach().requires_grad_(True)
-        # Of the kernels of attention, the plain one alone has second derivatives.
-        with sdpa_kernel(SDPBackend.MATH) if self.wants_gradients else nullcontext():
-            teacher = self._run_teacher(x) if self.teacher is not None and taught else None
-            return self.student(x), teacher
+        teacher = self._run_teacher(x) if self.teacher is not None and taught else None
+        return self.student(x), teacher
 
     def _run_teacher(self, x: Tensor) -> Output:
         with torch.set_grad_enabled(self.wants_gradients and torch.is_grad_enabled()):

@@ -1,42 +1,58 @@
-"""Divisions by lengths and deviations whose gradients stay finite where a tensor hardly varies, and divergences that stay exact.
+"""Divisions whose gradients stay bounded where a tensor hardly varies, and divergences that stay exact at high temperatures.
 
-A length n in a denominator gives gradients of 1 / n: a head of zeros or a dead layer would get gradients of 1e7 and more. Here values
-are the published ones everywhere; the gradient is theirs where n >= `least`, and shrinks with n below.
+A length n in a denominator gives gradients of 1 / n: 1e7 and more for a head of zeros, a dead layer, a batch of one image. Here values
+are the published ones everywhere, and so are gradients where n >= `least`; below, they fade with (n / least)^2. So no division
+multiplies a gradient by more than 1 / least, and what is constant has none: there a direction is rounding and nothing else.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LEAST = 1e-3  # of a length of activations; ordinary ones are far above
-LEAST_GRADIENT = 1e-8  # of a length of gradients, which are small by nature
-LEAST_DEVIATION = 0.1  # of logits; those of a fresh linear layer deviate by more
-EXACT_UP_TO = 20.0  # temperature up to which float32 holds five digits of a divergence
+# Of lengths of activations and deviations of logits. Those of fresh networks were 0.02 and more (the deviation of a class over
+# a batch is the smallest), mostly above 1.
+LEAST = 0.01
+EXACT_UP_TO = 20.0  # temperature up to which float32 holds four digits of a divergence
 
 
-def faded(x: Tensor, size: Tensor, least: float) -> Tensor:
-    """x, with its gradient multiplied by size / least where size < least; `size` is broadcast over x and gets no gradient."""
-    share = (size.detach() / least).clamp(max=1)
-    return share * x + (1 - share) * x.detach()
+class _Faded(torch.autograd.Function):
+    """The same values; the gradient times `share`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, share: Tensor) -> Tensor:
+        ctx.save_for_backward(share)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.saved_tensors[0], None
 
 
-def unit(x: Tensor, dim: int = 1, least: float = LEAST) -> Tensor:
-    """x at unit length along `dim`; zeros stay zeros, with a gradient of zero."""
-    size = torch.linalg.vector_norm(x.detach(), dim=dim, keepdim=True)
-    return F.normalize(faded(x, size, least), dim=dim)
+def faded(x: Tensor, size: Tensor, least: float = LEAST) -> Tensor:
+    """x, with its gradient multiplied by (size / least)^2 where size < least; `size` is broadcast over x and gets no gradient."""
+    share = (size.detach() / least).clamp(max=1).square().to(x.dtype)
+    return _Faded.apply(x, share)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def unit(x: Tensor, dim: int | tuple[int, ...] = 1, least: float = LEAST, epsilon: float | None = None) -> Tensor:
+    """x at unit length along `dim`, as F.normalize, or as x / (length + epsilon); zeros stay zeros, with a gradient of zero."""
+    length = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
+    return faded(x / (length.clamp(min=1e-12) if epsilon is None else length + epsilon), length, least)
 
 
 def varied(logits: Tensor, dim: int = 1) -> Tensor:
     """Logits whose gradient fades where they are constant along `dim`: before a division by their deviation."""
-    return faded(logits, logits.detach().std(dim, keepdim=True, correction=0), LEAST_DEVIATION)
+    return faded(logits, logits.detach().std(dim, keepdim=True, correction=0))
 
 
 def spread(x_BD: Tensor) -> Tensor:
     """Embeddings (B, D) whose gradient fades where the whole batch is one point: before a division by a mean or largest distance."""
     centred_BD = x_BD.detach() - x_BD.detach().mean(0)
-    return faded(x_BD, torch.linalg.vector_norm(centred_BD, dim=1).mean(), LEAST)
+    return faded(x_BD, torch.linalg.vector_norm(centred_BD, dim=1).mean())
 
 
 def exact(temperature: float, *logits: Tensor) -> tuple[Tensor, ...]:
@@ -44,9 +60,19 @@ def exact(temperature: float, *logits: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.double() for x in logits) if temperature > EXACT_UP_TO else logits
 
 
+def never_negative(x: Tensor) -> Tensor:
+    """What cannot be negative but for rounding: 0 where it is, with its own gradient."""
+    return x - x.detach().clamp(max=0)
+
+
 def tempered_kl(s: Tensor, t: Tensor, temperature: float, dim: int = 1) -> Tensor:
-    """T^2 KL(softmax(t / T) || softmax(s / T)) summed along `dim`, in the logits' own precision."""
+    """T^2 KL(softmax(t / T) || softmax(s / T)) summed along `dim`, in the logits' own precision; never negative."""
     given = s.dtype
     s, t = exact(temperature, s, t)
     log_s, log_t = (s / temperature).log_softmax(dim), (t / temperature).log_softmax(dim)
-    return (temperature**2 * F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(dim)).to(given)
+    return (temperature**2 * divergence(log_s, log_t, dim)).to(given)
+
+
+def divergence(log_s: Tensor, log_t: Tensor, dim: int = 1) -> Tensor:
+    """KL of log-probabilities, teacher to student, summed along `dim`; never negative."""
+    return never_negative(F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(dim))

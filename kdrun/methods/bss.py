@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdrun.errors import KdrunError
 from kdrun.methods.base import Batch, Method, Pair, Terms
-from kdrun.methods.checks import check_choice, check_temperature
+from kdrun.methods.bounded import exact, never_negative
+from kdrun.methods.checks import check_choice, check_temperature, check_within
 from kdrun.registry import METHODS
 from kdrun.taps import Output
 
@@ -74,10 +74,12 @@ def boundary_support(s_BK: Tensor, t_BK: Tensor, fit_B: Tensor, temperature: flo
 
     0 where no image is fit.
     """
+    given = s_BK.dtype
+    s_BK, t_BK = exact(temperature, s_BK, t_BK)
     log_s_BK = F.log_softmax(s_BK / temperature, dim=1)
     log_t_BK = F.log_softmax(t_BK / temperature, dim=1)
     own_BK = log_t_BK if variant == "code" else torch.zeros_like(log_t_BK)
-    loss_B = (log_t_BK.exp() * (own_BK - log_s_BK)).sum(1)
+    loss_B = never_negative((log_t_BK.exp() * (own_BK - log_s_BK)).sum(1)).to(given)
     return (loss_B * fit_B).sum() / fit_B.sum().clamp(min=1)
 
 
@@ -97,9 +99,8 @@ class BSS(Method):
     def build(self, pair: Pair, *, temperature: float, attack_size: int, variant: str) -> None:
         known = {"code": "KD-Zoo's, weight 2", "paper": "logits and cross-entropy"}
         self.variant = check_choice("bss", "variant", variant, known)
-        if attack_size < 1:
-            raise KdrunError(f"method.bss.attack_size is {attack_size}; it must be 1 or more")
-        self.temperature, self.size = check_temperature("bss", temperature), attack_size
+        self.temperature = check_temperature("bss", temperature)
+        self.size = int(check_within("bss.attack_size", attack_size, 1, why="images of a batch"))
 
     def loss(self, student: Output, teacher: Output, batch: Batch) -> Terms:
         label_B = batch["label"]

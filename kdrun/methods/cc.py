@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdrun.errors import KdrunError
 from kdrun.methods.base import Batch, Method, Pair, Terms
 from kdrun.methods.bounded import unit
-from kdrun.methods.checks import check_above, check_choice, one_tap
+from kdrun.methods.checks import check_choice, check_within, one_tap
 from kdrun.registry import METHODS
 from kdrun.taps import Output
 
@@ -60,9 +59,8 @@ class CC(Method):
         known = {"code": "the paper's kernel, weight 100", "repdistiller": "the CRD tables' formula, weight 0.02"}
         self.variant = check_choice("cc", "variant", variant, known)
         one_tap("cc", pair)
-        if order < 1:
-            raise KdrunError(f"method.cc.order is {order}; the Taylor series needs 1 or more (the paper has 2)")
-        self.gamma, self.order = check_above("cc.gamma", gamma), order
+        self.order = int(check_within("cc.order", order, 1, 100, "terms of the Taylor series; the paper has 2"))
+        self.gamma = check_within("cc.gamma", gamma, 1e-6, 40, "beyond, the kernel is flat or vanishes")
         if variant == "repdistiller":
             sizes = [torch.Size(side.shapes[0][1:]).numel() for side in (pair.student, pair.teacher) if side]
             self.embed_student, self.embed_teacher = (nn.Linear(size, 128) for size in sizes)

@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 
 from kdrun.errors import KdrunError, choices
 from kdrun.methods.base import Pair
 
-HOTTEST = 1e6  # temperature up to which float64 holds a divergence
+COLDEST, HOTTEST = 1e-3, 1e6  # temperatures between which logits / T and T^2 are exact
 
 
-def check_temperature(name: str, temperature: float) -> float:
-    """A temperature is above 0, and at most HOTTEST: its limit is to match logits."""
+def check_temperature(name: str, temperature: float, least: float = COLDEST) -> float:
+    """A temperature above 0, between `least` and HOTTEST."""
     check_above(f"{name}.temperature", temperature, "1 leaves logits as they are")
-    if temperature > HOTTEST:
+    if not least <= temperature <= HOTTEST:
+        limit = (
+            "soft targets are hard labels"
+            if temperature < least
+            else "all classes are equal; method=logits is the limit"
+        )
         raise KdrunError(
-            f"method.{name}.temperature is {temperature:g}; it must be at most {HOTTEST:g} (beyond, soft targets are all equal: "
-            "method=logits is the limit of high temperatures)"
+            f"method.{name}.temperature is {temperature:g}; it must lie between {least:g} and {HOTTEST:g} (beyond, {limit})"
         )
     return temperature
 
 
-def check_above(where: str, value: float, why: str = "") -> float:
-    """A finite number above 0; `where` is method.key."""
-    if not 0 < value < math.inf:
+def check_above(where: str, value: float, why: str = "", least: float = 0.0) -> float:
+    """A finite number above `least`; `where` is method.key."""
+    if not least < value < math.inf:
         raise KdrunError(
-            f"method.{where} is {value}; it must be a finite number above 0" + (f" ({why})" if why else "")
+            f"method.{where} is {value}; it must be a finite number above {least:g}" + (f" ({why})" if why else "")
         )
+    return value
+
+
+def check_within(where: str, value: float, least: float, most: float = sys.float_info.max, why: str = "") -> float:
+    """A finite number from `least` to `most`; `where` is method.key."""
+    if not least <= value <= most:
+        limits = f"from {least:g} to {most:g}" if most < sys.float_info.max else f"{least:g} or more"
+        raise KdrunError(f"method.{where} is {value}; it must be {limits}" + (f" ({why})" if why else ""))
     return value
 
 

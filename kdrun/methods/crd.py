@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from kdrun.errors import KdrunError
 from kdrun.methods.base import Batch, Method, Pair, Terms
 from kdrun.methods.bounded import unit
-from kdrun.methods.checks import check_choice, check_temperature, one_tap
+from kdrun.methods.checks import check_choice, check_temperature, check_within, one_tap
 from kdrun.registry import METHODS
 from kdrun.taps import Output
+
+COLDEST = 0.02  # temperature: exp(1 / T) of the largest similarity must be a float32
 
 
 def similarities(anchor_BD: Tensor, bank_ND: Tensor, contrast_BK: Tensor, temperature: float) -> Tensor:
@@ -40,7 +42,7 @@ def noise_contrastive(scores_BK: Tensor, z: Tensor, rows: int) -> Tensor:
     m = (scores_BK.shape[1] - 1) / rows
     # p / (p + m) and m / (p + m) with the sources' 1e-7, in logarithms
     denominator_BK = (p_BK + m + 1e-7).log()
-    positive_B = p_BK[:, 0].log() - denominator_BK[:, 0]
+    positive_B = p_BK[:, 0].clamp(min=torch.finfo(p_BK.dtype).tiny).log() - denominator_BK[:, 0]
     negative_B = (math.log(m) - denominator_BK[:, 1:]).sum(1)
     return -(positive_B + negative_B).mean()
 
@@ -130,11 +132,11 @@ class CRD(Method):
     ) -> None:
         known = {"exact": "the image itself", "relaxed": "an image of its class"}
         self.positive = check_choice("crd", "positive", positive, known)
-        check_temperature("crd", temperature)
-        if negatives < 1 or dim < 1 or not 0 <= momentum < 1:
-            raise KdrunError(
-                f"method.crd wants negatives and dim of 1 or more and momentum in [0, 1); got {negatives}, {dim}, {momentum}"
-            )
+        check_temperature("crd", temperature, COLDEST)
+        check_within("crd.dim", dim, 1, why="of the embeddings")
+        check_within("crd.negatives", negatives, 1, why="images an image is told from")
+        if not 0 <= momentum < 1:
+            raise KdrunError(f"method.crd.momentum is {momentum}; it must be 0 or more, and below 1 (the bank's share)")
         one_tap("crd", pair)
         self.temperature, self.momentum = temperature, momentum
         student, teacher = pair.student.shapes[0], pair.teacher.shapes[0]  # type: ignore[union-attr]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdrun.methods.base import Batch, Method, Pair, Terms
-from kdrun.methods.bounded import exact, varied
+from kdrun.methods.bounded import exact, never_negative, varied
 from kdrun.methods.checks import check_temperature
 from kdrun.methods.kd import standardize
 from kdrun.registry import METHODS
@@ -31,7 +31,8 @@ def relations(s_BK: Tensor, t_BK: Tensor, temperature: float = 1.0) -> tuple[Ten
     t_BK = (t_BK / temperature).softmax(1)
     over_classes, over_images = ((varied(s_BK, dim) / temperature).softmax(1) for dim in (1, 0))
     inter, intra = decorrelation(over_classes, t_BK), decorrelation(over_images.T, t_BK.T)
-    return (temperature**2 * inter).to(given), (temperature**2 * intra).to(given)
+    inter, intra = (temperature**2 * never_negative(loss) for loss in (inter, intra))
+    return inter.to(given), intra.to(given)
 
 
 @METHODS.register

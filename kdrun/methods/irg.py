@@ -9,7 +9,7 @@ from torch import Tensor
 from kdrun.errors import KdrunError
 from kdrun.methods.adapters import same_side
 from kdrun.methods.base import Batch, Method, Pair, Terms, mean
-from kdrun.methods.bounded import LEAST, faded, spread
+from kdrun.methods.bounded import faded, spread
 from kdrun.methods.rkd import squared_distances
 from kdrun.registry import METHODS
 from kdrun.taps import Output
@@ -31,7 +31,7 @@ def transformation(first_BCHW: Tensor, second_BCHW: Tensor) -> Tensor:
     channels = min(first_BCHW.shape[1], second_BCHW.shape[1])
     first_BD, second_BD = (_channels(x, channels).flatten(1) for x in (first_BCHW, second_BCHW))
     way_BD = first_BD - second_BD
-    moved_B = faded(way_BD, way_BD.detach().norm(dim=1).max(), LEAST).square().sum(1)
+    moved_B = faded(way_BD, way_BD.detach().norm(dim=1).max()).square().sum(1)
     return moved_B / moved_B.max().clamp(min=1e-12)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdrun.methods.base import Batch, Method, Pair, Terms
-from kdrun.methods.bounded import tempered_kl, varied
+from kdrun.methods.bounded import faded, tempered_kl
 from kdrun.methods.checks import check_temperature
 from kdrun.registry import METHODS
 from kdrun.taps import Output
@@ -24,12 +24,11 @@ def standardize(logits_BK: Tensor) -> Tensor:
     """Each image's logits with mean 0 and deviation 1, so that the student need not match the teacher's range.
 
     Sun, Ren, Li, Wang, Cao: Logit Standardization in Knowledge Distillation, CVPR 2024, https://arxiv.org/abs/2403.01427.
-    As its released code: the deviation over K - 1, plus 1e-7 (algorithm 1 divides by K). The gradient
-    fades where an image's logits hardly vary (kdrun.methods.bounded), where the code's is up to 1e7.
+    As its released code: the deviation over K - 1, plus 1e-7 (algorithm 1 divides by K). The gradient fades where an
+    image's logits hardly vary (kdrun.methods.bounded); the code's grows to 1e7 there.
     """
-    logits_BK = varied(logits_BK)
-    centred_BK = logits_BK - logits_BK.mean(1, keepdim=True)
-    return centred_BK / (1e-7 + logits_BK.std(1, keepdim=True))
+    centred_BK, deviation_B1 = logits_BK - logits_BK.mean(1, keepdim=True), logits_BK.std(1, keepdim=True)
+    return faded(centred_BK / (1e-7 + deviation_B1), deviation_B1)
 
 
 @METHODS.register

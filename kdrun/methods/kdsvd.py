@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdrun.errors import KdrunError
 from kdrun.methods.adapters import connector
 from kdrun.methods.base import Batch, Method, Pair, Terms
-from kdrun.methods.bounded import LEAST, faded
-from kdrun.methods.checks import feature_maps
+from kdrun.methods.bounded import faded
+from kdrun.methods.checks import check_within, feature_maps
 from kdrun.registry import METHODS
 from kdrun.taps import Output
 
@@ -53,7 +52,7 @@ def principal(x_BCHW: Tensor, count: int) -> tuple[Tensor, Tensor]:
     size is positive, so that two machines agree.
     """
     size_B11 = torch.linalg.vector_norm(x_BCHW.detach().flatten(1), dim=1)[:, None, None]
-    x_BPC = faded(x_BCHW.flatten(2).transpose(1, 2), size_B11, LEAST)
+    x_BPC = faded(x_BCHW.flatten(2).transpose(1, 2), size_B11)
     values_BC, vectors_BCC = Eigenvectors.apply(x_BPC.transpose(1, 2) @ x_BPC)  # type: ignore[no-untyped-call]
     vectors_BCk = vectors_BCC.flip(2)[:, :, :count]
     largest_B1k = vectors_BCk.abs().argmax(1, keepdim=True)
@@ -103,9 +102,7 @@ class KDSVD(Method):
 
     def build(self, pair: Pair, *, vectors: int) -> None:
         feature_maps("kdsvd", pair, at_least=2)
-        if vectors < 1:
-            raise KdrunError(f"method.kdsvd.vectors is {vectors}; it must be 1 or more")
-        self.vectors = vectors
+        self.vectors = int(check_within("kdsvd.vectors", vectors, 1, why="of the teacher, at each tap"))
         shapes = zip(pair.student.shapes, pair.teacher.shapes, strict=True)  # type: ignore[union-attr]
         self.connectors = nn.ModuleList(
             connector((*s[:2], 1, 1), (*t[:2], 1, 1), tail="") if s[1] != t[1] else nn.Identity() for s, t in shapes

@@ -10,10 +10,15 @@ from torch import Tensor
 from kdrun.errors import KdrunError
 from kdrun.methods.adapters import same_side
 from kdrun.methods.base import Batch, Method, Pair, Terms
-from kdrun.methods.bounded import LEAST_GRADIENT, unit
+from kdrun.methods.bounded import unit
 from kdrun.methods.checks import check_choice, feature_maps, one_tap
 from kdrun.registry import METHODS
 from kdrun.taps import Output
+
+LEAST = {
+    "code": 1e-8,
+    "paper": 1e-5,
+}  # length of a map below which its gradient fades; those of fresh networks are far above
 
 
 def activation_map(logits_BK: Tensor, x_BCHW: Tensor, label_B: Tensor, variant: str, create_graph: bool) -> Tensor:
@@ -37,7 +42,7 @@ def map_distance(s_B1HW: Tensor, t_B1HW: Tensor, variant: str = "code") -> Tenso
 
     The larger map is averaged down.
     """
-    s_BP, t_BP = (unit(x.flatten(1), least=LEAST_GRADIENT) for x in same_side(s_B1HW, t_B1HW))
+    s_BP, t_BP = (unit(x.flatten(1), least=LEAST[variant]) for x in same_side(s_B1HW, t_B1HW))
     absolute_BP = (s_BP - t_BP).abs()
     return absolute_BP.sum(1).mean() if variant == "paper" else absolute_BP.mean()
 

@@ -27,7 +27,7 @@ def expected_margin(weight_C: Tensor, bias_C: Tensor) -> Tensor:
 
     -3 deviations where x < 0 is rarer than 0.001, as the authors'.
     """
-    deviation_C = weight_C.abs()
+    deviation_C = weight_C.abs().clamp(min=1e-12)  # a weight of 0 makes a channel constant: its bias
     z_C = -bias_C / deviation_C
     share_C = 0.5 * (1 + torch.erf(z_C / math.sqrt(2)))  # of the values that are negative
     density_C = (-0.5 * z_C.square()).exp() / math.sqrt(2 * math.pi)

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdrun.methods.base import Batch, Method, Pair, Terms
-from kdrun.methods.bounded import LEAST_GRADIENT, unit
+from kdrun.methods.bounded import unit
 from kdrun.registry import METHODS
 from kdrun.taps import Output
+
+LEAST = 1e-3  # length of an input gradient below which its own gradient fades; fresh networks have 0.06 and more
 
 
 def input_gradient(logits_BK: Tensor, input_BCHW: Tensor, label_B: Tensor, create_graph: bool) -> Tensor:
@@ -32,7 +34,7 @@ def sobolev(s_BD: Tensor, t_BD: Tensor) -> Tensor:
 
     The mean over B and D is KD-Zoo's, with which the weight of 20 was published; Jacobian matching sums over D.
     """
-    return F.mse_loss(unit(s_BD, least=LEAST_GRADIENT), unit(t_BD, least=LEAST_GRADIENT))
+    return F.mse_loss(unit(s_BD, least=LEAST), unit(t_BD, least=LEAST))
 
 
 @METHODS.register

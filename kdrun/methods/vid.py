@@ -15,17 +15,21 @@ from kdrun.methods.checks import check_above, feature_maps
 from kdrun.registry import METHODS
 from kdrun.taps import Output
 
+EPSILON = 1e-6  # the least variance
+
 
 def negative_log_likelihood(mean_BCHW: Tensor, t_BCHW: Tensor, variance_C: Tensor) -> Tensor:
-    """Of the teacher's map under a Gaussian with the predicted mean and a variance per channel, without its constant
-    ; mean over all elements."""
+    """Of the teacher's map under a Gaussian with the predicted mean and a variance per channel, mean over all elements.
+
+    Without its constant.
+    """
     variance_C11 = variance_C[:, None, None]
     return 0.5 * (variance_C11.log() + (mean_BCHW - t_BCHW).square() / variance_C11).mean()
 
 
 def softplus_inverse(value: float) -> float:
     """The number whose softplus is `value`."""
-    return math.log(math.expm1(value))
+    return value + math.log(-math.expm1(-value))
 
 
 class Gaussian(nn.Module):
@@ -34,7 +38,7 @@ class Gaussian(nn.Module):
     Variances start at `variance` and are kept above epsilon by a softplus; they are trained like every weight.
     """
 
-    def __init__(self, inputs: int, outputs: int, variance: float, epsilon: float = 1e-6):
+    def __init__(self, inputs: int, outputs: int, variance: float, epsilon: float = EPSILON):
         super().__init__()
         sizes = ((inputs, outputs), (outputs, outputs), (outputs, outputs))
         first, second, third = (nn.Conv2d(i, o, 1, bias=False) for i, o in sizes)
@@ -59,7 +63,7 @@ class VID(Method):
 
     def build(self, pair: Pair, *, variance: float) -> None:
         feature_maps("vid", pair)
-        check_above("vid.variance", variance - 1e-6)
+        check_above("vid.variance", variance, "where it starts", least=EPSILON)
         shapes = zip(pair.student.shapes, pair.teacher.shapes, strict=True)  # type: ignore[union-attr]
         self.gaussians = nn.ModuleList(Gaussian(s[1], t[1], variance) for s, t in shapes)
 
