@@ -15,6 +15,7 @@ from typing import Any
 
 from kdrun.engine import record as records
 from kdrun.errors import KdrunError
+from kdrun.identity import label_of, safe
 from kdrun.report.collect import Collection, collect
 from kdrun.report.command import Parser
 from kdrun.report.groups import name
@@ -120,7 +121,7 @@ def _left(state: State, found: list[State]) -> float | None:
 def _state(record: dict, job: dict[str, Any] | None) -> State:
     """The state of a run with a record; what its job in the newest sweep says counts where the record does not know it."""
     folder, is_done = Path(record["folder"]), record["status"] == "done"
-    like = (record["dataset"]["name"], _last_word(record["student"]["name"]))
+    like = (safe(label_of(record, "dataset")), _last_word(safe(label_of(record, "student"))))
     found = State((job or {}).get("name") or name(record), record["status"], like=like, asked=job is not None)
     if record["status"] not in ("running", "interrupted"):
         found.told = (record["error"] or {}).get("message") or ""
