@@ -76,6 +76,18 @@ def folder(config: Config, found: dict[str, Any]) -> Path:
     )
 
 
+def label_of(record: dict[str, Any], role: str) -> str:
+    """What a record's "student", "teacher" or "dataset" is called, in older records too; "none" where nothing taught."""
+    known = record[role] or {}
+    if known.get("label"):
+        return str(known["label"])
+    node = record["identity"].get(role)
+    node = node if isinstance(node, dict) else {}
+    node = node.get("fresh", node)  # peers have the teacher's architecture
+    path = str(node.get("path") or "") if node.get("name") == "import" else ""
+    return path.rpartition(":")[2] or str(known.get("name") or node.get("name") or "none")
+
+
 def teacher_config(config: Config) -> Config:
     """The run that trains this run's teacher: method none on the teacher's model, by its own recipe and seed."""
     student = dataclasses.replace(config.teacher, checkpoint=None)

@@ -237,7 +237,7 @@ def test_a_method_without_teacher_stands_in_every_column_of_its_student():
 def test_rows_and_columns_may_be_keys():
     """A sweep over a learning rate: methods by recipe.lr, each against the `none` of its own rate."""
     (table,) = tables([*sweep(lr=0.1), *sweep(lr=0.05)], columns="recipe.lr")
-    assert table.columns == ["recipe.lr=0.1", "recipe.lr=0.05"]
+    assert table.columns == ["recipe.lr=0.05", "recipe.lr=0.1"]
     assert table.cells["kd"]["recipe.lr=0.05"].gain == pytest.approx(0.0103, abs=1e-4)
 
 
@@ -286,7 +286,7 @@ def test_what_is_no_pair_is_told():
 def test_a_row_that_is_set_differently_from_column_to_column_is_told():
     other = sweep()[:3]
     for record in other:
-        record["student"]["name"] = "resnet20"
+        record["student"]["name"] = record["identity"]["student"]["name"] = "resnet20"
         record["group"], record["id"] = "c0", f"c{record['seed']}"
         record["identity"]["method"] = {"kd": {"temperature": 2.0}}
     (table,) = tables([*sweep(), *other])

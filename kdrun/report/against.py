@@ -88,11 +88,12 @@ def compare(tables: list[Table], name: str) -> list[Comparison]:
         )
     found, full = [], full_epochs(recipe_of(name) or "")
     for theirs in cells:
-        column = f"{theirs.teacher} -> {theirs.student}"
         for table in fitting:
+            columns = [column for column, pair in table.pairs.items() if pair == (theirs.teacher, theirs.student)]
             for row, line in table.cells.items():
-                if column in line and line[column].n and called(line[column]) == theirs.method:
-                    found += _beside(theirs, table, row, column, full)
+                for column in columns:
+                    if column in line and line[column].n and called(line[column]) == theirs.method:
+                        found += _beside(theirs, table, row, column, full)
     return found
 
 
@@ -107,7 +108,7 @@ def _beside(theirs: Published, table: Table, row: str, column: str, full: int | 
     other = f"{epochs} of {full} epochs" if full and full != epochs else ""
     other = other or (f"{data['holdout_n']:,} images held out" if data["holdout_n"] else "")
     sizes = (data["train_n"], data["test_n"])
-    return [Comparison(theirs, data["name"], row, column, protocol, cell.n, epochs, ours, sd, margin, sizes, other)]
+    return [Comparison(theirs, data["label"], row, column, protocol, cell.n, epochs, ours, sd, margin, sizes, other)]
 
 
 def beside(tables: list[Table], name: str) -> Plain:
