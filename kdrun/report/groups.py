@@ -142,7 +142,8 @@ def teacher_names(runs: Iterable[dict]) -> dict[str, str]:
         }
         for sha, text in told.items():
             text = text if list(told.values()).count(text) == 1 else f"{text}, sha256={sha[:8]}".removeprefix(", ")
-            found[sha] = f"{called} ({text})" if len(members) > 1 else str(called)
+            more = f"{str(called)[:-1]}, {text})" if str(called).endswith(")") else f"{called} ({text})"
+            found[sha] = more if len(members) > 1 else str(called)
     return found
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from kdrun.identity import NEUTRAL
-from kdrun.report.models import NOT_ARCHITECTURE, Models, as_text, flat, short, teacher_node
+from kdrun.report.models import NOT_ARCHITECTURE, Models, as_text, first_of_groups, flat, short, teacher_node
 
 TYPED = {"task_weight": "loss.task", "precision": "engine.precision", "deterministic": "engine.deterministic"}
 ORDER = ("method.", "loss.", "recipe.", "teacher", "student", "dataset.", "engine.")
@@ -36,7 +36,7 @@ class Settings:
 
 def settings(records: Iterable[dict], models: Models) -> dict[str, Settings]:
     """The settings of every group. Teachers are named by their seed and recipe where the records of all of them are there."""
-    first = {record["group"]: record for record in reversed(list(records))}
+    first = first_of_groups(records)
     asked = {node["run"] for record in first.values() if "run" in (node := teacher_node(record))}
     known = models.runs if asked <= models.runs.keys() else {}
     found = {}
@@ -99,7 +99,7 @@ class Telling:
 
     def __init__(self, columns: Iterable[Sequence[Settings]], without: Iterable[str] = ()):
         columns = [list({one.group: one for one in members}.values()) for members in columns]
-        without = set(without)
+        without = sorted(set(without))
         everyone = {one.group: one for members in columns for one in members}.values()
         self.keys = [key for key in _merged(everyone) if key not in without]
         told: dict[tuple[str, str], None] = {}
@@ -109,7 +109,7 @@ class Telling:
                     if _scope(key, rivals[0]) == scope and _differ(key, scope, rivals):
                         told[scope, key] = None
         self._told = told
-        names = {one.group: self._label(one) for one in everyone}
+        names = {one.group: (self._label(one), *(one.get(key) for key in without)) for one in everyone}
         twice = set()
         for members in columns:
             shared = Counter(names[one.group] for one in members)

@@ -37,7 +37,7 @@ class Models:
     def __init__(self, records: Iterable[dict]):
         records = list(records)
         self.runs = known_runs(records)
-        first = {record["group"]: record for record in reversed(records)}
+        first = first_of_groups(records)
         self._of = {(role, group): _model(record, role, self.runs) for role in ROLES for group, record in first.items()}
         self._complete()
         labels: dict[tuple, dict[str, None]] = {}
@@ -122,6 +122,14 @@ class Models:
         return f"{self._label[parts]} ({telling})" if telling else self._label[parts]
 
 
+def first_of_groups(records: Iterable[dict]) -> dict[str, dict]:
+    """{group: its first record}, in the order given."""
+    found: dict[str, dict] = {}
+    for record in records:
+        found.setdefault(record["group"], record)
+    return found
+
+
 def known_runs(records: Iterable[dict]) -> dict[str, dict]:
     """{id: record} of the runs that are there, the teachers that `collect` put beside their students among them."""
     found: dict[str, dict] = {}
@@ -186,7 +194,8 @@ def _model(record: dict, role: str, runs: dict[str, dict]) -> Model | None:
 
 def _parts(node: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     found = flat({"model": {key: value for key, value in node.items() if key not in NOT_ARCHITECTURE}})
-    return tuple(sorted((key.removeprefix("model."), value) for key, value in found.items() if value != "{}"))
+    parts = [(key.removeprefix("model."), value) for key, value in found.items() if value != "{}"]
+    return tuple(sorted(parts, key=lambda part: (part[0] not in ("name", "path"), part)))
 
 
 def _hash(parts: tuple) -> str:

@@ -5,6 +5,7 @@ Rows are methods and columns are teacher -> student pairs unless other keys are 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -265,10 +266,15 @@ class Pivot:
         return row.first["teacher"]["name"], row.first["student"]["name"]
 
     def _ordered(self, columns: Iterable[str]) -> list[str]:
-        """Values of a key as numbers; pairs in the order in which they come."""
-        if self.columns in ("pair", "method", "teacher", "student"):
-            return list(columns)
-        return sorted(columns, key=lambda column: natural(column.partition("=")[2]))
+        """Values of a key as numbers; pairs in the order in which they come, models of one label by what tells them apart."""
+        columns = list(columns)
+        if self.columns == "method":
+            return columns
+        if self.columns not in ("pair", "teacher", "student"):
+            return sorted(columns, key=lambda column: natural(column.partition("=")[2]))
+        plain = {column: re.sub(r" \([^()]*=[^()]*\)", "", column) for column in columns}
+        order = list(dict.fromkeys(plain.values()))
+        return sorted(columns, key=lambda column: (order.index(plain[column]), natural(column)))
 
     def _differences(self, cells: dict[str, dict[str, Cell]]) -> list[str]:
         """Rows of other settings in one column, and rows that are set differently from column to column, as in papers' tables."""

@@ -68,19 +68,21 @@ def _tests(cells: Sequence[Cell]) -> list[str]:
     lines = []
     tested = [cell for cell in cells if cell.test == "t"]
     if tested:
-        several = len({setting(cell.runs) for cell in tested}) > 1
+        several = len({setting(cell.runs, ("recipe", "precision", "dataset")) for cell in tested}) > 1
         family = "the methods of a column" + " with one recipe" * several
         lines.append(
             "against none: mean difference per seed, with its 95 % interval (covers seeds, not other test images)"
         )
-        lines.append(f"=: not significant (paired t test at 5 %, Holm over {family}); (8 seeds): so many would do")
+        needed = any(cell.needed and cell.equal for cell in tested)
+        more = "; in brackets the seeds that would be enough" * needed
+        lines.append(f"=: not significant (paired t test at 5 %, Holm over {family}){more}")
         few = [cell for cell in tested if cell.family * least_sign_flip(cell.pairs) >= 1 - LEVEL]
         if few:
             pairs, most = min(cell.pairs for cell in few), max(cell.family for cell in few)
-            methods = f"{most} methods under Holm need" if most > 1 else "a single method needs"
+            methods = f"{most} methods under Holm need" if most > 1 else "one method needs"
             lines.append(
-                "the t test takes differences to be normal; the exact sign-flip test does not, but with "
-                f"{pairs} seeds it cannot go below p = {least_sign_flip(pairs):.2g}: {methods} {sign_flip_seeds(most)} seeds"
+                f"the t test takes differences to be normal; with {pairs} seeds the exact sign-flip test, which does not, "
+                f"cannot go below p = {least_sign_flip(pairs):.2g}; {methods} {sign_flip_seeds(most)} seeds for it"
             )
     if any(cell.test == "mcnemar" for cell in cells):
         lines.append(

@@ -132,10 +132,7 @@ def _layout(rows: list[list[str]], width: int) -> list[str]:
 
     if gap is None:
         return [
-            line
-            for row in rows
-            for line in ([row[0]] if row[0] else []) + [f"    {numbers(row, '  ')}"]
-            if line.strip()
+            line for row in rows for line in ([row[0]] if row[0] else []) + [f"  {numbers(row, '  ')}"] if line.strip()
         ]
     return [f"{row[0].ljust(wide[0])}{' ' * gap}{numbers(row, ' ' * gap)}" for row in rows]
 
