@@ -155,7 +155,7 @@ def test_the_sign_flip_test_stands_beside_the_t_test():
     assert json.loads(render.as_json(shown))[0]["cells"][1]["p_sign_flip"] == 0.25
     (said,) = [one for one in render.caption(shown[0]) if "sign-flip" in one]
     assert "with 3 seeds" in said
-    assert said.endswith("cannot go below p = 0.25; 2 methods under Holm need 7 seeds for it")
+    assert said.endswith("cannot go below p = 0.25; 2 methods under Holm need 7 seeds")
     made = [make(m, s, 0.8 + s / 100 + (m == "kd") / 50) for m in ("none", "kd") for s in range(6)]
     (table,) = tables(made)
     assert table.cells["kd"]["resnet14 -> resnet8"].p_sign_flip == 0.03125

@@ -69,25 +69,25 @@ def _tests(cells: Sequence[Cell]) -> list[str]:
     tested = [cell for cell in cells if cell.test == "t"]
     if tested:
         several = len({setting(cell.runs, ("recipe", "precision", "dataset")) for cell in tested}) > 1
-        family = "the methods of a column" + " with one recipe" * several
+        family = "one recipe in a column" if several else "a column"
         lines.append(
             "against none: mean difference per seed, with its 95 % interval (covers seeds, not other test images)"
         )
         needed = any(cell.needed and cell.equal for cell in tested)
-        more = "; in brackets the seeds that would be enough" * needed
-        lines.append(f"=: not significant (paired t test at 5 %, Holm over {family}){more}")
+        more = "; in brackets: how many seeds would do" * needed
+        lines.append(f"=: not significant (paired t test, 5 %, Holm over {family}){more}")
         few = [cell for cell in tested if cell.family * least_sign_flip(cell.pairs) >= 1 - LEVEL]
         if few:
             pairs, most = min(cell.pairs for cell in few), max(cell.family for cell in few)
             methods = f"{most} methods under Holm need" if most > 1 else "one method needs"
             lines.append(
-                f"the t test takes differences to be normal; with {pairs} seeds the exact sign-flip test, which does not, "
-                f"cannot go below p = {least_sign_flip(pairs):.2g}; {methods} {sign_flip_seeds(most)} seeds for it"
+                f"the t test takes differences to be normal; with {pairs} seeds the exact sign-flip test cannot go below "
+                f"p = {least_sign_flip(pairs):.2g}; {methods} {sign_flip_seeds(most)} seeds"
             )
     if any(cell.test == "mcnemar" for cell in cells):
         lines.append(
-            "one seed has no interval: p is that of McNemar's exact test on the test images (Holm); =: not significant at 5 %; "
-            "it does not cover the seeds of training"
+            "one seed has no interval: p is that of McNemar's exact test on the test images (Holm; =: not significant at 5 %); "
+            "it covers images, not seeds"
         )
     return lines
 
