@@ -89,8 +89,12 @@ def _changed(states: list[dict[str, Any]], runs: dict[Path, dict[str, Any]]) -> 
 def _print(runs: list[tuple[dict[str, Any], Path]], folder: Path) -> None:
     from rich.console import Console
 
+    from kdrun.report.collect import with_teachers
     from kdrun.report.table import summary
 
+    places = [path for _, path in runs]
+    known = with_teachers([{**record, "folder": str(path)} for record, path in runs])
+    runs = list(zip(known, places, strict=True))
     console = Console(highlight=False)
     console.print()
     console.print(summary([record for record, _ in runs], width=console.width), soft_wrap=True)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import shutil
+from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -17,10 +20,19 @@ from kdrun.cli import run
 from kdrun.engine import record as records
 from kdrun.errors import KdrunError
 from kdrun.report import render
-from kdrun.report.against import beside, compare, published
+from kdrun.report.against import beside, compare, margin, published
 from kdrun.report.collect import collect
 from kdrun.report.pivot import tables
-from kdrun.report.stats import binomial_error, holm, mcnemar, p_value, seeds_needed
+from kdrun.report.stats import (
+    binomial_error,
+    holm,
+    least_sign_flip,
+    mcnemar,
+    p_value,
+    seeds_needed,
+    sign_flip,
+    sign_flip_seeds,
+)
 
 
 def write(root, *made):
@@ -92,6 +104,64 @@ def test_seeds_needed_are_those_of_the_power_tables(size, seeds):
         assert 4 <= seeds_needed(0.0152, 0.0074, 1 - 0.05 / comparisons) <= 10
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 9, 12])
+def test_sign_flips_are_those_of_every_sign(n):
+    """The share of all 2^n signs whose sum is as far from 0, by trying each; whole numbers make many ties."""
+    draw = np.random.default_rng(n)
+    for differences in (draw.normal(0.5, 1, n), draw.integers(-3, 5, n) / 597, draw.integers(0, 2, n) / 10_000):
+        sums = [
+            abs(math.fsum(s * d for s, d in zip(signs, differences, strict=True)))
+            for signs in product((1, -1), repeat=n)
+        ]
+        wanted = sum(total >= abs(math.fsum(differences)) - 1e-12 for total in sums) / 2**n
+        assert sign_flip(list(differences)) == wanted
+
+
+def test_sign_flips_of_known_differences():
+    """Darwin's maize, as in Fisher's book: 863 + 863 of 32,768 signs; the same as scipy's exact permutation test."""
+    darwin = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
+    assert sign_flip(darwin) == pytest.approx(1726 / 32768)
+    found = reference.permutation_test((darwin[:9],), np.mean, permutation_type="samples", n_resamples=np.inf)
+    assert sign_flip(darwin[:9]) == pytest.approx(found.pvalue)
+    assert [sign_flip([0.01] * n) for n in (1, 3, 6)] == [1, 0.25, 0.03125]
+    assert sign_flip([0.1, 0.2, 0.3]) == sign_flip([-0.1, -0.2, -0.3]) == 0.25
+    assert sign_flip([0.1 + 0.2, -0.3]) == 1.0  # 0 but for the last digit
+    assert sign_flip([0.0, 0.0]) == 1.0
+    with pytest.raises(ValueError, match="at least one"):
+        sign_flip([])
+
+
+def test_sign_flips_of_many_pairs_are_drawn():
+    """Beyond 32 pairs random signs of one stream, near the exact share; the smallest p is not 0."""
+    differences = list(np.random.default_rng(1).normal(0.2, 1, 32))
+    assert sign_flip([*differences, 0.0]) == pytest.approx(sign_flip(differences), abs=0.01)
+    assert sign_flip([*differences, 0.0]) == sign_flip([*differences, 0.0])
+    assert 0 < sign_flip([0.1] * 40) < 1e-4
+
+
+def test_seeds_that_a_sign_flip_test_needs():
+    """One method six, ten methods nine; with fewer seeds not even all signs alike are enough."""
+    assert [sign_flip_seeds(methods) for methods in (1, 2, 10, 21)] == [6, 7, 9, 10]
+    for methods in range(1, 30):
+        n = sign_flip_seeds(methods)
+        assert holm([least_sign_flip(n)] * methods)[0] < 0.05 <= holm([least_sign_flip(n - 1)] * methods)[0]
+
+
+def test_the_sign_flip_test_stands_beside_the_t_test():
+    """Uncorrected and under Holm, in CSV and JSON; the caption says when the seeds are too few for it, and no longer when not."""
+    shown = tables(sweep())
+    kd = next(one for one in csv.DictReader(io.StringIO(render.comma(shown))) if one["row"] == "kd")
+    assert (float(kd["p_sign_flip"]), float(kd["p_sign_flip_holm"])) == (0.25, 0.5)
+    assert json.loads(render.as_json(shown))[0]["cells"][1]["p_sign_flip"] == 0.25
+    (said,) = [one for one in render.caption(shown[0]) if "sign-flip" in one]
+    assert "with 3 seeds" in said
+    assert said.endswith("cannot go below p = 0.25; 2 methods under Holm need 7 seeds")
+    made = [make(m, s, 0.8 + s / 100 + (m == "kd") / 50) for m in ("none", "kd") for s in range(6)]
+    (table,) = tables(made)
+    assert table.cells["kd"]["resnet14 -> resnet8"].p_sign_flip == 0.03125
+    assert not any("sign-flip" in one for one in render.caption(table))
+
+
 # Collecting --------------------------------------------------------------------------------------------------------------
 
 
@@ -128,6 +198,27 @@ def test_foreign_and_truncated_records_are_named_and_counted(tmp_path, capsys):
         (["runs", "no.db"], "a study of a search is reported alone", 1),
         (["runs", "--output", "no/such/folder.md"], "--output no/such/folder.md cannot be written (No such file", 1),
         (["runs", "--format", "pdf"], "argument --format: invalid choice: 'pdf'", 2),
+        (
+            ["runs", "--against", "kdzoo_cifar10", "--against", "crd_cifar100"],
+            "--against is given twice (kdzoo_cifar10 and",
+            2,
+        ),
+        *(
+            (
+                ["runs", option, value, f"{option}={value}"],
+                f"{option} is given twice ({value} and {value}); give it once",
+                2,
+            )
+            for option, value in (
+                ("--rows", "pair"),
+                ("--columns", "method"),
+                ("--protocol", "last"),
+                ("--format", "md"),
+                ("--output", "a"),
+                ("--plots", "a"),
+                ("--copy", "a"),
+            )
+        ),
         (["--fromat", "md"], "unrecognized arguments: --fromat", 2),
     ],
 )
@@ -140,6 +231,32 @@ def test_what_cannot_be_reported_is_one_line(arguments, message, status, tmp_pat
     assert len(lines) == 1
     assert lines[0].startswith("kdrun: ")
     assert message in lines[0]
+
+
+def test_no_verb_takes_an_option_twice(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for verb, value in (("report", "md"), ("status", "5")):
+        option = {"report": "--format", "status": "--watch"}[verb]
+        assert run([verb, option, value, option, value]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"kdrun: {option} is given twice")
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, capsys):
+    """In every path that the command takes; nothing is called ~."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for made in sweep():
+        folder = tmp_path / "home/runs/digits" / made["method"][0] / "pair/hash" / f"seed{made['seed']}"
+        folder.mkdir(parents=True)
+        records.write(folder, made)
+    arguments = ["~/runs", "--output", "~/table.md", "--format", "md", "--copy", "~/copy", "--plots", "~/plots"]
+    assert run(["report", *arguments]) == 0
+    assert capsys.readouterr().out.startswith(f"table    {tmp_path}/home/table.md")
+    assert {"runs", "table.md", "copy", "plots"} <= {path.name for path in (tmp_path / "home").iterdir()}
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert run(["report", "~/none.db"]) == 1
+    assert f"{tmp_path}/home/none.db is no study" in capsys.readouterr().err
 
 
 def test_thousands_of_records_are_one_table(tmp_path):
@@ -237,7 +354,7 @@ def test_a_method_without_teacher_stands_in_every_column_of_its_student():
 def test_rows_and_columns_may_be_keys():
     """A sweep over a learning rate: methods by recipe.lr, each against the `none` of its own rate."""
     (table,) = tables([*sweep(lr=0.1), *sweep(lr=0.05)], columns="recipe.lr")
-    assert table.columns == ["recipe.lr=0.1", "recipe.lr=0.05"]
+    assert table.columns == ["recipe.lr=0.05", "recipe.lr=0.1"]
     assert table.cells["kd"]["recipe.lr=0.05"].gain == pytest.approx(0.0103, abs=1e-4)
 
 
@@ -286,7 +403,7 @@ def test_what_is_no_pair_is_told():
 def test_a_row_that_is_set_differently_from_column_to_column_is_told():
     other = sweep()[:3]
     for record in other:
-        record["student"]["name"] = "resnet20"
+        record["student"]["name"] = record["identity"]["student"]["name"] = "resnet20"
         record["group"], record["id"] = "c0", f"c{record['seed']}"
         record["identity"]["method"] = {"kd": {"temperature": 2.0}}
     (table,) = tables([*sweep(), *other])
@@ -354,6 +471,35 @@ def test_published_scores_stand_beside_ours():
     assert 100 * binomial_error(0.93, 10_000) == pytest.approx(0.255, abs=1e-3)
     found = {c.theirs.method: c.verdict for c in compare(tables(cifar()), "kdzoo_cifar10")}
     assert found == {"kd": "inside", "at": "below", "sp": "above"}
+
+
+def test_a_verdicts_margin_is_of_both_means():
+    """Three seeds of deviation 0.001 beside one published score of 93 % on 10,000 images, by hand; their seeds count, too."""
+    cell = next(c for c in compare(tables(cifar()), "kdzoo_cifar10") if c.theirs.method == "kd")
+    assert cell.sd == pytest.approx(0.001)
+    ours = 4.302653 * 0.001 / math.sqrt(3)  # t quantile of two degrees of freedom
+    theirs = 1.96 * math.sqrt(cell.theirs.score * (1 - cell.theirs.score) / 10_000 / (cell.theirs.seeds or 1))
+    assert cell.margin == pytest.approx(math.hypot(ours, theirs), rel=1e-5)
+    five = replace(cell.theirs, seeds=5)
+    assert margin(five, 0.93, 0.001, 3, 10_000) == pytest.approx(
+        math.hypot(ours, 1.96 * binomial_error(five.score, 10_000) / math.sqrt(5)), rel=1e-5
+    )
+    one = margin(replace(five, seeds=None), 0.93, None, 1, 10_000)
+    assert one == pytest.approx(math.hypot(1.96 * 0.0025515, 1.96 * binomial_error(five.score, 10_000)), rel=1e-4)
+
+
+def test_published_scores_are_matched_by_what_models_are_not_by_their_labels():
+    """A label of one's own hides no published score; another model under the name of a published one is not compared."""
+    named, foreign = cifar(), cifar()
+    for record in named:
+        record["student"]["label"], record["teacher"]["label"] = "mine", "big"
+    found = compare(tables(named), "kdzoo_cifar10")
+    assert {c.theirs.method for c in found} == {"kd", "at", "sp"}
+    assert {c.column for c in found} == {"big -> mine"}
+    for record in foreign:
+        record["student"] |= {"name": "import", "label": "resnet20"}
+        record["identity"]["student"] = {"name": "import", "path": "lab:resnet20"}
+    assert compare(tables(foreign), "kdzoo_cifar10") == []
 
 
 def test_best_is_compared_with_best_and_last_with_last():

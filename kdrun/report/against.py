@@ -88,11 +88,12 @@ def compare(tables: list[Table], name: str) -> list[Comparison]:
         )
     found, full = [], full_epochs(recipe_of(name) or "")
     for theirs in cells:
-        column = f"{theirs.teacher} -> {theirs.student}"
         for table in fitting:
+            columns = [column for column, pair in table.pairs.items() if pair == (theirs.teacher, theirs.student)]
             for row, line in table.cells.items():
-                if column in line and line[column].n and called(line[column]) == theirs.method:
-                    found += _beside(theirs, table, row, column, full)
+                for column in columns:
+                    if column in line and line[column].n and called(line[column]) == theirs.method:
+                        found += _beside(theirs, table, row, column, full)
     return found
 
 
@@ -102,12 +103,12 @@ def _beside(theirs: Published, table: Table, row: str, column: str, full: int | 
     if protocol not in cell.mean:
         return []
     ours, sd = cell.mean[protocol], cell.sd[protocol]
-    margin = _margin(theirs, ours, sd, cell.n, table.dataset["test_n"])
+    half = margin(theirs, ours, sd, cell.n, table.dataset["test_n"])
     epochs, data = cell.runs.first["recipe"]["epochs"], table.dataset
     other = f"{epochs} of {full} epochs" if full and full != epochs else ""
     other = other or (f"{data['holdout_n']:,} images held out" if data["holdout_n"] else "")
     sizes = (data["train_n"], data["test_n"])
-    return [Comparison(theirs, data["name"], row, column, protocol, cell.n, epochs, ours, sd, margin, sizes, other)]
+    return [Comparison(theirs, data["label"], row, column, protocol, cell.n, epochs, ours, sd, half, sizes, other)]
 
 
 def beside(tables: list[Table], name: str) -> Plain:
@@ -147,7 +148,7 @@ def called(cell: Cell) -> str:
     return "+".join(first["method"])
 
 
-def _margin(theirs: Published, ours: float, sd: float | None, n: int, images: int) -> float:
+def margin(theirs: Published, ours: float, sd: float | None, n: int, images: int) -> float:
     """1.96 standard errors of the difference: ours over seeds (t quantile), theirs as one score on a test set of this size.
 
     With one seed of ours its error is that of the test set, too; a published mean over n seeds has 1 / sqrt(n) of it.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from kdrun.engine.record import NAME, atomically, read
 from kdrun.errors import KdrunError
@@ -18,11 +19,34 @@ from kdrun.report.groups import name
 from kdrun.report.pivot import Table, tables
 from kdrun.report.trials import trials
 
+GIVEN = "given"  # the options of a command line so far, in argparse's namespace
 FORMATS = ("terminal", "md", "csv", "latex", "json", "html")
 
 
+class Once(argparse.Action):
+    """Keeps an option's value; the option given again is an error: of two values one would be lost without a word."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        given = vars(namespace).setdefault(GIVEN, {})
+        if option_string and self.dest in given:
+            parser.error(f"{option_string} is given twice ({given[self.dest]} and {values}); give it once")
+        given[self.dest] = values
+        setattr(namespace, self.dest, values)
+
+
 class Parser(argparse.ArgumentParser):
-    """A wrong argument is one line and exit code 2, as everywhere in kdrun."""
+    """A wrong argument is one line and exit code 2, as everywhere in kdrun; so is an option that is given twice."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        for action in (None, "store"):
+            self.register("action", action, Once)
 
     def error(self, message: str) -> NoReturn:
         error = KdrunError(f"{message.partition(' (choose')[0]}. {self.format_usage().strip()}")
@@ -59,6 +83,9 @@ def parser() -> Parser:
 def report(arguments: Sequence[str]) -> int:
     """The verb; returns the exit status."""
     asked = parser().parse_args(arguments)
+    asked.folders = [os.path.expanduser(folder) for folder in asked.folders]
+    for key in ("output", "plots", "copy"):
+        setattr(asked, key, getattr(asked, key) and os.path.expanduser(getattr(asked, key)))
     for option, target in (("--plots", asked.plots), ("--copy", asked.copy)):
         if target and Path(target).exists() and not Path(target).is_dir():
             raise KdrunError(f"{option} {target} is a file; give a folder")

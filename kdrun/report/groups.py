@@ -6,26 +6,20 @@ A row is the runs that differ in nothing but the seed. Rows are compared within 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 
-from kdrun.identity import NEUTRAL
+from kdrun.identity import label_of
+from kdrun.report.labels import Settings, Telling, settings
+from kdrun.report.models import Models, flat, teacher_node
 from kdrun.report.stats import paired
-
-# How the keys of an identity are written on the command line, where it is not the same; the order is that of preference.
-TYPED = {
-    "method.": "method.", "task_weight": "loss.task", "recipe.": "recipe.", "teacher.name": "teacher",
-    "teacher.": "teacher.", "precision": "engine.precision", "deterministic": "engine.deterministic",
-}  # fmt: skip
 
 
 @dataclass
 class Row:
     """The done runs of one group. A seed with different results is in `disputed`, and in nothing that is averaged."""
 
-    label: str
+    label: str = ""
     runs: dict[int, dict] = field(default_factory=dict)
     disputed: dict[int, list[dict]] = field(default_factory=dict)
 
@@ -48,6 +42,8 @@ class Block:
 
     records: list[dict]  # all of them, the unfinished ones too
     rows: list[Row]
+    models: Models | None = None  # what their teachers and students are called
+    notes: list[str] = field(default_factory=list)  # what a reader must know of its rows
 
     @property
     def done(self) -> list[dict]:
@@ -56,15 +52,34 @@ class Block:
     def baseline_of(self, row: Row) -> Row | None:
         return nearest(row, [other for other in self.rows if other.baseline and setting(other) == setting(row)])
 
+    def why_alone(self, row: Row) -> str:
+        return why_alone(row, [other for other in self.rows if other.baseline])
 
-def setting(row: Row) -> str:
-    """What a row and its baseline share: student, data, recipe and precision."""
+
+SHARED = {"recipe": "recipe", "precision": "precision", "dataset": "data settings", "student": "student"}
+
+
+def setting(row: Row, keys: Iterable[str] = SHARED) -> str:
+    """What a row and its baseline share: student, data, recipe and precision. What its tensors are called does not count."""
     identity = row.first["identity"]
-    shared = [
-        row.first["student"]["name"],
-        *(identity.get(key) for key in ("student", "dataset", "recipe", "precision")),
-    ]
-    return json.dumps(shared, sort_keys=True)
+    student = {key: value for key, value in (identity.get("student") or {}).items() if key != "taps"}
+    shared = {
+        "dataset": identity.get("dataset"),
+        "recipe": identity.get("recipe"),
+        "precision": identity.get("precision"),
+    }
+    shared["student"] = [row.first["student"]["name"], student]
+    return json.dumps([shared[key] for key in keys], sort_keys=True)
+
+
+def why_alone(row: Row, baselines: Sequence[Row]) -> str:
+    """Why a row is compared with none of these baselines: the first thing that no one of them shares with it."""
+    if not baselines:
+        return "no baseline"
+    for key, what in SHARED.items():
+        if all(setting(row, [key]) != setting(other, [key]) for other in baselines):
+            return f"no baseline with the same {what}"
+    return "no baseline with the same settings"
 
 
 def nearest(row: Row, baselines: list[Row]) -> Row | None:
@@ -80,32 +95,56 @@ def nearest(row: Row, baselines: list[Row]) -> Row | None:
 def blocks(records: list[dict]) -> list[Block]:
     """Sort records into blocks and rows, in the order in which they come. Runs that only taught get no block."""
     teachers = {record["teacher"]["run_id"] for record in records if record["teacher"]}
-    sorted_records: dict[str, list[dict]] = {}
+    models = Models(records)
+    sorted_records: dict[tuple, list[dict]] = {}
     for record in records:
-        data, identity = record["dataset"], record["identity"]
-        key = [data["name"], data["checksum"], data["train_n"], data["holdout_n"], identity.get("dataset")]
-        key += [record["student"]["name"], identity.get("student")]
-        sorted_records.setdefault(json.dumps(key, sort_keys=True), []).append(record)
-    return [
-        Block(members, rows_of(members))
-        for members in sorted_records.values()
-        if not all(record["id"] in teachers for record in members)
-    ]
+        key = (*data_key(record), models.key(record, "student"))
+        sorted_records.setdefault(key, []).append(record)
+    found = []
+    for members in sorted_records.values():
+        if not all(record["id"] in teachers for record in members):
+            rows, telling = rows_of(members, models)
+            found.append(Block(members, rows, models, [*telling.notes, *models.notes(members)]))
+    return found
+
+
+def data_key(record: dict) -> tuple:
+    """What the rows of one table share: the images that are trained on and tested on."""
+    return tuple(record["dataset"][key] for key in ("name", "checksum", "train_n", "holdout_n"))
 
 
 def teachers(block: Block) -> list[tuple[str, dict, str]]:
     """(label, teacher, column) of each teacher with a score; the column says which of its epochs taught."""
+    runs = [run for run in block.done if run["teacher"] and run["teacher"]["score"] is not None]
     found: dict[str, tuple[dict, str]] = {}
-    for run in block.done:
-        if run["teacher"] and run["teacher"]["score"] is not None:
-            asked = run["identity"].get("teacher")
-            best = isinstance(asked, dict) and asked.get("weights") == "best"
-            found.setdefault(run["teacher"]["sha256"], (run["teacher"], "best" if best else "last"))
-    names = Counter(teacher["name"] for teacher, _ in found.values())
-    return [
-        (f"teacher {teacher['name']}{f' [{sha[:6]}]' if names[teacher['name']] > 1 else ''}", teacher, column)
-        for sha, (teacher, column) in found.items()
-    ]
+    for run in runs:
+        best = teacher_node(run).get("weights") == "best"
+        found.setdefault(run["teacher"]["sha256"], (run["teacher"], "best" if best else "last"))
+    names = teacher_names(runs)
+    return [(f"teacher {names[sha]}", teacher, column) for sha, (teacher, column) in found.items()]
+
+
+def teacher_names(runs: Iterable[dict]) -> dict[str, str]:
+    """{sha256 of its weights: what it is called}; teachers of one model are told apart by the settings in which they differ."""
+    by_weights = {run["teacher"]["sha256"]: run for run in runs if run["teacher"]}
+    models = Models(by_weights.values())
+    own = settings(by_weights.values(), models)
+    rivals: dict[str | None, list[str]] = {}
+    for sha, run in by_weights.items():
+        rivals.setdefault(models.called(run, "teacher"), []).append(sha)
+    found = {}
+    for called, members in rivals.items():
+        values = {sha: own[by_weights[sha]["group"]].values for sha in members}
+        keys = [key for key in next(iter(values.values())) if key.startswith("teacher.")]
+        keys = [key for key in keys if len({one.get(key) for one in values.values()}) > 1]
+        told = {
+            sha: ", ".join(f"{k.removeprefix('teacher.')}={v[k]}" for k in keys if k in v) for sha, v in values.items()
+        }
+        for sha, text in told.items():
+            text = text if list(told.values()).count(text) == 1 else f"{text}, sha256={sha[:8]}".removeprefix(", ")
+            more = f"{str(called)[:-1]}, {text})" if str(called).endswith(")") else f"{called} ({text})"
+            found[sha] = more if len(members) > 1 else str(called)
+    return found
 
 
 def difference(row: Row, base: Row, column: str) -> tuple[int, float, float | None, float | None, list[float]]:
@@ -146,8 +185,10 @@ def notes(rows: Sequence[Row], base_of: Callable[[Row], Row | None]) -> list[str
             found.append(f"{said}; all are left out of the mean")
         base = base_of(row)
         for seed, other in base.runs.items() if base else ():
-            if seed in row.runs and not is_pair(row.runs[seed], other):
-                found.append(f"{row.label} seed {seed} and none began from different weights: not a pair, left out")
+            if base and seed in row.runs and not is_pair(row.runs[seed], other):
+                found.append(
+                    f"{row.label} seed {seed} and {base.label} began from different weights: not a pair, left out"
+                )
     mixed = _mixed([run for row in rows for run in row.runs.values()])
     return found + ([f"this table mixes different {', '.join(mixed)}"] if mixed else [])
 
@@ -156,15 +197,16 @@ def _mixed(runs: Iterable[dict]) -> list[str]:
     """What runs do not share and should, with the values where they can be read."""
     found: dict[str, set[str]] = {}
     for run in runs:
+        own = json.dumps(run["identity"].get("student"), sort_keys=True)  # other models have sources of their own
         values = {
             "devices": run["engine"]["device"], "precisions": run["engine"]["precision"],
             "versions of torch": run["versions"].get("torch"), "versions of kdrun": run["versions"].get("kdrun"),
-            f"sources of {run['student']['name']}": run["code"]["student"],
+            f"sources of {label_of(run, 'student')}\0{own}": run["code"]["student"],
             **{f"sources of {method}": sha for method, sha in run["code"]["method"].items()},
         }  # fmt: skip
         if run["teacher"]:
             asked = json.dumps(run["identity"].get("teacher"), sort_keys=True)
-            values[f"weights of teacher {run['teacher']['name']}\0{asked}"] = run["teacher"]["sha256"]
+            values[f"weights of teacher {label_of(run, 'teacher')}\0{asked}"] = run["teacher"]["sha256"]
         for what, value in values.items():
             found.setdefault(what, set()).add(str(value))
     return [
@@ -179,9 +221,8 @@ def is_pair(run: dict, other: dict) -> bool:
     return run["student"]["init_sha256"] == other["student"]["init_sha256"]
 
 
-def rows_of(records: list[dict]) -> list[Row]:
-    """The done runs by group. Copies of one result count once; different results of one identity are not averaged."""
-    names = labels(records)
+def gather(records: Iterable[dict]) -> list[Row]:
+    """The done runs by group, not named yet. Copies of one result count once; different results of one identity are not averaged."""
     found: dict[str, dict[int, list[dict]]] = {}
     for record in records:
         if record["status"] == "done":
@@ -189,15 +230,43 @@ def rows_of(records: list[dict]) -> list[Row]:
             if _result(record) not in map(_result, results):
                 results.append(record)
     rows = []
-    for group, seeds in found.items():
-        row = Row(names[group])
+    for seeds in found.values():
+        row = Row()
         for seed, results in seeds.items():
             if len(results) == 1:
                 row.runs[seed] = results[0]
             else:
                 row.disputed[seed] = results
         rows.append(row)
-    return sorted(rows, key=lambda row: not row.baseline)  # stable: else in the order given
+    return rows
+
+
+def rows_of(records: list[dict], models: Models) -> tuple[list[Row], Telling]:
+    """The rows of records that stand in one column, named and in order; and what tells them apart."""
+    rows = gather(records)
+    own = settings([row.first for row in rows], models)
+    telling = Telling([list(own.values())])
+    for row in rows:
+        row.label = telling.label(own[row.first["group"]])
+    return in_order(rows, own, telling), telling
+
+
+def in_order(rows: Sequence[Row], own: dict[str, Settings], telling: Telling) -> list[Row]:
+    """Baselines first, then method by method in the order given; the rows of one method by their values, as numbers."""
+    methods = list(dict.fromkeys(own[row.first["group"]].method for row in rows))
+
+    def place(row: Row) -> tuple:
+        one = own[row.first["group"]]
+        return not row.baseline, methods.index(one.method), telling.order(one)
+
+    return sorted(rows, key=place)
+
+
+def labels(records: list[dict]) -> dict[str, str]:
+    """{group: label} of records that stand in one column: `kd (temperature=2)`."""
+    own = settings(records, Models(records))
+    telling = Telling([list(own.values())])
+    return {group: telling.label(own[group]) for group in dict.fromkeys(record["group"] for record in records)}
 
 
 def _result(record: dict) -> tuple:
@@ -210,65 +279,5 @@ def score(record: dict, column: str) -> float | None:
     return chosen and chosen["test_score" if column == "holdout" else "score"]
 
 
-def labels(records: list[dict]) -> dict[str, str]:
-    """{group: label}: the methods joined by +, and the fewest keys that tell its groups apart: `kd (temperature=2)`."""
-    groups = {record["group"]: record for record in records}
-    by_method: dict[str, dict[str, dict[str, str]]] = {}  # label -> group -> what it was asked for
-    for group, record in groups.items():
-        by_method.setdefault("+".join(record["method"]), {})[group] = flat(record["identity"])
-    neutral = {key: str(value) for key, value in NEUTRAL.items()}  # what an identity leaves out
-    told: dict[str, str] = {}
-    for label, rivals in by_method.items():
-        keys = _telling(list(rivals.values()))
-        for group, own in rivals.items():
-            method = groups[group]["method"]
-            shown = [f"{_typed(key, method)}={_short(own.get(key, neutral.get(key, '-')))}" for key in keys]
-            told[group] = f"{label} ({', '.join(shown)})" if shown else label
-    found = {group: told[group] for group in groups}  # in the order of the records
-    repeated = {label for label, count in Counter(found.values()).items() if count > 1}
-    return {group: f"{label} [{group[:6]}]" if label in repeated else label for group, label in found.items()}
-
-
-def _telling(rivals: list[dict[str, str]]) -> Sequence[str]:
-    """The fewest keys, two at most, whose values tell all rivals apart; if none do, the two that tell most apart."""
-
-    def told(keys: Sequence[str]) -> int:
-        return len({tuple(rival.get(key, "-") for key in keys) for rival in rivals})
-
-    keys = sorted((key for key in {key for rival in rivals for key in rival} if told([key]) > 1), key=_rank)
-    for choice in [(), *((key,) for key in keys), *combinations(keys, 2)]:
-        if told(choice) == len(rivals):
-            return choice
-    return max([keys[:1], *combinations(keys, 2)], key=told)
-
-
-def _rank(key: str) -> tuple:
-    """A variant says most; then a method's own numbers before its lists and schedules, then the rest in TYPED's order."""
-    kind = next((i for i, start in enumerate(TYPED) if key.startswith(start)), len(TYPED))
-    plain = not any(part in key for part in (".taps", ".stages.", ".schedules.", "teacher.run"))
-    return not key.endswith(".variant"), not plain, kind, ".weights." in key, key
-
-
-def _typed(key: str, methods: list[str]) -> str:
-    start, typed = next(((s, t) for s, t in TYPED.items() if key.startswith(s)), ("", ""))
-    return (typed + key.removeprefix(start)).removeprefix(f"method.{methods[0]}.").removeprefix("method.")
-
-
-def flat(identity: dict, prefix: str = "") -> dict[str, str]:
-    """{dotted key: value as text} of an identity, without its seed and schema number."""
-    found: dict[str, str] = {}
-    for key, value in identity.items():
-        if isinstance(value, dict) and value:
-            found |= flat(value, f"{prefix}{key}.")
-        elif prefix or key not in ("seed", "schema"):
-            is_number = isinstance(value, float) and value.is_integer()  # 4 and 4.0 are one number
-            found[prefix + key] = str(int(value) if is_number else value).replace("'", "").replace(", ", ",")
-    return found
-
-
-def _short(value: str) -> str:
-    return value if len(value) <= 12 else f"{value[:8]}..."
-
-
 def name(record: dict) -> str:
-    return f"{'+'.join(record['method'])} {record['student']['name']} seed {record['seed']}"
+    return f"{'+'.join(record['method'])} {label_of(record, 'student')} seed {record['seed']}"

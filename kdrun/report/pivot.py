@@ -5,17 +5,43 @@ Rows are methods and columns are teacher -> student pairs unless other keys are 
 
 from __future__ import annotations
 
-import json
+import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from kdrun.errors import KdrunError, choices
-from kdrun.report.groups import Row, difference, flat, is_pair, labels, nearest, notes, resolution, rows_of, setting
-from kdrun.report.stats import binomial_error, deviation, holm, mcnemar, mean_sd, p_value, paired, seeds_needed
+from kdrun.identity import label_of
+from kdrun.report.groups import (
+    Row,
+    data_key,
+    difference,
+    gather,
+    in_order,
+    is_pair,
+    nearest,
+    notes,
+    resolution,
+    setting,
+    teacher_names,
+    why_alone,
+)
+from kdrun.report.labels import ABSENT, Settings, Telling, natural, settings
+from kdrun.report.models import Models, flat
+from kdrun.report.stats import (
+    binomial_error,
+    deviation,
+    holm,
+    mcnemar,
+    mean_sd,
+    p_value,
+    paired,
+    seeds_needed,
+    sign_flip,
+)
 
 LEVEL = 0.95
 
@@ -24,7 +50,8 @@ LEVEL = 0.95
 class Cell:
     """The finished runs of one group, and how they compare with the baseline of the same seeds.
 
-    Scores are fractions. `equal` is None without a comparison; `p` is corrected by Holm for the methods of the column.
+    Scores are fractions. `equal` is None without a comparison; `p` is corrected by Holm for its family: the rows of its column
+    with the same baseline settings (recipe, data, precision).
     """
 
     runs: Row
@@ -32,12 +59,16 @@ class Cell:
     n: int = 0
     mean: dict[str, float] = field(default_factory=dict)  # by protocol
     sd: dict[str, float | None] = field(default_factory=dict)
+    alone: str = ""  # why it is compared with nothing
     pairs: int = 0
     gain: float | None = None
     low: float | None = None
     high: float | None = None
     p: float | None = None
     test: str = ""  # what p comes from: "t" over paired seeds, "mcnemar" on the test images of one seed
+    p_sign_flip: float | None = None  # of the exact sign-flip test over paired seeds, uncorrected
+    p_sign_flip_holm: float | None = None  # the same, corrected as p is
+    family: int = 0  # how many comparisons p is corrected for
     spread: float | None = None  # standard deviation of the differences
     equal: bool | None = None
     needed: int | None = None  # paired seeds that would tell this difference apart
@@ -57,13 +88,14 @@ class Cell:
 class Table:
     """One dataset's table: cells[row][column]."""
 
-    dataset: dict[str, Any]
+    dataset: dict[str, Any]  # as in a record; "label": what it is called, unlike all other tables' data
     columns: list[str]
     cells: dict[str, dict[str, Cell]]
     protocol: str
     runs: list[dict]  # the done runs that stand in it
     unfinished: list[dict]
     notes: list[str] = field(default_factory=list)  # what a reader must know before trusting it
+    pairs: dict[str, tuple[str, str]] = field(default_factory=dict)  # {column: names of its teacher and its student}
 
     @property
     def seeds(self) -> list[int]:
@@ -73,7 +105,7 @@ class Table:
 def tables(
     records: list[dict], *, rows: str = "method", columns: str = "pair", protocol: str | None = None
 ) -> list[Table]:
-    """A table per dataset. `rows` and `columns` are "method", "pair" or a key of the identity, as recipe.lr.
+    """A table per dataset. `rows` and `columns` are "method", "pair" or a key of the config, as recipe.lr or teacher.seed.
 
     `protocol`: last, best or holdout; by default what all records agree on, else last. KdrunError for a key that no run has.
     """
@@ -81,109 +113,195 @@ def tables(
     protocol = protocol or (asked.pop() if len(asked) == 1 else "last")
     if protocol == "holdout" and not any(record["holdout"] for record in records):
         raise KdrunError("no run here has a holdout; --protocol last or best, or train with dataset.holdout=N")
+    models = Models(records)
+    own = settings(records, models)
+    _check_keys({rows, columns}, records, own)
     teachers = {record["teacher"]["run_id"] for record in records if record["teacher"]}
-    taught = {record["student"]["name"] for record in records if record["method"] != ["none"]}
-    # A teacher's run is a baseline, too, where its model is some other run's student.
-    students = [
-        r for r in records if r["id"] not in teachers or r["method"] != ["none"] or r["student"]["name"] in taught
-    ]
-    for key in {rows, columns} - {"method", "pair"}:
-        known = {name for record in records for name in flat(record["identity"])}
+    taught = {models.key(record, "student") for record in records if record["method"] != ["none"]}
+    by_data: dict[tuple, list[dict]] = {}
+    for record in records:
+        # A teacher's run is a baseline, too, where its model is some other run's student.
+        is_only_teacher = record["id"] in teachers and record["method"] == ["none"]
+        if not is_only_teacher or models.key(record, "student") in taught:
+            by_data.setdefault(data_key(record), []).append(record)
+    names = _data_names([members[0] for members in by_data.values()])
+    found = []
+    for members, name in zip(by_data.values(), names, strict=True):
+        table = Pivot(members, rows, columns, models, own).table(protocol)
+        table.dataset = {**table.dataset, "label": name}
+        found.append(table)
+    return found
+
+
+def _check_keys(keys: set[str], records: list[dict], own: dict[str, Settings]) -> None:
+    for key in keys - {"method", "pair"}:
+        known = {name for one in own.values() for name in one.values}
+        known |= {name for record in records for name in flat(record["identity"])}
         if key not in known:
             near = choices(key, known).partition("Choices:")[0]
             raise KdrunError(
                 f"no key '{key}' in these runs. {near}Keys are those of a config, as recipe.lr; or say method, or pair"
             )
-    by_data: dict[str, list[dict]] = {}
-    for record in students:
-        data = record["dataset"]
-        key = json.dumps([data[name] for name in ("name", "checksum", "train_n", "holdout_n")])
-        by_data.setdefault(key, []).append(record)
-    return [_table(members, rows, columns, protocol) for members in by_data.values()]
 
 
-def _table(records: list[dict], rows: str, columns: str, protocol: str) -> Table:
-    groups = rows_of(records)
-    pairs = {id(row): _pair(row.first) for row in groups}
-    settings = {id(row): setting(row) for row in groups}
-    alone: dict[str, list[Row]] = {}  # baselines by setting
-    beside: dict[str, dict[str, None]] = {}  # the pairs of a setting, in order
-    for row in groups:
-        if row.baseline:
-            alone.setdefault(settings[id(row)], []).append(row)
-        if "->" in pairs[id(row)]:
-            beside.setdefault(settings[id(row)], {})[pairs[id(row)]] = None
-    bases = {id(row): nearest(row, alone.get(settings[id(row)], [])) for row in groups}
-    home = pairs if columns == "pair" else {id(row): _value(row.first, columns) for row in groups}
-    names = _names(groups, rows, home)
-    found: dict[str, dict[str, Cell]] = {}
-    order: dict[str, None] = {}
-    for row in groups:
-        where = [home[id(row)]]
-        if columns == "pair" and "->" not in pairs[id(row)]:  # without a teacher: beside every teacher of its student
-            where = list(beside.get(settings[id(row)], where))
-        base = bases[id(row)]
-        for column in where:
-            order[column] = None
-            label = names[id(row)]
-            if column in found.get(label, {}):  # another group of that name: the hash tells them apart
-                label = f"{label} [{row.first['group'][:6]}]"
-            found.setdefault(label, {})[column] = _cell(row, base, protocol)
-    for column in order:
-        _correct([line[column] for line in found.values() if column in line])
-    done = [run for row in groups for run in row.runs.values()]
-    ranked = dict(sorted(found.items(), key=lambda item: not _is_baseline(item[1])))
-    unfinished = [record for record in records if record["status"] != "done"]
-    said = notes(groups, lambda row: bases[id(row)]) + _unlike(ranked)
-    return Table(records[0]["dataset"], [*order], ranked, protocol, done, unfinished, said)
-
-
-def _unlike(cells: dict[str, dict[str, Cell]]) -> list[str]:
-    """Rows whose method is set differently from column to column, as the tables of papers do."""
+def _data_names(firsts: list[dict]) -> list[str]:
+    """What the data of each table is called: its label, and where another table has that too, what tells them apart."""
+    labels = [label_of(record, "dataset") for record in firsts]
     found = []
-    for label, line in cells.items():
-        asked = [flat(cell.runs.first["identity"].get("method") or {}, "method.") for cell in line.values()]
-        keys = sorted(key for key in {key for one in asked for key in one} if len({one.get(key) for one in asked}) > 1)
-        if keys and not any(cell.baseline for cell in line.values()):
-            found.append(
-                f"{label} is set differently from column to column: {', '.join(keys[:3])}{' ...' * (len(keys) > 3)}"
-            )
+    for label, record in zip(labels, firsts, strict=True):
+        rivals = [other["dataset"] for name, other in zip(labels, firsts, strict=True) if name == label]
+        keys = [key for key in ("name", "train_n", "holdout_n", "test_n") if len({data[key] for data in rivals}) > 1]
+        told = [f"{key}={record['dataset'][key]}" for key in keys]
+        if sum(all(data[key] == record["dataset"][key] for key in keys) for data in rivals) > 1:
+            told.append(f"checksum={record['dataset']['checksum'][:8]}")
+        found.append(f"{label} ({', '.join(told)})" if told else label)
     return found
 
 
-def _is_baseline(line: dict[str, Cell]) -> bool:
-    return all(cell.baseline for cell in line.values())
+class Pivot:
+    """The rows of one dataset, sorted into columns, named and compared."""
 
+    def __init__(self, records: list[dict], rows: str, columns: str, models: Models, own: dict[str, Settings]):
+        self.records, self.rows, self.columns = records, rows, columns
+        self.models, self.own = models, own
+        self.groups = gather(records)
+        self.settings = {id(row): setting(row) for row in self.groups}
+        self.homes = self._homes()
+        members: dict[str, list[Settings]] = {}
+        for row in self.groups:
+            for column in self.homes[id(row)]:
+                members.setdefault(column, []).append(self._own(row))
+        self.telling = Telling(members.values(), {rows, columns})
+        for row in self.groups:
+            row.label = self.telling.label(self._own(row))
+        self.groups = in_order(self.groups, own, self.telling)
+        if rows != "method":
+            self._rename()
 
-def _pair(record: dict) -> str:
-    """teacher -> student; the student alone without a teacher."""
-    peers = record["identity"].get("teacher") if record["teacher"] is None else None
-    name = record["teacher"]["name"] if record["teacher"] else None
-    if name is None and isinstance(peers, dict):  # peers of mutual learning
-        name = peers.get("name")
-    return f"{name} -> {record['student']['name']}" if name else record["student"]["name"]
+    def _own(self, row: Row) -> Settings:
+        return self.own[row.first["group"]]
 
+    def _value(self, row: Row, key: str) -> str | None:
+        """What a row or a column is called by its value of a key; None where the row has no such key."""
+        if key == "method":
+            return self._own(row).method
+        if key in ("teacher", "student"):
+            return self.models.called(row.first, key)
+        values = {**flat(row.first["identity"]), **self._own(row).values}
+        value = values.get(key, self._own(row).get(key))
+        return None if value == ABSENT else f"{key}={value}"
 
-def _names(groups: list[Row], rows: str, home: dict[int, str]) -> dict[int, str]:
-    """What each group is called: the value of the key asked for, or its method and what tells it from others of its column."""
-    if rows == "pair":
-        return {id(row): _pair(row.first) for row in groups}
-    found: dict[int, str] = {}
-    columns: dict[str, list[Row]] = {}
-    for row in groups:
-        columns.setdefault(home[id(row)], []).append(row)
-    for members in columns.values():
-        told = labels([row.first for row in members])
-        found |= {id(row): told[row.first["group"]] for row in members}
-    if rows == "method":
+    def _homes(self) -> dict[int, list[str]]:
+        """The columns of every row. A row without a teacher, or without the key, stands beside every other of its setting."""
+        is_pair_table = self.columns == "pair"
+        own: dict[int, str | None] = {}
+        for row in self.groups:
+            if is_pair_table:
+                own[id(row)] = self.models.pair(row.first) if self.models.key(row.first, "teacher") else None
+            else:
+                own[id(row)] = self._value(row, self.columns)
+        found = {}
+        for row in self.groups:
+            home = own[id(row)]
+            found[id(row)] = [home] if home is not None else self._beside(row, own)
         return found
-    values = {id(row): _value(row.first, rows) for row in groups}
-    shared = Counter((home[id(row)], values[id(row)]) for row in groups)
-    return {key: value if shared[home[key], value] == 1 else f"{value}, {found[key]}" for key, value in values.items()}
 
+    def _beside(self, row: Row, own: dict[int, str | None]) -> list[str]:
+        """The columns of the same setting, else of the same student, else one of its own."""
+        student = self.models.key(row.first, "student")
+        like = [other for other in self.groups if self.models.key(other.first, "student") == student]
+        same = [other for other in like if self.settings[id(other)] == self.settings[id(row)]]
+        for others in (same, like):
+            columns = {column: None for other in others if (column := own[id(other)]) is not None}
+            if columns:
+                return list(columns)
+        return [self.models.pair(row.first) if self.columns == "pair" else f"{self.columns}={ABSENT}"]
 
-def _value(record: dict, key: str) -> str:
-    return "+".join(record["method"]) if key == "method" else f"{key}={flat(record['identity']).get(key, '-')}"
+    def _rename(self) -> None:
+        """Rows stand for a pair or a key: its value, and the method and its settings where a column has several rows of it."""
+        pair = self.rows == "pair"
+        values = {id(row): self.models.pair(row.first) if pair else self._value(row, self.rows) for row in self.groups}
+        shared = Counter((values[id(row)], column) for row in self.groups for column in self.homes[id(row)])
+        several = {value for (value, _), count in shared.items() if count > 1}
+        for row in self.groups:
+            value = values[id(row)]
+            row.label = row.label if value is None else f"{value}, {row.label}" if value in several else value
+        if not pair:
+            self.groups.sort(key=lambda row: (not row.baseline, natural(values[id(row)] or ABSENT)))
+
+    def table(self, protocol: str) -> Table:
+        bases = {id(row): self._base(row) for row in self.groups}
+        baselines = [row for row in self.groups if row.baseline]
+        cells: dict[str, dict[str, Cell]] = {}
+        families: dict[tuple[str, str], list[Cell]] = {}
+        for row in self.groups:
+            cell = _cell(row, bases[id(row)], protocol)
+            if not row.baseline and cell.base is None and baselines:
+                cell.alone = why_alone(row, baselines)
+            for column in self.homes[id(row)]:
+                cells.setdefault(row.label, {})[column] = one = replace(cell)
+                families.setdefault((column, self.settings[id(row)]), []).append(one)
+        for family in families.values():
+            _correct(family)
+        ranked = dict(sorted(cells.items(), key=lambda item: not all(cell.baseline for cell in item[1].values())))
+        columns = self._ordered(dict.fromkeys(column for row in self.groups for column in self.homes[id(row)]))
+        table = Table(
+            self.records[0]["dataset"], columns, ranked, protocol,
+            [run for row in self.groups for run in row.runs.values()],
+            [record for record in self.records if record["status"] != "done"],
+        )  # fmt: skip
+        table.notes = [*notes(self.groups, lambda row: bases[id(row)]), *self._differences(ranked)]
+        table.notes += self.models.notes([row.first for row in self.groups])
+        if self.columns == "pair":
+            table.pairs = {
+                c: self._pair(row) for row in self.groups if row.first["teacher"] for c in self.homes[id(row)]
+            }
+        return table
+
+    def _base(self, row: Row) -> Row | None:
+        mine = self.settings[id(row)]
+        return nearest(row, [other for other in self.groups if other.baseline and self.settings[id(other)] == mine])
+
+    def _pair(self, row: Row) -> tuple[str, str]:
+        return row.first["teacher"]["name"], row.first["student"]["name"]
+
+    def _ordered(self, columns: Iterable[str]) -> list[str]:
+        """Values of a key as numbers; pairs in the order in which they come, models of one label by what tells them apart."""
+        columns = list(columns)
+        if self.columns == "method":
+            return columns
+        if self.columns not in ("pair", "teacher", "student"):
+            return sorted(columns, key=lambda column: natural(column.partition("=")[2]))
+        plain = {column: re.sub(r" \([^()]*=[^()]*\)", "", column) for column in columns}
+        order = list(dict.fromkeys(plain.values()))
+        return sorted(columns, key=lambda column: (order.index(plain[column]), natural(column)))
+
+    def _differences(self, cells: dict[str, dict[str, Cell]]) -> list[str]:
+        """Rows of other settings in one column, and rows that are set differently from column to column, as in papers' tables."""
+        found = list(self.telling.notes)
+        everywhere: dict[str, None] = {}
+        for label, line in cells.items():
+            own = {cell.runs.first["group"]: self._own(cell.runs) for cell in line.values()}.values()
+            keys = [key for key in self.telling.keys if len({one.get(key) for one in own if self._has(one, key)}) > 1]
+            mine = [key for key in keys if key.startswith(("method.", "loss."))]
+            everywhere |= dict.fromkeys(key for key in keys if key not in mine and not self._is_model(key))
+            if mine:
+                more = " ..." * (len(mine) > 3)
+                found.append(f"{label} is set differently from column to column: {', '.join(mine[:3])}{more}")
+        if everywhere:
+            found.append(f"columns differ in {', '.join(everywhere)}: compare within a column")
+        return found
+
+    def _has(self, one: Settings, key: str) -> bool:
+        """Whether a key can be compared in a row: one of another method, or of a teacher, may not be there at all."""
+        return key in one.values or one.get(key) != ABSENT or not key.startswith("teacher")
+
+    def _is_model(self, key: str) -> bool:
+        """What a column says already, or what its teachers cannot share with those of another."""
+        role, _, rest = key.partition(".")
+        if role not in ("teacher", "student") or self.columns not in ("pair", role):
+            return False
+        return not rest.startswith(("seed", "recipe", "weights"))
 
 
 def _cell(row: Row, base: Row | None, protocol: str) -> Cell:
@@ -209,6 +327,7 @@ def _cell(row: Row, base: Row | None, protocol: str) -> Cell:
             cell.gain = gain
         if cell.pairs > 1:
             cell.p, cell.test = p_value(differences, [0.0] * len(differences), resolution(row)), "t"
+            cell.p_sign_flip = sign_flip(differences)
             cell.spread = deviation(differences, resolution(row))
         elif cell.pairs == 1 and protocol == "last":
             (seed,) = [s for s in row.runs if s in base.runs and is_pair(row.runs[s], base.runs[s])]
@@ -223,15 +342,20 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _correct(cells: list[Cell]) -> None:
-    """Holm over the comparisons of one column; `equal` where a difference cannot be told from 0, and what would tell it.
+    """Holm over the comparisons of one family; `equal` where a difference cannot be told from 0, and what would tell it.
 
     The seeds that would tell are those at the level of the strictest comparison, 5 % over their number.
     """
     compared = [cell for cell in cells if cell.p is not None]
     for cell, p in zip(compared, holm([cell.p for cell in compared if cell.p is not None]), strict=True):
-        cell.p, cell.equal = p, p >= 1 - LEVEL
+        cell.p, cell.equal, cell.family = p, p >= 1 - LEVEL, len(compared)
         if cell.spread is not None and cell.gain is not None:
             cell.needed = seeds_needed(cell.gain, cell.spread, 1 - (1 - LEVEL) / len(compared))
+    flipped = [cell for cell in cells if cell.p_sign_flip is not None]
+    for cell, p in zip(
+        flipped, holm([cell.p_sign_flip for cell in flipped if cell.p_sign_flip is not None]), strict=True
+    ):
+        cell.p_sign_flip_holm = p
 
 
 def one_seed(run: dict, other: dict) -> float | None:
@@ -272,7 +396,8 @@ def interval(cell: Cell, protocol: str, test_n: int) -> tuple[float, float | Non
 
 
 def teachers_of(cells: Iterable[Cell]) -> list[tuple[str, float]]:
-    """(name, score) of the teachers of these cells that have a score."""
-    runs = [run for cell in cells for run in cell.runs.runs.values()]
-    found = {(r["teacher"]["name"], r["teacher"]["score"]) for r in runs if r["teacher"]}
+    """(name, score) of the teachers of these cells that have a score; those of one model by what tells them apart."""
+    runs = [run for cell in cells for run in cell.runs.runs.values() if run["teacher"]]
+    names = teacher_names(runs)
+    found = {(names[run["teacher"]["sha256"]], run["teacher"]["score"]) for run in runs}
     return sorted((name, value) for name, value in found if value is not None)

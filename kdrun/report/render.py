@@ -9,7 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdrun.report.pivot import Cell, Table
+from kdrun.report.groups import labels, setting
+from kdrun.report.pivot import LEVEL, Cell, Table
+from kdrun.report.stats import least_sign_flip, sign_flip_seeds
 from kdrun.report.table import PROTOCOLS, gain_text, percent, spread_text
 from kdrun.tables import full_epochs
 
@@ -24,16 +26,18 @@ LESS = (
 STATES = {"running": "running or killed"}  # a record alone cannot tell; kdrun status can
 FIELDS = (
     "protocol", "recipe", "epochs", "train_n", "test_n", "n", "seeds", "last", "last_sd", "best", "best_sd", "holdout", "holdout_sd",
-    "pairs", "gain", "low", "high", "p", "test", "equal", "seeds_needed", "agreement", "ece", "params", "multiply_adds", "train_s",
+    "pairs", "gain", "low", "high", "p", "test", "p_sign_flip", "p_sign_flip_holm", "equal", "seeds_needed",
+    "agreement", "ece", "params", "multiply_adds", "train_s",
 )  # fmt: skip
 
 
 def caption(table: Table, skipped: int = 0) -> list[str]:
     """What a reader must know: data, protocol, seeds, how differences were tested, and what is missing."""
     data = table.dataset
-    sizes = f"{data['train_n']:,} training and {data['test_n']:,} test images"
+    held = f" ({data['holdout_n']:,} more held out)" if data["holdout_n"] else ""
+    sizes = f"{data['train_n']:,} training{held} and {data['test_n']:,} test images"
     lines = [
-        f"{data['name']}: {sizes}; {' or '.join(sorted({recipe(run) for run in table.runs})) or 'no finished run'}"
+        f"{data['label']}: {sizes}; {' or '.join(sorted({recipe(run) for run in table.runs})) or 'no finished run'}"
     ]
     seeds = table.seeds
     said = (
@@ -42,22 +46,11 @@ def caption(table: Table, skipped: int = 0) -> list[str]:
         else f"seeds {', '.join(map(str, seeds))}: mean ± standard deviation"
     )
     lines.append(f"test accuracy in %, {PROTOCOLS[table.protocol]}{f'; {said}' if seeds else ''}")
-    cells = [cell for line in table.cells.values() for cell in line.values()]
-    tests = {cell.test for cell in cells if cell.test}
-    if "t" in tests:
-        lines.append(
-            "differences to none paired by seed, with 95 % intervals, each for itself, that cover seeds, not another draw of test "
-            "images; = is a difference that a paired t test, corrected for the methods of its column (Holm), cannot tell from 0 at 5 %; "
-            "beside it the paired seeds that would tell it (power 0.8, corrected in the same way)"
-        )
-    if "mcnemar" in tests:
-        lines.append(
-            "one seed has no interval: p is that of McNemar's exact test on the two runs' test images, corrected for the methods of its "
-            "column (Holm), = where it cannot tell them apart at 5 %; it does not cover the seeds of training"
-        )
+    lines += _tests([cell for line in table.cells.values() for cell in line.values()])
     lines += [f"note: {note}" for note in table.notes]
+    names = labels([*table.runs, *table.unfinished]) if table.unfinished else {}
     missing = [
-        f"{'+'.join(r['method'])} seed {r['seed']}: {STATES.get(r['status'], r['status'])}" for r in table.unfinished
+        f"{names[r['group']]} seed {r['seed']}: {STATES.get(r['status'], r['status'])}" for r in table.unfinished
     ]
     if missing:
         lines.append(
@@ -66,6 +59,35 @@ def caption(table: Table, skipped: int = 0) -> list[str]:
     if skipped:
         lines.append(
             f"{skipped} file{'s' * (skipped > 1)} called record.json could not be read and {'are' if skipped > 1 else 'is'} left out"
+        )
+    return lines
+
+
+def _tests(cells: Sequence[Cell]) -> list[str]:
+    """How differences were tested, in short sentences."""
+    lines = []
+    tested = [cell for cell in cells if cell.test == "t"]
+    if tested:
+        several = len({setting(cell.runs, ("recipe", "precision", "dataset")) for cell in tested}) > 1
+        family = "one recipe in a column" if several else "a column"
+        lines.append(
+            "against none: mean difference per seed, with its 95 % interval (covers seeds, not other test images)"
+        )
+        needed = any(cell.needed and cell.equal for cell in tested)
+        more = "; in brackets: how many seeds would do" * needed
+        lines.append(f"=: not significant (paired t test, 5 %, Holm over {family}){more}")
+        few = [cell for cell in tested if cell.family * least_sign_flip(cell.pairs) >= 1 - LEVEL]
+        if few:
+            pairs, most = min(cell.pairs for cell in few), max(cell.family for cell in few)
+            methods = f"{most} methods under Holm need" if most > 1 else "one method needs"
+            lines.append(
+                f"the t test takes differences to be normal; with {pairs} seeds the exact sign-flip test cannot go below "
+                f"p = {least_sign_flip(pairs):.2g}; {methods} {sign_flip_seeds(most)} seeds"
+            )
+    if any(cell.test == "mcnemar" for cell in cells):
+        lines.append(
+            "one seed has no interval: p is that of McNemar's exact test on the test images (Holm; =: not significant at 5 %); "
+            "it covers images, not seeds"
         )
     return lines
 
@@ -121,7 +143,7 @@ def spread(cell: Cell, column: str) -> str:
 def against(cell: Cell) -> str:
     """The difference to the baseline: with its interval, = where it cannot be told from 0, and the seeds that would tell."""
     if cell.gain is None:
-        return ""
+        return cell.alone or ("no seed in common" if cell.base is not None and cell.n else "")
     if cell.low is None:
         tested = f"one seed, {'= ' * bool(cell.equal)}{p_text(cell.p)}" if cell.p is not None else "one seed, untested"
         return gain_text(cell.gain, None, None, tested)
@@ -258,7 +280,7 @@ def long(tables: list[Table]) -> list[dict[str, Any]]:
     for table in tables:
         for label, line in table.cells.items():
             for column, cell in line.items():
-                told = {"row": label, "dataset": table.dataset["name"], "column": column, "protocol": table.protocol}
+                told = {"row": label, "dataset": table.dataset["label"], "column": column, "protocol": table.protocol}
                 found.append({**told, **_numbers(cell, table)})
     return found
 

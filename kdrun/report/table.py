@@ -10,7 +10,10 @@ from collections.abc import Iterable
 
 from rich.text import Text
 
+from kdrun.identity import label_of
 from kdrun.report.groups import Block, Row, blocks, difference, name, notes, score, teachers
+from kdrun.report.labels import natural
+from kdrun.report.models import Models
 from kdrun.report.stats import mean_sd
 
 PROTOCOLS = {
@@ -32,7 +35,8 @@ def summary(records: list[dict], protocol: str | None = None, width: int = 80) -
         if block.rows:
             lines += [(line, "dim") for line in _caption(block, protocol, width)] + [("", "")]
             lines += [(line, "" if number else "bold") for number, line in enumerate(_table(block, protocol, width))]
-            lines += [(f"note: {note}", "yellow") for note in notes(block.rows, block.baseline_of)] + [("", "")]
+            said = [*notes(block.rows, block.baseline_of), *block.notes]
+            lines += [(f"note: {note}", "yellow") for note in said] + [("", "")]
     lines += [(line, "red") for line in _unfinished(records)]
     while lines and not lines[-1][0]:
         lines.pop()
@@ -66,17 +70,18 @@ def _caption(block: Block, protocol: str, width: int) -> list[str]:
     sizes, parts = f"{data['train_n']:,}/{data['test_n']:,}", "train/test"
     if data["holdout_n"]:
         sizes, parts = f"{data['train_n']:,}/{data['holdout_n']:,}/{data['test_n']:,}", "train/holdout/test"
-    names = sorted({run["teacher"]["name"] for run in block.done if run["teacher"]})
+    models = block.models or Models(block.records)
+    names = sorted({str(models.called(run, "teacher")) for run in block.done if run["teacher"]}, key=natural)
     recipes = {(run["recipe"].get("name"), run["recipe"].get("epochs")) for run in block.done}
     recipe, epochs = recipes.pop() if len(recipes) == 1 else (None, None)
     first = [
-        f"{data['name']} {sizes} {parts}",
-        f"{' or '.join(names) or 'no teacher'} -> {student['name']} ({_millions(student['params'])})",
+        f"{label_of(record, 'dataset')} {sizes} {parts}",
+        f"{' or '.join(names) or 'no teacher'} -> {models.called(record, 'student')} ({_millions(student['params'])})",
         ", ".join(filter(None, [recipe, epochs and f"{epochs} epoch{'s' * (epochs != 1)}"])),
     ]
     metric = record["metric"]
     second = [f"{metric['split']} {metric['name']} in %", "mean ± sd of n seeds", PROTOCOLS[protocol]]
-    third = ["[95 % interval], paired by seed", "covers seeds, not another draw of test images"]
+    third = ["[95 % interval], paired by seed", "covers seeds, not other test images"]
     compared = any(block.baseline_of(row) for row in block.rows)
     return [*_fill(first, " | ", width), *_fill(second, ", ", width), *(_fill(third, ": ", width) if compared else [])]
 
@@ -104,7 +109,7 @@ def _table(block: Block, protocol: str, width: int) -> list[str]:
     for row in block.rows:
         if row.runs:
             cells = [_spread(row.scores(column)) for column in columns]
-            rows.append([row.label, str(len(row.runs)), *cells, _against(row, block.baseline_of(row), protocol)])
+            rows.append([row.label, str(len(row.runs)), *cells, _against(block, row, protocol)])
         for seed, results in row.disputed.items():
             for number, run in enumerate(results, start=1):
                 label = f"{row.label} seed {seed}, result {number} of {len(results)}"
@@ -127,10 +132,7 @@ def _layout(rows: list[list[str]], width: int) -> list[str]:
 
     if gap is None:
         return [
-            line
-            for row in rows
-            for line in ([row[0]] if row[0] else []) + [f"    {numbers(row, '  ')}"]
-            if line.strip()
+            line for row in rows for line in ([row[0]] if row[0] else []) + [f"  {numbers(row, '  ')}"] if line.strip()
         ]
     return [f"{row[0].ljust(wide[0])}{' ' * gap}{numbers(row, ' ' * gap)}" for row in rows]
 
@@ -140,11 +142,12 @@ def _spread(scores: Iterable[float]) -> str:
     return spread_text(*mean_sd(scores)) if scores else ""
 
 
-def _against(row: Row, base: Row | None, protocol: str) -> str:
+def _against(block: Block, row: Row, protocol: str) -> str:
     if row.baseline:
         return ""
+    base = block.baseline_of(row)
     if base is None:
-        return "no none like it"
+        return block.why_alone(row)
     n, gain, low, high, _ = difference(row, base, protocol)
     if n == 0:
         return "no seed in common"
