@@ -711,6 +711,29 @@ def test_crd_updates_the_rows_of_the_batch_alone():
     assert ((bank_ND[index_B] * s_BD).sum(1) > (before[index_B] * s_BD).sum(1)).all()
 
 
+def test_crd_momentum_is_what_the_bank_keeps():
+    """momentum 0.9 keeps nine tenths of a row and takes one of the new embedding, by hand; each bank takes its own side's."""
+    bank_ND, s_BD = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 1.0]])
+    update(bank_ND, torch.tensor([0]), s_BD, 0.9)
+    length = (0.9**2 + 0.1**2) ** 0.5
+    torch.testing.assert_close(bank_ND, torch.tensor([[0.9 / length, 0.1 / length], [0.0, 1.0]]))
+
+    distillation, weights = build("crd", momentum=0.9)
+    method, images = distillation.methods["crd"], batch()
+    before = method.bank_student.clone(), method.bank_teacher.clone()
+    step(distillation, {**weights, "crd.contrast": 1e-9, "task": 1e-9})
+    _, s_BD, t_BD, _ = method._pending
+    banks = method.bank_student, method.bank_teacher
+    for old_ND, bank_ND, new_BD in zip(before, banks, (s_BD, t_BD), strict=True):
+        moved_BD = F.normalize(0.9 * old_ND[images["index"]] + 0.1 * new_BD, dim=1)
+        torch.testing.assert_close(bank_ND[images["index"]], moved_BD)
+    assert not torch.allclose(s_BD, t_BD, atol=1e-2)
+    enter(distillation, distillation.stages[0])
+    student, teacher = distillation.run(images)
+    pooled_BD = teacher.taps[0].flatten(1)
+    torch.testing.assert_close(F.normalize(method.embed_teacher(pooled_BD), dim=1), t_BD, rtol=1e-2, atol=1e-3)
+
+
 # Sobolev --------------------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kdrun.methods.adapters import connector
 from kdrun.methods.base import Batch, Method, Pair, Stage, Terms, mean
-from kdrun.methods.checks import check_above, check_choice, feature_maps
+from kdrun.methods.checks import check_choice, check_within, feature_maps
 from kdrun.registry import METHODS
 from kdrun.taps import Output
 
@@ -53,7 +53,7 @@ class AB(Method):
         known = {"code": "means, margin 2, weight 10", "paper": "sums, earlier layers halved"}
         self.variant = check_choice("ab", "variant", variant, known)
         feature_maps("ab", pair)
-        self.margin, self.run = check_above("ab.margin", margin), pair.run
+        self.margin, self.run = check_within("ab.margin", margin, 1e-6, 1e6, "on either side of a boundary"), pair.run
         shapes = zip(pair.student.shapes, pair.teacher.shapes, strict=True)  # type: ignore[union-attr]
         self.connectors = nn.ModuleList(connector(s, t, tail="bn") for s, t in shapes)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kdrun.methods.adapters import connector, same_side
 from kdrun.methods.base import Batch, Method, Pair, Terms, mean
 from kdrun.methods.bounded import unit
-from kdrun.methods.checks import check_above, feature_maps
+from kdrun.methods.checks import check_within, feature_maps
 from kdrun.registry import METHODS
 from kdrun.taps import Output
 
@@ -51,7 +51,7 @@ class AFD(Method):
 
     def build(self, pair: Pair, *, width: float) -> None:
         feature_maps("afd", pair)
-        check_above("afd.width", width, "it is the attention's width as a share of the channels")
+        check_within("afd.width", width, 1e-6, 64, "the attention's width as a share of the channels")
         shapes = list(zip(pair.student.shapes, pair.teacher.shapes, strict=True))  # type: ignore[union-attr]
         self.attentions = nn.ModuleList(ChannelAttention(t[1], max(1, int(t[1] * width))) for _, t in shapes)
         self.connectors = nn.ModuleList(

@@ -45,7 +45,7 @@ class AT(Method):
         known = {"code": "squared mean, weight 1000", "paper": "equation 2"}
         self.variant = check_choice("at", "variant", variant, known)
         feature_maps("at", pair)
-        self.power = check_within("at.power", power, 1, why="below, the slope at 0 is infinite")
+        self.power = check_within("at.power", power, 1, 8, "below, the slope at 0 is infinite; beyond, sums overflow")
 
     def loss(self, student: Output, teacher: Output, batch: Batch) -> Terms:
         """The mean over the pairs of layers, as in KD-Zoo (RepDistiller and mdistiller sum)."""
