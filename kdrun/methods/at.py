@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from kdrun.errors import KdrunError
 from kdrun.methods.adapters import same_side
 from kdrun.methods.base import Batch, Method, Pair, Terms, mean
 from kdrun.methods.bounded import unit
-from kdrun.methods.checks import check_choice, feature_maps
+from kdrun.methods.checks import check_above, check_choice, feature_maps
 from kdrun.registry import METHODS
 from kdrun.taps import Output
 
@@ -45,6 +46,9 @@ class AT(Method):
         known = {"code": "squared mean, weight 1000", "paper": "equation 2"}
         self.variant = check_choice("at", "variant", variant, known)
         feature_maps("at", pair)
+        check_above("at.power", power)
+        if power < 1:
+            raise KdrunError(f"method.at.power is {power}; it must be 1 or more (below, |x|^p has no slope at 0)")
         self.power = power
 
     def loss(self, student: Output, teacher: Output, batch: Batch) -> Terms:

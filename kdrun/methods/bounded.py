@@ -44,9 +44,21 @@ def exact(temperature: float, *logits: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.double() for x in logits) if temperature > EXACT_UP_TO else logits
 
 
+def divergence(log_s: Tensor, log_t: Tensor) -> Tensor:
+    """Terms whose sum over the classes is KL(t || s). In float64 (of `exact`) they are t (d + e^-d - 1), d = log t - log s.
+
+    They differ from t d by s - t, which sums to 0. None is negative, and equal distributions leave no rounding for T^2 to enlarge.
+    """
+    if log_t.dtype != torch.float64:
+        return F.kl_div(log_s, log_t, reduction="none", log_target=True)
+    d, t = log_t - log_s, log_t.exp()
+    near = d.clamp(-1, 1)
+    return torch.where(d.abs() < 1, t * (near + torch.expm1(-near)), t * d + log_s.exp() - t)
+
+
 def tempered_kl(s: Tensor, t: Tensor, temperature: float, dim: int = 1) -> Tensor:
     """T^2 KL(softmax(t / T) || softmax(s / T)) summed along `dim`, in the logits' own precision."""
     given = s.dtype
     s, t = exact(temperature, s, t)
     log_s, log_t = (s / temperature).log_softmax(dim), (t / temperature).log_softmax(dim)
-    return (temperature**2 * F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(dim)).to(given)
+    return (temperature**2 * divergence(log_s, log_t).sum(dim)).to(given)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdrun.methods.base import Batch, Method, Pair, Terms
-from kdrun.methods.bounded import exact
+from kdrun.methods.bounded import divergence, exact
 from kdrun.methods.checks import check_temperature
 from kdrun.methods.kd import standardize
 from kdrun.registry import METHODS
@@ -24,8 +24,7 @@ def decoupled(s_BK: Tensor, t_BK: Tensor, label_B: Tensor, temperature: float) -
     s_BK, t_BK = exact(temperature, s_BK, t_BK)
     s_target, s_rest_BK = _split(s_BK / temperature, label_B)
     t_target, t_rest_BK = _split(t_BK / temperature, label_B)
-    target = F.kl_div(s_target, t_target, reduction="batchmean", log_target=True)
-    rest = F.kl_div(s_rest_BK, t_rest_BK, reduction="batchmean", log_target=True)
+    target, rest = divergence(s_target, t_target).sum() / len(s_BK), divergence(s_rest_BK, t_rest_BK).sum() / len(s_BK)
     return (temperature**2 * target).to(given), (temperature**2 * rest).to(given)
 
 
