@@ -162,6 +162,25 @@ def test_the_sign_flip_test_stands_beside_the_t_test():
     assert not any("sign-flip" in one for one in render.caption(table))
 
 
+def test_seeds_that_would_do_are_those_of_the_strictest_comparison():
+    """Nine methods beside the one need more seeds than it would alone; few seeds are too few for the sign flips of many methods."""
+
+    def made(methods, seeds):
+        draw = np.random.default_rng(3)
+        scores = {"none": draw.normal(0.9, 0.002, seeds)}
+        scores |= {f"m{i}": scores["none"] + draw.normal(0.002, 0.004, seeds) for i in range(methods)}
+        return tables([make(m, s, x) for m, xs in scores.items() for s, x in enumerate(xs)])[0]
+
+    column = "resnet14 -> resnet8"
+    one, ten = (made(methods, 6) for methods in (1, 10))
+    assert one.cells["m0"][column].gain == ten.cells["m0"][column].gain
+    assert ten.cells["m0"][column].needed > one.cells["m0"][column].needed
+    cell = ten.cells["m0"][column]
+    assert cell.needed == seeds_needed(cell.gain, cell.spread, 1 - 0.05 / 10)
+    assert not any("sign-flip" in said for said in render.caption(one))
+    assert any("with 6 seeds" in said and "10 methods under Holm need 9" in said for said in render.caption(ten))
+
+
 # Collecting --------------------------------------------------------------------------------------------------------------
 
 
@@ -500,6 +519,14 @@ def test_published_scores_are_matched_by_what_models_are_not_by_their_labels():
         record["student"] |= {"name": "import", "label": "resnet20"}
         record["identity"]["student"] = {"name": "import", "path": "lab:resnet20"}
     assert compare(tables(foreign), "kdzoo_cifar10") == []
+
+
+def test_a_published_score_is_of_one_teacher():
+    """The same student under another teacher is another cell."""
+    made = cifar()
+    for record in made:
+        record["teacher"]["name"] = "resnet56"
+    assert compare(tables(made), "kdzoo_cifar10") == []
 
 
 def test_best_is_compared_with_best_and_last_with_last():

@@ -82,7 +82,7 @@ def test_models_of_one_label_are_told_apart_by_the_keys_that_differ():
     made = [imported("lab:net", m, 0, 0.8, width=w) for w in (32, 16, 8) for m in ("none", "kd")]
     (shown,) = tables(made)
     assert shown.columns == [f"resnet14 -> net (arguments.width={w})" for w in (8, 16, 32)]
-    (shown,) = tables([imported(f"{module}:net", "kd", 0, 0.8) for module in ("a", "b")])
+    (shown,) = tables([imported(f"{module}:net", "kd", 0, 0.8, source=sha(module)) for module in ("a", "b")])
     assert shown.columns == ["resnet14 -> net (path=a:net)", "resnet14 -> net (path=b:net)"]
 
 
@@ -223,6 +223,30 @@ def test_rows_of_other_recipes_are_compared_within_their_recipe():
     assert "note: rows differ in recipe.lr: compare only rows that share it" in said
     assert any("Holm over one recipe in a column" in one for one in said)
     assert not any("one recipe" in one for one in render.caption(alone))
+
+
+def test_a_student_alone_of_another_recipe_stands_in_its_students_columns():
+    """Not in a column of its own: the recipe is said by the row."""
+    (shown,) = tables([*recipes()[:-1], make("none", 0, 0.9, lr=0.7)])
+    assert shown.columns == ["resnet14 -> resnet8"]
+    assert "none (recipe.lr=0.7)" in shown.cells
+
+
+def test_the_names_of_tensors_part_no_row_from_its_baseline():
+    """student.taps only names what a method reads; of two students alone the one with more seeds in common is the baseline."""
+    tapped, plain = imported("lab:net", "at", 0, 0.9), imported("lab:net", "none", 0, 0.8)
+    tapped["identity"]["student"]["taps"] = {"stage1": "layer1"}
+    tapped = remade(tapped)
+    tapped["student"]["init_sha256"] = plain["student"]["init_sha256"]
+    (shown,) = tables([plain, tapped])
+    assert round(shown.cells["at"]["resnet14 -> net"].gain, 6) == 0.1
+    few = [make("none", 7, 0.5), *(make("kd", s, 0.9) for s in (0, 1))]
+    more = [remade(make("none", s, 0.8), deterministic=False) for s in (0, 1)]
+    for record in more:
+        record["student"]["init_sha256"] = sha("resnet8", record["seed"])
+    (shown,) = tables([*few, *more])
+    (kd,) = (line for label, line in shown.cells.items() if label.startswith("kd"))
+    assert round(kd["resnet14 -> resnet8"].gain, 6) == 0.1
 
 
 def test_a_recipe_that_differs_from_column_to_column_is_told_once():

@@ -81,7 +81,7 @@ def _caption(block: Block, protocol: str, width: int) -> list[str]:
     ]
     metric = record["metric"]
     second = [f"{metric['split']} {metric['name']} in %", "mean ± sd of n seeds", PROTOCOLS[protocol]]
-    third = ["[95 % interval], paired by seed", "covers seeds, not other test images"]
+    third = ["[95 % interval], paired by seed", "covers seeds, not another draw of test images"]
     compared = any(block.baseline_of(row) for row in block.rows)
     return [*_fill(first, " | ", width), *_fill(second, ", ", width), *(_fill(third, ": ", width) if compared else [])]
 
