@@ -24,7 +24,7 @@ def kdrun(arguments: list[str], folder: Path) -> subprocess.CompletedProcess:
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 

@@ -25,7 +25,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def kdrun(folder: Path, *arguments: str, **settings) -> subprocess.CompletedProcess:
-    settings = {"env": ENVIRONMENT, "capture_output": True, "text": True, "timeout": 120, **settings}
+    settings = {"env": ENVIRONMENT, "capture_output": True, "text": True, "timeout": 300, **settings}
     return subprocess.run(command(*arguments), cwd=folder, **settings)
 
 
@@ -45,7 +45,7 @@ def only(folder: Path) -> tuple[Path, dict]:
     return found
 
 
-def wait_for(folder: Path, name: str, process: subprocess.Popen, seconds: float = 60) -> Path:
+def wait_for(folder: Path, name: str, process: subprocess.Popen, seconds: float = 180) -> Path:
     """The first file `name` below outputs/, once there is one."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
@@ -167,7 +167,7 @@ def test_a_signal_stops_cleanly_and_the_same_command_goes_on(number, status, tmp
     process = start(tmp_path, *LONG)
     wait_for(tmp_path, "last.ckpt", process)
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == status
     assert "the same command goes on" in one_line(stderr)
     folder, record = only(tmp_path)
@@ -187,7 +187,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(tmp_path):
     process = start(tmp_path, *LONG)
     checkpoint = wait_for(tmp_path, "last.ckpt", process)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     before = checkpoint.read_bytes()
 
     def limit() -> None:
@@ -224,7 +224,7 @@ def test_a_second_process_names_the_holder(tmp_path):
         second = kdrun(tmp_path, *LONG, "recipe.epochs=100")
     finally:
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
     assert second.returncode == 4
     assert f"process {process.pid} on" in one_line(second.stderr)
 
@@ -235,8 +235,8 @@ def test_a_teacher_that_another_process_trains_is_waited_for(tmp_path):
     first = start(tmp_path, *pair)
     wait_for(tmp_path, "last.ckpt", first)
     second = start(tmp_path, *pair, "seed=1")
-    out, stderr = second.communicate(timeout=120)
-    _, first_err = first.communicate(timeout=120)
+    out, stderr = second.communicate(timeout=300)
+    _, first_err = first.communicate(timeout=300)
     assert (first.returncode, second.returncode) == (0, 0), stderr + first_err
     assert "waiting for it" in out
     assert f"process {first.pid}" in out
@@ -257,12 +257,13 @@ def finished(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_a_finished_run_answers_without_torch(finished):
-    began = time.perf_counter()
+    before = os.times()
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "kdrun", *ALONE],
-        cwd=finished, env=ENVIRONMENT, capture_output=True, text=True, timeout=60,
+        cwd=finished, env=ENVIRONMENT, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    seconds = time.perf_counter() - began
+    after = os.times()  # of the processor: by the clock, other tests count as well
+    seconds = after.children_user + after.children_system - before.children_user - before.children_system
     assert done.returncode == 0
     assert "already done" in done.stdout
     assert not [

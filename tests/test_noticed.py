@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import runpy
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +22,8 @@ from kdrun import job
 from kdrun.config import conf_folder, register_nodes
 from kdrun.data.base import Dataset, Split
 from kdrun.data.loader import Loader
-from kdrun.errors import KdrunError
+from kdrun.engine.checkpoint import weights_sha256
+from kdrun.errors import KdrunError, choices
 from kdrun.methods import afd, bounded, irg, kdsvd
 from kdrun.methods.afd import attentive_distance
 from kdrun.methods.at import attention_transfer
@@ -38,7 +42,7 @@ from kdrun.methods.pkt import probabilistic_transfer
 from kdrun.methods.rkd import rkd_angle, rkd_distance
 from kdrun.methods.sp import similarity_preserving
 from kdrun.report.against import Published, _margin
-from kdrun.screen import Screen
+from kdrun.screen import Screen, again, clock
 
 # A run whose student stays as it is ------------------------------------------------------------------------------------
 
@@ -152,6 +156,57 @@ def test_the_margin_shrinks_with_the_root_of_the_seeds():
     five = Published("cifar100", "a", "b", "kd", 0.75, "best", 5, "a paper")
     ours = 1.96 * (0.7 * 0.3 / 10_000) ** 0.5
     assert _margin(five, 0.7, None, 1, 10_000) == pytest.approx((other**2 / 5 + ours**2) ** 0.5)
+
+
+def test_the_weights_hash_sees_names_types_shapes_and_bytes():
+    x = torch.arange(6.0)
+    states = [{"a": x}, {"b": x}, {"a": x.view(2, 3)}, {"a": x.view(torch.int32)}, {"a": x.flip(0)}]
+    assert len({weights_sha256(state) for state in states}) == len(states)
+    assert weights_sha256({"a": x, "b": x + 1}) == weights_sha256({"b": x + 1, "a": x.clone()})
+
+
+def test_choices_know_a_name_in_other_letters():
+    assert choices("KD", ["at", "kd"]) == "Did you mean kd? Choices: at, kd"
+    assert choices("zzzzzz", ["at", "kd"]) == "Choices: at, kd"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (65, "1:05"), (3599.4, "59:59"), (7384, "2:03:04")]
+)
+def test_clock(seconds, text):
+    assert clock(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("argument", "without"),
+    [("rerun=true", True), ("+rerun=yes", True), ("rerun=false", False), ("rerun=0", False), ("seed=1", False)],
+)
+def test_how_to_go_on_again(argument, without):
+    assert again(["method=kd", argument]) == "the same command" + " without rerun=true" * without
+
+
+# What breaks lines on purpose ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mutate():
+    return runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "mutate.py"))
+
+
+def test_every_line_to_break_stands_once_and_its_tests_are_there(mutate):
+    root = Path(__file__).parents[1]
+    assert len(mutate["MUTATIONS"]) >= 36
+    for name, mutation in mutate["MUTATIONS"].items():
+        text = (root / "kdrun" / mutation.file).read_text()
+        ast.parse(mutate["broken"](name, text))
+        files = [part for part in shlex.split(mutation.tests) if part.endswith(".py")]
+        assert files, name
+        assert all((root / file).is_file() for file in files), name
+
+
+def test_a_line_that_is_not_there_names_its_entry(mutate):
+    with pytest.raises(ValueError, match=r"best: .* stands 0 times in kdrun/engine/journal.py, not once"):
+        mutate["broken"]("best", "")
 
 
 # Tensors that hardly vary ----------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ def quickstart(tmp_path):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=600,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stderr == ""

@@ -73,7 +73,7 @@ def test_every_command_composes(desk: Path) -> None:
             cwd=desk,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
         )
         assert done.returncode == 0, (line, done.stderr)
 

@@ -112,7 +112,7 @@ def test_home_is_expanded(argument: str, expanded: str, monkeypatch: pytest.Monk
 def test_a_bare_command_prints_help(tmp_path: Path) -> None:
     for arguments in ([], ["-m"]):
         done = subprocess.run(
-            [sys.executable, "-m", "kdrun", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60
+            [sys.executable, "-m", "kdrun", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=180
         )
         assert done.returncode == 0
         assert done.stdout.startswith("kdrun: knowledge distillation experiments")
