@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kdrun import __version__
-from kdrun.errors import KdrunError
+from kdrun.errors import ExitError, KdrunError
 
 DETERMINISTIC = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when torch starts: makes cuBLAS deterministic
 VALUE_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c")
@@ -96,8 +96,9 @@ def _job(composed: Any) -> Any:
 
     try:
         return job(composed)
-    except Exception as error:
-        raise SystemExit(_say(error, composed.engine.get("debug"), ())) from None
+    except (Exception, SystemExit) as error:
+        reason = ExitError() if isinstance(error, SystemExit) else error
+        raise SystemExit(_say(reason, composed.engine.get("debug"), ())) from None
 
 
 def _verb(verb: str, rest: list[str]) -> int:
@@ -154,7 +155,7 @@ def _check_twice(arguments: Sequence[str]) -> None:
     seen: dict[str, str] = {}
     for argument in arguments:
         key = argument.lstrip("+").partition("=")[0].strip()
-        if "=" not in argument or argument.startswith("-"):
+        if "=" not in argument and argument not in VALUE_FLAGS:
             continue
         if key in seen:
             error = KdrunError(

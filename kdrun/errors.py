@@ -19,6 +19,13 @@ class HeldError(KdrunError):
     status = 4
 
 
+class ExitError(KdrunError):
+    """The user's code called sys.exit: taken as it is, kdrun would end with that status, which may be 0."""
+
+    def __init__(self) -> None:
+        super().__init__("the code of a model, a method or a plug-in called sys.exit; raise an exception there instead")
+
+
 class DivergedError(KdrunError):
     """A loss became NaN or infinite; `stage`, `step` and `term` say where. `terms`: all that did so at that step."""
 

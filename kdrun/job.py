@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from kdrun import launchers
 from kdrun.config import validate
 from kdrun.engine import record as records
-from kdrun.errors import KdrunError
+from kdrun.errors import ExitError, KdrunError
 from kdrun.identity import label_of
 from kdrun.plan import Plan, make_plan, with_protocol
 from kdrun.screen import Screen, clock
@@ -81,8 +81,9 @@ def sweep_job(composed: DictConfig) -> float:
         searching = str(hydra.sweeper._target_).endswith(".SearchSweeper")
         value = _teacher(plan, screen) if plan.config.phase == "teacher" else _student(plan, screen, name, searching)
         state["status"] = "done"
-    except Exception as error:
-        state |= _failed(error, state, composed, name, screen)
+    except (Exception, SystemExit) as error:
+        reason = ExitError() if isinstance(error, SystemExit) else error
+        state |= _failed(reason, state, composed, name, screen)
         if OmegaConf.select(composed, "sweep.on_error") == "stop":
             stopped.touch()
     folder = Path(hydra.sweep.dir, JOBS)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from kdrun.data.base import Dataset, Split
 
+LOCK = ".kdrun-download.lock"  # a name that nobody else's file has: it is taken away after a download that failed
 TIMEOUT = 5.0  # seconds without a byte before a download is given up
 # name -> title, archive and its published md5
 ARCHIVES = {
@@ -83,10 +84,10 @@ def _downloaded(name: str, root: str):
     made = sum(not path.exists() for path in (Path(root), *Path(root).parents))  # folders that only a download needs
     try:
         Path(root).mkdir(parents=True, exist_ok=True)
-        with FileLock(os.path.join(root, ".lock")), _timeout(TIMEOUT):
+        with FileLock(os.path.join(root, LOCK)), _timeout(TIMEOUT):
             return _present(name, root, download=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: what came does not have the published checksum
-        Path(root, ".lock").unlink(missing_ok=True)
+        Path(root, LOCK).unlink(missing_ok=True)
         remove_empty(Path(root), levels=made)
         offline = isinstance(error, (URLError, TimeoutError, ConnectionError)) and not isinstance(error, HTTPError)
         reason = "no network" if offline else " ".join(str(error).split())
