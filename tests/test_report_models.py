@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+import subprocess
+import sys
 
+import pytest
 from test_report import make, sha
 from test_report_command import write
 
@@ -290,3 +294,42 @@ def test_keys_are_those_of_the_command_line(tmp_path, capsys):
     assert run(["report", str(tmp_path), "--columns", "teacher.seed", "--rows", "engine.precision"]) == 0
     assert "teacher.seed=0" in capsys.readouterr().out
     assert run(["report", str(tmp_path), "--columns", "precision"]) == 0
+
+
+NETS = """
+from torch import nn
+
+def net(classes, width=8):
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, width), nn.{}(), nn.Linear(width, classes))
+"""
+SWEEP = (
+    "student=import student.path=a:net,b:net teacher=import teacher.path=a:net teacher.seed=0,1 method=none,kd seed=0,1 "
+    "dataset=digits recipe=quick recipe.epochs=1 teacher.recipe.epochs=1 engine.threads=1"
+)
+
+
+@pytest.mark.slow
+def test_a_sweep_of_imported_models_is_reported_model_by_model(tmp_path, capsys):
+    """Real runs: two builders of one name, each with its column and baseline; teachers by their seeds, at the sweep's end too."""
+    for name, layer in (("a", "ReLU"), ("b", "Tanh")):
+        (tmp_path / f"{name}.py").write_text(NETS.format(layer))
+    done = subprocess.run(
+        [sys.executable, "-m", "kdrun", "-m", *SWEEP.split(), "+teacher.arguments={width: 32}"],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\nkd (teacher.seed=0)") == done.stdout.count("\nkd (teacher.seed=1)") == 2
+    (shown,) = tables(collect([tmp_path / "outputs/runs"]).records)
+    assert len(shown.columns) == 2
+    for module, column in zip("ab", shown.columns, strict=True):
+        assert "arguments.width=32" in column.partition(" -> ")[0]
+        assert f"path={module}:net" in column.partition(" -> ")[2]
+        cells = {label: line[column] for label, line in shown.cells.items()}
+        assert list(cells) == ["none", "kd (teacher.seed=0)", "kd (teacher.seed=1)"]
+        for cell in cells.values():
+            paths = {one["identity"]["student"]["path"] for one in cell.runs.runs.values()}
+            bases = {one["identity"]["student"]["path"] for one in (cell.base or cell.runs).runs.values()}
+            assert paths == bases == {f"{module}:net"}
+            assert cell.baseline or cell.pairs == 2
+    assert run(["report", str(tmp_path / "outputs/runs"), "--columns", "teacher.seed"]) == 0
+    assert "student.path=b:net" in capsys.readouterr().out
