@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdrun.engine.loop import enter, weighted
 from kdrun.methods import afd, at, bounded, cc, dist, dkd, ft, irg, kd, kdsvd, lwm, mimic, nst, pkt, rkd, sobolev, sp
-from kdrun.methods.bounded import LEAST
+from kdrun.methods.bounded import LEAST, LEAST_DEVIATION
 
 
 def quiet(student: nn.Module, scale: float) -> nn.Module:
@@ -116,25 +116,26 @@ def slope(function, x: Tensor, towards: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("ours", "published", "size"),
+    ("ours", "published", "size", "least"),
     [
-        (bounded.unit, published_unit, lambda x: x.norm(dim=1, keepdim=True)),
-        (kd.standardize, published_standardized, lambda x: x.std(1, keepdim=True)),
+        (bounded.unit, published_unit, lambda x: x.norm(dim=1, keepdim=True), LEAST),
+        (kd.standardize, published_standardized, lambda x: x.std(1, keepdim=True), LEAST_DEVIATION),
     ],
     ids=["unit", "standardize"],
 )
 @pytest.mark.parametrize("scale", [3.0, 1.0, 0.1, 1e-3, 1e-5, 1e-9, 0.0])
-def test_values_are_published_and_gradients_fade(ours, published, size, scale):
-    """Every value has the published bits; so has the gradient above LEAST, and below it is (size / LEAST)^2 of that."""
+def test_values_are_published_and_gradients_fade(ours, published, size, least, scale):
+    """Every value has the published bits; so has the gradient above `least`, and below it is (size / least)^2 of that."""
     torch.manual_seed(0)
     x, towards = scale * torch.randn(7, CLASSES), torch.randn(7, CLASSES)
     (value, gradient), (expected, slopes) = slope(ours, x, towards), slope(published, x, towards)
     assert torch.equal(value, expected)
-    share = (size(x) / LEAST).clamp(max=1).square()
+    share = (size(x) / least).clamp(max=1).square()
     torch.testing.assert_close(gradient, share * slopes.nan_to_num(), rtol=1e-5, atol=0)
-    assert gradient.norm(dim=1).max() <= 1.1 * towards.norm(dim=1).max() / LEAST
-    if scale >= 0.1:
-        assert torch.equal(gradient, slopes)
+    assert gradient.norm(dim=1).max() <= 1.1 * towards.norm(dim=1).max() / least
+    ordinary = size(x)[:, 0] >= least
+    assert torch.equal(gradient[ordinary], slopes[ordinary])
+    assert ordinary.any() == (scale >= 0.1)
     if scale == 0:
         assert not gradient.any()
 

@@ -410,6 +410,39 @@ def test_a_method_without_gradients_is_not_slowed_by_one_that_wants_them():
     assert seen == {"kd": False, "sobolev": True}
 
 
+def test_what_a_method_is_given_is_what_the_page_says():
+    """Types and shapes of docs/adding-a-method.md; `.again` gives the method's own taps, in the mode of the moment, with gradients."""
+    given = {}
+
+    def spy(student, teacher, batch):
+        given.update(student=student, teacher=teacher, batch=batch)
+        return {"attention": student.taps[0].sum()}
+
+    distillation, _ = build("at", "rkd")
+    distillation.methods["at"].loss = spy
+    enter(distillation, distillation.stages[0])
+    distillation(batch(), distillation.stages[0])
+    images = {key: (value.dtype, tuple(value.shape)) for key, value in given["batch"].items()}
+    assert images == {
+        "input": (torch.float32, (6, 3, SIZE, SIZE)),
+        "label": (torch.int64, (6,)),
+        "index": (torch.int64, (6,)),
+    }
+    x = batch(4, seed=1)["input"].requires_grad_(True)
+    student, teacher = given["student"], given["teacher"]
+    mean = distillation.student.module.bn1.running_mean.clone()
+    for side, channels in ((student, NARROW), (teacher, WIDER)):
+        again = side.again(x)
+        assert again.logits.shape == (4, CLASSES)
+        assert [tap.shape[:2] for tap in again.taps] == [(4, width) for width in channels[1:]]  # not rkd's pooled one
+        assert len(again.live) == 3
+        assert again.logits.requires_grad
+    assert not torch.equal(distillation.student.module.bn1.running_mean, mean)
+    assert not any(module.training for module in distillation.teacher.modules())
+    with torch.no_grad():
+        assert not student.again(x).logits.requires_grad
+
+
 def test_a_method_that_needs_a_teacher_says_so():
     """teacher=none under a method that needs one stops with a sentence."""
     with pytest.raises(KdrunError, match="method 'kd' needs a teacher and teacher=none was asked for"):

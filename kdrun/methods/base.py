@@ -6,6 +6,7 @@ tapped models and the methods at work on them; composition is its only business.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -253,21 +254,20 @@ class Distillation(nn.Module):
                 method.after_step()
 
     def _view(self, name: str, output: Output | None, side: int) -> Any:
-        """The output with the taps of one method only."""
+        """The output as one method sees it: without a graph in the teacher where a neighbour alone wishes for one."""
         if output is None:
             return None
-        start = 0
-        for other, taps in self._taps.items():
-            count = len(taps[side])
-            if other == name:
-                mine = slice(start, start + count)
-                if side == 1 and self.wants_gradients and name not in self._differentiates:
-                    output = (
-                        output.detach()
-                    )  # a neighbour's wish: this method's backward pass need not enter the teacher
-                return Output(output.logits, output.taps[mine], output.live[mine], output.input, output.again)
-            start += count
-        raise KeyError(name)
+        if side == 1 and self.wants_gradients and name not in self._differentiates:
+            output = output.detach()
+        return self._own(name, output, side)
+
+    def _own(self, name: str, output: Output, side: int) -> Output:
+        """With the taps of one method only, here and in what `again` gives."""
+        before = itertools.takewhile(lambda other: other != name, self._taps)
+        start = sum(len(self._taps[other][side]) for other in before)
+        mine, again = slice(start, start + len(self._taps[name][side])), output.again
+        taps, live = output.taps[mine], output.live[mine]
+        return Output(output.logits, taps, live, output.input, lambda x: self._own(name, again(x), side))
 
     def _pair(self, name: str, outputs: tuple[Output, Output | None]) -> Pair:
         def side(index: int, tapped: Tapped | None, output: Output | None) -> Any:

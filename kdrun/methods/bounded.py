@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Of lengths of activations and deviations of logits. Those of fresh networks were 0.02 and more (the deviation of a class over
-# a batch is the smallest), mostly above 1.
-LEAST = 0.01
+LEAST = 0.01  # of lengths of activations; those of fresh networks were 0.03 and more, mostly above 1
+# Of deviations of logits. Those of fresh networks over classes were 0.05 to 2; a class over a batch, which dist divides by, may
+# deviate by less in the first steps.
+LEAST_DEVIATION = 0.05
 EXACT_UP_TO = 20.0  # temperature up to which float32 holds four digits of a divergence
 
 
@@ -46,7 +47,7 @@ def unit(x: Tensor, dim: int | tuple[int, ...] = 1, least: float = LEAST, epsilo
 
 def varied(logits: Tensor, dim: int = 1) -> Tensor:
     """Logits whose gradient fades where they are constant along `dim`: before a division by their deviation."""
-    return faded(logits, logits.detach().std(dim, keepdim=True, correction=0))
+    return faded(logits, logits.detach().std(dim, keepdim=True, correction=0), LEAST_DEVIATION)
 
 
 def spread(x_BD: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdrun.methods.base import Batch, Method, Pair, Terms
-from kdrun.methods.bounded import faded, tempered_kl
+from kdrun.methods.bounded import LEAST_DEVIATION, faded, tempered_kl
 from kdrun.methods.checks import check_temperature
 from kdrun.registry import METHODS
 from kdrun.taps import Output
@@ -28,7 +28,7 @@ def standardize(logits_BK: Tensor) -> Tensor:
     image's logits hardly vary (kdrun.methods.bounded); the code's grows to 1e7 there.
     """
     centred_BK, deviation_B1 = logits_BK - logits_BK.mean(1, keepdim=True), logits_BK.std(1, keepdim=True)
-    return faded(centred_BK / (1e-7 + deviation_B1), deviation_B1)
+    return faded(centred_BK / (1e-7 + deviation_B1), deviation_B1, LEAST_DEVIATION)
 
 
 @METHODS.register
