@@ -22,6 +22,7 @@ from kdrun import job
 from kdrun.config import conf_folder, register_nodes
 from kdrun.data.base import Dataset, Split
 from kdrun.data.loader import Loader
+from kdrun.engine import record as records
 from kdrun.engine.checkpoint import weights_sha256
 from kdrun.errors import KdrunError, choices
 from kdrun.methods import afd, bounded, irg, kdsvd
@@ -167,7 +168,37 @@ def test_the_weights_hash_sees_names_types_shapes_and_bytes():
 
 def test_choices_know_a_name_in_other_letters():
     assert choices("KD", ["at", "kd"]) == "Did you mean kd? Choices: at, kd"
+    assert choices("kd", ["AT", "KD"]) == "Did you mean KD? Choices: AT, KD"
     assert choices("zzzzzz", ["at", "kd"]) == "Choices: at, kd"
+
+
+@pytest.mark.parametrize("schema", [0, 2, "1"])
+def test_a_record_of_another_schema_is_refused(schema, tmp_path):
+    (tmp_path / "record.json").write_text(json.dumps({"schema": schema}))
+    with pytest.raises(KdrunError, match=f"has schema {schema!r}; this kdrun reads schema 1"):
+        records.read(tmp_path)
+
+
+def test_a_write_that_fails_half_way_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    records.atomically(path, b"old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(records.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        records.atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_none_combines_with_nothing():
+    register_nodes()
+    with initialize_config_dir(str(conf_folder().resolve()), version_base="1.3"):
+        composed = compose("config", ["dataset=digits", "student=resnet8", "teacher=resnet8", "method=[kd,none]"])
+        with pytest.raises(KdrunError, match="none is the student alone and combines with nothing"):
+            job.prepare(composed)
 
 
 @pytest.mark.parametrize(
