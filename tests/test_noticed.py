@@ -42,7 +42,7 @@ from kdrun.methods.nst import neuron_selectivity
 from kdrun.methods.pkt import probabilistic_transfer
 from kdrun.methods.rkd import rkd_angle, rkd_distance
 from kdrun.methods.sp import similarity_preserving
-from kdrun.report.against import Published, _margin
+from kdrun.report.against import Published, margin
 from kdrun.screen import Screen, again, clock
 
 # A run whose student stays as it is ------------------------------------------------------------------------------------
@@ -153,10 +153,10 @@ def test_the_margin_shrinks_with_the_root_of_the_seeds():
     """By hand: t quantile 2.776445 of 4 degrees, sd 1 %, 5 seeds; theirs 1.96 binomial errors of 75 % on 10,000 images."""
     theirs = Published("cifar100", "a", "b", "kd", 0.75, "best", None, "a paper")
     other = 1.96 * (0.75 * 0.25 / 10_000) ** 0.5
-    assert _margin(theirs, 0.7, 0.01, 5, 10_000) == pytest.approx((other**2 + (2.776445 * 0.01 / 5**0.5) ** 2) ** 0.5)
+    assert margin(theirs, 0.7, 0.01, 5, 10_000) == pytest.approx((other**2 + (2.776445 * 0.01 / 5**0.5) ** 2) ** 0.5)
     five = Published("cifar100", "a", "b", "kd", 0.75, "best", 5, "a paper")
     ours = 1.96 * (0.7 * 0.3 / 10_000) ** 0.5
-    assert _margin(five, 0.7, None, 1, 10_000) == pytest.approx((other**2 / 5 + ours**2) ** 0.5)
+    assert margin(five, 0.7, None, 1, 10_000) == pytest.approx((other**2 / 5 + ours**2) ** 0.5)
 
 
 def test_the_weights_hash_sees_names_types_shapes_and_bytes():
