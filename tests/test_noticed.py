@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 from test_methods import ALL, CLASSES, build, net, settings, step
+from test_report import make
 from torch import nn
 from torchvision.models import VisionTransformer
 
-from kdrun import job
+from kdrun import job, sweep
 from kdrun.config import conf_folder, register_nodes
 from kdrun.data.base import Dataset, Split
 from kdrun.data.loader import Loader
@@ -43,6 +44,8 @@ from kdrun.methods.pkt import probabilistic_transfer
 from kdrun.methods.rkd import rkd_angle, rkd_distance
 from kdrun.methods.sp import similarity_preserving
 from kdrun.report.against import Published, margin
+from kdrun.report.pivot import tables
+from kdrun.report.stats import mcnemar
 from kdrun.screen import Screen, again, clock
 
 # A run whose student stays as it is ------------------------------------------------------------------------------------
@@ -468,3 +471,34 @@ def test_sobolev_through_attention(make, side):
     gradients = [p.grad for p in mine.parameters() if p.grad is not None]
     assert all(gradient.isfinite().all() for gradient in gradients)
     assert any(gradient.any() for gradient in gradients)
+
+
+def test_mcnemar_by_hand():
+    assert mcnemar(0, 5) == mcnemar(5, 0) == pytest.approx(2 / 2**5)
+    assert mcnemar(1, 4) == pytest.approx(2 * (1 + 5) / 2**5)
+    assert mcnemar(3, 3) == mcnemar(0, 0) == 1
+
+
+def cells_of(runs):
+    (table,) = tables(runs)
+    return [cell for line in table.cells.values() for cell in line.values()]
+
+
+def test_times_of_different_devices_have_no_mean():
+    runs = [make("kd", seed, 0.9) for seed in (0, 1)]
+    assert [cell.seconds is None for cell in cells_of(runs)] == [False]
+    runs[1]["engine"]["device"] = "cuda"
+    assert [cell.seconds is None for cell in cells_of(runs)] == [True]
+
+
+def test_a_teacher_that_is_another_runs_student_is_a_baseline_too():
+    runs = [make("kd", 0, 0.9), make("none", 0, 0.95, id="77aa")]
+    assert [cell.baseline for cell in cells_of(runs)] == [True, False]
+
+
+def test_a_folder_that_holds_another_run_by_now_is_not_done(tmp_path):
+    record = make("kd", 0, 0.9)
+    records.write(tmp_path, record)
+    line = {"folder": str(tmp_path), "error": None}
+    states = [sweep._state({**line, "id": known}, {})["status"] for known in (record["id"], "another")]
+    assert states == ["done", "failed"]
