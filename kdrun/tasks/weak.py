@@ -26,14 +26,14 @@ def weakness(
 ) -> str | None:
     """What is wrong with a teacher's test logits, with the likely cause; None where nothing is.
 
-    Near chance: at most 5 % of the way from chance to 1 above it, or within two standard errors. Far below its record: by
+    Near chance: at most 2 % of the way from chance to 1 above it, or within two standard errors. Far below its record: by
     more than two points and three standard errors. `retry` looks for a normalisation that suits a checkpoint from outside
     better; where it answers, that is the cause.
     """
     score, n = image.score(logits_NK, labels_N), len(labels_N)
     counts_K = torch.bincount(labels_N.long(), minlength=logits_NK.shape[1])
     chance = max(1 / logits_NK.shape[1], counts_K.max().item() / n)
-    if score < chance + max(0.05 * (1 - chance), 2 * _error(chance, n)):
+    if score < chance + max(0.02 * (1 - chance), 2 * _error(chance, n)):
         what = f"its test accuracy is {100 * score:.2f}, near chance ({100 * chance:.2f})"
     elif recorded is not None and score < recorded - max(0.02, 3 * _error(recorded, n)):
         what = f"its test accuracy is {100 * score:.2f}, far below the {100 * recorded:.2f} of its record"
