@@ -354,6 +354,8 @@ def ready_teacher(plan: Plan, parts: Parts, record: dict[str, Any], screen: Scre
     note = ""
     if score_then is not None and abs(now - score_then) > 0.002:
         note = f"  (its record says {100 * score_then:.2f}: another device or precision?)"
+    elif score_then is not None and weak.is_near_chance(logits, parts.evals["test"].labels.to(logits.device)):
+        note = "  (near chance, as it was trained: too few epochs, or too high a rate? teacher.recipe.epochs, teacher.recipe.lr)"
     tell = screen.note if screen.brief else screen.say
     tell(f"teacher  {label(config.teacher)}  test {100 * now:.2f}{note}")
     _check_teacher(config, parts, logits, score_then)

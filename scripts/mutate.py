@@ -81,7 +81,7 @@ MUTATIONS = {
     "last-of-one": Mutation("data/loader.py", "whole and rest == 1", "whole and rest == 2", "tests/test_rehearsal.py -k last_batch_of_one"),
     "stratified": Mutation("data/base.py", "descending=True, stable", "stable", "tests/test_data.py -k stratified"),
     "deviation": Mutation("data/base.py", "mean_3.square()", "mean_3", "tests/test_data.py -k mean_and_std"),
-    "sixteen-bits": Mutation("data/decode.py", "+ 128) // 257", "+ 128) // 256", "tests/test_images.py -k 'depths or 16_bit'"),
+    "sixteen-bits": Mutation("data/pixels.py", "else 65535", "else 32767", "tests/test_images.py -k 16"),
     # models and methods
     "until": Mutation("taps.py", 'if module is target and side == "in":', "if module is target:", "tests/test_taps.py -k until"),
     "cloned": Mutation("taps.py", "tensor._version != version", "False", "tests/test_taps.py -k in_place"),

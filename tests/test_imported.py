@@ -326,7 +326,7 @@ def test_a_run_of_a_wrapped_model_with_two_kinds_of_weights(nets):
     assert done.returncode == 0, done.stderr
     told = "weights  student odd_nets:averaged: the weights under 'state_dict' of two.pth.tar are taken, not those under state_dict_ema"
     assert told in done.stdout
-    (folder,) = (nets / "outputs/runs/digits/none/none-import").glob("*/seed0")
+    (folder,) = (nets / "outputs/runs/digits/none").glob("none-*/*/seed0")
     assert told in (folder / "log.txt").read_text()
     for file in ("student.safetensors", "student-best.safetensors"):
         written = load_weights(folder / file)
@@ -343,6 +343,6 @@ def test_a_run_whose_model_returns_a_dict(nets):
         nets, "student=import", "student.path=odd_nets:dict_", "student.output=logits", "teacher=none", "method=none"
     )
     assert done.returncode == 0, done.stderr
-    (folder,) = (nets / "outputs/runs/digits/none/none-import").glob("*/seed0")
+    (folder,) = (nets / "outputs/runs/digits/none").glob("none-*/*/seed0")
     assert json.loads((folder / "record.json").read_text())["identity"]["student"]["output"] == "logits"
     assert kdrun.load(folder).student(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).shape == (2, 10)

@@ -26,14 +26,13 @@ def weakness(
 ) -> str | None:
     """What is wrong with a teacher's test logits, with the likely cause; None where nothing is.
 
-    Near chance: at most 2 % of the way from chance to 1 above it, or within two standard errors. Far below its record: by
-    more than two points and three standard errors. `retry` looks for a normalisation that suits a checkpoint from outside
-    better; where it answers, that is the cause.
+    Far below its record: by more than two points and three standard errors. A teacher that kdrun trained to be near chance is what its
+    recipe made of it, and no error here. `retry` looks for a normalisation that suits a checkpoint from outside better; where it
+    answers, that is the cause.
     """
-    score, n = image.score(logits_NK, labels_N), len(labels_N)
-    counts_K = torch.bincount(labels_N.long(), minlength=logits_NK.shape[1])
-    chance = max(1 / logits_NK.shape[1], counts_K.max().item() / n)
-    if score < chance + max(0.02 * (1 - chance), 2 * _error(chance, n)):
+    score, n, chance = image.score(logits_NK, labels_N), len(labels_N), chance_of(labels_N, logits_NK.shape[1])
+    as_trained = recorded is not None and score >= recorded - 0.02
+    if is_near_chance(logits_NK, labels_N) and not as_trained:
         what = f"its test accuracy is {100 * score:.2f}, near chance ({100 * chance:.2f})"
     elif recorded is not None and score < recorded - max(0.02, 3 * _error(recorded, n)):
         what = f"its test accuracy is {100 * score:.2f}, far below the {100 * recorded:.2f} of its record"
@@ -41,8 +40,6 @@ def weakness(
         return f"its test accuracy is {100 * score:.2f}, and {better}"
     else:
         return None
-    if recorded is not None and score >= recorded - 0.02:
-        return f"{what}, as it was trained: too few epochs, or too high a rate? See teacher.recipe.epochs and teacher.recipe.lr"
     cause = _other_order(logits_NK, labels_N, classes) or (retry() if recorded is None else None)
     return f"{what}. " + (
         f"The likely cause: {cause}"
@@ -50,6 +47,18 @@ def weakness(
         else "Was it trained with another normalisation (dataset.mean, dataset.std), is the order of its classes another, "
         "or is it another file?"
     )
+
+
+def chance_of(labels_N: Tensor, classes: int) -> float:
+    """The accuracy of always naming the commonest class, or of guessing."""
+    return max(1 / classes, torch.bincount(labels_N.long(), minlength=classes).max().item() / len(labels_N))
+
+
+def is_near_chance(logits_NK: Tensor, labels_N: Tensor) -> bool:
+    """At most 2 % of the way from chance to 1 above it, or within two standard errors."""
+    chance = chance_of(labels_N, logits_NK.shape[1])
+    near = max(0.02 * (1 - chance), 2 * _error(chance, len(labels_N)))
+    return image.score(logits_NK, labels_N) < chance + near
 
 
 def better_normalisation(
