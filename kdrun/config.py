@@ -321,6 +321,9 @@ def _check(config: Config) -> None:
     for key in ("seed", "teacher.seed", "dataset.holdout"):
         if _get(config, key) < 0:
             raise KdrunError(f"{key} is {_get(config, key)}; it must be 0 or more")
+    for role in ("teacher", "student"):
+        if getattr(config, role).checkpoint == "":
+            raise KdrunError(f"{role}.checkpoint has no value; say {role}.checkpoint=FILE, or leave it out")
     if not config.outputs:
         raise KdrunError("outputs has no value; say outputs=FOLDER, or leave it out for outputs=outputs")
     weights = {

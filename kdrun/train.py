@@ -377,7 +377,7 @@ def _check_teacher(config: Config, parts: Parts, logits_NK: Tensor, recorded: fl
     why = weak.weakness(logits_NK, test.labels.to(logits_NK.device), dataset.classes, recorded, other_normalisation)
     if why:
         raise KdrunError(
-            f"teacher {config.teacher.name} is too weak to learn from: {why} (teacher.allow_weak=true goes on with it)"
+            f"teacher {label(config.teacher)} is too weak to learn from: {why} (teacher.allow_weak=true goes on with it)"
         )
 
 

@@ -225,9 +225,10 @@ def nothing() -> None:
     [
         (logits_of(LABELS, 0.9), 0.9, None),
         (logits_of(LABELS, 0.9), None, None),
-        (logits_of(LABELS, 0.35), None, "near chance"),
+        (torch.randn(300, 3, generator=torch.Generator().manual_seed(0)), None, "near chance"),
         (logits_of(LABELS, 0.35), 0.35, None),  # what its recipe made of it: said, and no error
         (logits_of(LABELS, 0.7), 0.9, "far below the 90.00 of its record"),
+        (logits_of(torch.where(LABELS == 0, 0, 3 - LABELS), 0.95), None, "another order: its class 1 is 'c'"),
         (logits_of((LABELS + 1) % 3, 0.95), None, "its class 0 is 'c', here class 0 is 'a'"),
     ],
 )
@@ -254,7 +255,7 @@ def test_another_normalisation_is_recognised() -> None:
     words = better_normalisation(model, batches, [0.5] * 3, [0.25] * 3)
     assert words is not None
     assert "ImageNet's" in words
-    assert "dataset.mean=[0.485,0.456,0.406]" in words
+    assert "with which it has 100: 'dataset.mean=[0.485,0.456,0.406]'" in words
     right = [{"input": (images - mean) / std, "label": labels}]
     assert better_normalisation(model, right, mean.flatten().tolist(), std.flatten().tolist()) is None
 

@@ -89,9 +89,10 @@ def load_checkpoint(model: nn.Module, path: str | Path, name: str, role: str, ke
     others = [str(one) for one in found if one is not taken]
     if not others:
         return None
+    other = next((".".join(one.path) for one in found if one is not taken and one.path), "KEY")
     return (
         f"the weights under '{taken}' of {Path(path).name} are taken, not those under {fitting.some(others)}: "
-        f"{role}.checkpoint_key=KEY chooses"
+        f"{role}.checkpoint_key={other} takes others"
     )
 
 
