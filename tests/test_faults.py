@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from last_wins import last_wins
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -21,7 +22,7 @@ LONG = [*TINY, "method=none", "recipe.epochs=30"]  # epochs of 0.2 s
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "kdrun", *arguments]
+    return [sys.executable, "-m", "kdrun", *last_wins(arguments)]
 
 
 def kdrun(folder: Path, *arguments: str, **settings) -> subprocess.CompletedProcess:
@@ -325,7 +326,14 @@ def test_weights_of_a_teacher_that_are_not_those_of_its_record_are_refused(which
     import torch
     from safetensors.torch import load_file, save_file
 
-    pair = [*TINY, "teacher=resnet8", "method=kd", "recipe.epochs=1", f"teacher.weights={which}"]
+    pair = [
+        *TINY,
+        "teacher=resnet8",
+        "method=kd",
+        "recipe.epochs=1",
+        "teacher.recipe.epochs=1",
+        f"teacher.weights={which}",
+    ]
     assert kdrun(tmp_path, *pair).returncode == 0
     (teacher,) = (folder for folder, record in records(tmp_path).items() if record["method"] == ["none"])
     path = teacher / ("student.safetensors" if which == "last" else "student-best.safetensors")

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from last_wins import last_wins
 from omegaconf import OmegaConf
 
 from kdrun import job, launchers
@@ -41,7 +42,7 @@ def kdrun(folder: Path, *arguments: str) -> tuple[int, str, str]:
     home = folder / "home"  # Ray writes a token there
     home.mkdir(exist_ok=True)
     done = subprocess.run(
-        [sys.executable, "-m", "kdrun", *arguments],
+        [sys.executable, "-m", "kdrun", *last_wins(arguments)],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0"},
         capture_output=True,

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from last_wins import last_wins
 from safetensors.torch import load_file
 
 KILLER = """
@@ -42,7 +43,7 @@ def kdrun(folder: Path, *arguments: str, kill_at: int = 0) -> subprocess.Complet
     (folder / "killer.py").write_text(KILLER)
     extra = ["plugins=[killer]"] if kill_at else []
     environment = {**os.environ, "KILL_AT": str(kill_at), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "kdrun", *COMMON, *arguments, *extra]
+    command = [sys.executable, "-m", "kdrun", *last_wins([*COMMON, *arguments, *extra])]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
 
 
