@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from last_wins import last_wins
 
 from kdrun.errors import KdrunError
 from kdrun.search import _distribution
@@ -30,7 +31,7 @@ SPACE = ["method.kd.temperature=tag(log, interval(1,10))", "method.kd.weights.so
 
 def search(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "kdrun", "-m", *TINY, *arguments],
+        [sys.executable, "-m", "kdrun", "-m", *last_wins([*TINY, *arguments])],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

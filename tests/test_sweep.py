@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from last_wins import last_wins
 
 TINY = [
     "dataset=digits", "recipe=quick", "recipe.epochs=1", "teacher=resnet14", "teacher.recipe.epochs=1", "student=resnet8",
@@ -25,7 +26,7 @@ has_joblib = pytest.mark.skipif(
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "kdrun", "-m", *TINY, *arguments],
+        [sys.executable, "-m", "kdrun", "-m", *last_wins([*TINY, *arguments])],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
