@@ -82,6 +82,8 @@ def sweep_job(composed: DictConfig) -> float:
         value = _teacher(plan, screen) if plan.config.phase == "teacher" else _student(plan, screen, name, searching)
         state["status"] = "done"
     except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and launchers.name(hydra).startswith("submitit_"):
+            raise  # submitit ends a job in this way that ran out of time, and starts it again
         reason = ExitError() if isinstance(error, SystemExit) else error
         state |= _failed(reason, state, composed, name, screen)
         if OmegaConf.select(composed, "sweep.on_error") == "stop":

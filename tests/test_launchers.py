@@ -131,7 +131,7 @@ def test_a_killed_process_is_told_and_the_others_are_waited_for(launcher, tmp_pa
 @has("submitit")
 def test_submitit_starts_a_job_again_that_ran_out_of_time(tmp_path):
     """timeout_min: the job is told 30 s before its end, starts again and goes on after its last epoch."""
-    tiny = [*TINY, "teacher=none", "method=none", "recipe.epochs=100000"]
+    tiny = last_wins([*TINY, "teacher=none", "method=none", "recipe.epochs=100000"])
     command = [
         sys.executable,
         "-m",
