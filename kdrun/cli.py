@@ -97,6 +97,11 @@ def _job(composed: Any) -> Any:
     try:
         return job(composed)
     except (Exception, SystemExit) as error:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        if isinstance(error, SystemExit) and HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise  # a job of a sweep has dealt with it: submitit ends one in this way and starts it again
         reason = ExitError() if isinstance(error, SystemExit) else error
         raise SystemExit(_say(reason, composed.engine.get("debug"), ())) from None
 
