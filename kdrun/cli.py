@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kdrun import __version__
-from kdrun.errors import ExitError, KdrunError
+from kdrun.errors import KdrunError
 
 DETERMINISTIC = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when torch starts: makes cuBLAS deterministic
 VALUE_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c")
@@ -96,14 +96,8 @@ def _job(composed: Any) -> Any:
 
     try:
         return job(composed)
-    except (Exception, SystemExit) as error:
-        from hydra.core.hydra_config import HydraConfig
-        from hydra.types import RunMode
-
-        if isinstance(error, SystemExit) and HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise  # a job of a sweep has dealt with it: submitit ends one in this way and starts it again
-        reason = ExitError() if isinstance(error, SystemExit) else error
-        raise SystemExit(_say(reason, composed.engine.get("debug"), ())) from None
+    except Exception as error:
+        raise SystemExit(_say(error, composed.engine.get("debug"), ())) from None
 
 
 def _verb(verb: str, rest: list[str]) -> int:

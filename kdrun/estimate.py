@@ -85,11 +85,11 @@ def rough(plan: Plan) -> Estimate | None:
         return None
     import torch
 
+    from kdrun.models.build import build_model
     from kdrun.plan import model_arguments
-    from kdrun.registry import MODELS
 
     def per_image(node: Any, backward: bool) -> float:
-        model = MODELS.get(node.name)(10, **model_arguments(node))
+        model = build_model(node.name, 10, model_arguments(node), node.output)
         x = torch.rand(IMAGES, 3, side, side).to(memory_format=torch.channels_last)
         took = []
         for _ in range(2):  # the first one warms up

@@ -29,6 +29,14 @@ def job(composed: DictConfig) -> float:
     """What Hydra calls. A single run raises its error; a job of a sweep never does: it leaves its state for the summary."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return sweep_job(composed)
+    try:
+        return single_job(composed)
+    except SystemExit as error:
+        raise ExitError() from error
+
+
+def single_job(composed: DictConfig) -> float:
+    """A run of its own: answered where it is finished, else trained, with the table at its end."""
     began = time.perf_counter()
     if composed.get("table"):
         raise KdrunError("table=NAME stands for many runs: add -m, as in kdrun -m table=NAME seed=0,1,2")

@@ -127,8 +127,8 @@ def held(plan: Plan, wait: bool, say: Any = print) -> Iterator[None]:
 
 # What a run writes into its folder: nothing else is ever removed from it.
 WRITTEN = (
-    "last.ckpt", "record.json", "config.yaml", "curves.jsonl", "log.txt", "student*.safetensors", "peer*.safetensors",
-    "test_logits.safetensors", "tb/events.out.tfevents.*", ".*.tmp",
+    "last.ckpt", "record.json", "config.yaml", "curves.jsonl", "log.txt", "student.safetensors", "student-best.safetensors",
+    "student-holdout.safetensors", "peer[0-9]*.safetensors", "test_logits.safetensors", "tb/events.out.tfevents.*", ".*.[0-9]*.tmp",
 )  # fmt: skip
 
 

@@ -88,8 +88,16 @@ def test_rerun_takes_away_what_a_run_writes_alone(tmp_path: Path) -> None:
 
     from kdrun.plan import clear
 
-    mine = ["notes.md", "extra.pt", "tb/mine.txt", "weights.safetensors"]
-    theirs = [pattern.replace("*", "") for pattern in WRITTEN]
+    mine = [
+        "notes.md",
+        "extra.pt",
+        "tb/mine.txt",
+        "weights.safetensors",
+        "student-old.safetensors",
+        "peers.safetensors",
+        ".x.tmp",
+    ]
+    theirs = [pattern.replace("[0-9]", "1").replace("*", "") for pattern in WRITTEN]
     for name in [*mine, *theirs]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
