@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from last_wins import last_wins
 from test_report import make
 
 from kdrun.cli import run
@@ -203,7 +204,7 @@ def swept(tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_plan_says_what_is_missing_and_trains_nothing(swept):
     before = sorted(swept.rglob("*"))
-    done = kdrun(swept, "plan", *TINY, "method=none,kd,sp", "seed=0,1", "teacher=resnet14,resnet20")
+    done = kdrun(swept, "plan", *last_wins([*TINY, "teacher=resnet14,resnet20"]), "method=none,kd,sp", "seed=0,1")
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
     assert said[0] == "12 runs asked for: 3 method x 2 seed x 2 teacher; 3 done, 9 to do, 1 teacher to train first"
