@@ -26,7 +26,6 @@ from kdrun.engine.cost import multiply_adds, parameters
 from kdrun.engine.journal import RunJournal
 from kdrun.engine.loop import evaluate, fit
 from kdrun.engine.precision import Compute, resolve
-from kdrun.engine.random import stream
 from kdrun.engine.rehearsal import Rehearsal, rehearse
 from kdrun.engine.schedule import check_schedule
 from kdrun.errors import DivergedError, KdrunError, choices
@@ -36,6 +35,7 @@ from kdrun.models.build import build_model, rehearse_output, title
 from kdrun.plan import Plan, clear, describe, held, model_arguments, score, settings
 from kdrun.registry import METHODS
 from kdrun.screen import Screen, again
+from kdrun.seeds import stream
 from kdrun.source import code
 from kdrun.tasks import image, weak
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from kdrun.data.augment import bits
-from kdrun.engine.random import stream
 from kdrun.errors import KdrunError
+from kdrun.seeds import stream
 
 STATS_ROWS = 50_000  # images that mean and std are computed from; a larger training set is sampled
 FEW_LEVELS = 32  # grey levels; training images that span fewer are told of

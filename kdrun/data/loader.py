@@ -9,8 +9,8 @@ from torch import Tensor
 
 from kdrun.data.augment import Augment, augment
 from kdrun.data.base import Dataset, Split
-from kdrun.engine.random import stream
 from kdrun.errors import KdrunError
+from kdrun.seeds import stream
 
 __all__ = ["Augment", "Loader"]
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdrun.engine.random import stream
 from kdrun.errors import KdrunError, choices
+from kdrun.seeds import stream
 from kdrun.taps import Output, Tapped, evaluate
 
 Batch = Mapping[str, Tensor]  # input (B, 3, H, W) float32, label (B,) int64, index (B,) int64: row in the training set
