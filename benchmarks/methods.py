@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
-from kdrun.config import Config, conf_folder, method_names, register_nodes, validate
+from kdrun.config.schema import Config, conf_folder, method_names, register_nodes, validate
 from kdrun.engine.loop import enter, make_optimizer, stage_recipe, weighted
 from kdrun.engine.precision import resolve
 from kdrun.methods.base import DataFacts, Distillation, Stage

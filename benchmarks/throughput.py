@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from torchvision import datasets, transforms
 
-from kdrun.config import conf_folder, register_nodes, validate
+from kdrun.config.schema import conf_folder, register_nodes, validate
 from kdrun.engine.loop import Progress, enter, make_optimizer, train_epoch
 from kdrun.engine.precision import resolve
 from kdrun.registry import MODELS

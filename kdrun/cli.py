@@ -77,7 +77,7 @@ def _dispatch(arguments: list[str]) -> int:
     arguments = _flags_first(arguments)
     user_folder = _check_usage(arguments)
     _import_plugins(arguments)
-    from kdrun.config import check_user_folder, conf_folder, register_nodes
+    from kdrun.config.schema import check_user_folder, conf_folder, register_nodes
 
     register_nodes()
     if user_folder is not None:

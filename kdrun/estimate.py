@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from kdrun import data
-from kdrun.config import Config
+from kdrun.config.schema import Config
 from kdrun.engine import record as records
 from kdrun.errors import KdrunError
 from kdrun.plan import Plan

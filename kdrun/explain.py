@@ -139,7 +139,7 @@ def _null(group: str) -> str:
 
 
 def _options(group: str) -> list[str]:
-    from kdrun.config import conf_folder
+    from kdrun.config.schema import conf_folder
     from kdrun.registry import MODELS
 
     if group in ("teacher", "student"):
@@ -217,7 +217,7 @@ def _paths(node: Any, path: str = "") -> Iterator[str]:
 def _hydra(error: BaseException, arguments: Sequence[str]) -> str:
     text = one_line(error)
     if "Could not override" in text and "No match in the defaults list" in text:
-        from kdrun.config import conf_folder
+        from kdrun.config.schema import conf_folder
 
         key = text.split("'")[1].split("=")[0]
         groups = [p.name for p in conf_folder().iterdir() if p.is_dir()] + ["teacher", "student"]

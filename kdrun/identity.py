@@ -15,7 +15,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from kdrun.config import Config, Loss, method_schema, no_teacher
+from kdrun.config.schema import Config, Loss, method_schema, no_teacher
 from kdrun.engine import record as records
 from kdrun.errors import KdrunError
 from kdrun.registry import METHODS

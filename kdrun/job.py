@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from kdrun import launchers
-from kdrun.config import validate
+from kdrun.config.schema import validate
 from kdrun.engine import record as records
 from kdrun.errors import ExitError, KdrunError
 from kdrun.identity import label_of

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kdrun.arguments import REQUIRED
-from kdrun.config import conf_folder, method_names
+from kdrun.config.schema import conf_folder, method_names
 from kdrun.registry import METHODS, MODELS
 
 FAMILIES = {

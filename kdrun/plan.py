@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kdrun import data
-from kdrun.config import Config
+from kdrun.config.schema import Config
 from kdrun.engine import record as records
 from kdrun.errors import HeldError, KdrunError
 from kdrun.identity import (

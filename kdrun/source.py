@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kdrun.config import Config
+from kdrun.config.schema import Config
 from kdrun.registry import METHODS, MODELS
 
 OURS = Path(__file__).parent / "methods"

@@ -7,7 +7,7 @@ from functools import cache
 
 import yaml
 
-from kdrun.config import conf_folder
+from kdrun.config.schema import conf_folder
 from kdrun.errors import KdrunError, choices
 
 BUDGETS = {"full": None, "short": 12, "smoke": 1}  # epochs of student and teacher; schedules are shares of them

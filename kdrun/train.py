@@ -18,7 +18,7 @@ import yaml  # comes with omegaconf
 from torch import Tensor, nn
 
 from kdrun import data
-from kdrun.config import Config, Recipe
+from kdrun.config.schema import Config, Recipe
 from kdrun.data.loader import Augment, Loader
 from kdrun.engine import record as records
 from kdrun.engine.checkpoint import load_checkpoint, load_into, load_weights, plain_state, save_text, weights_sha256

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from kdrun.config import conf_folder
+from kdrun.config.schema import conf_folder
 from kdrun.listing import FAMILIES, method_choices
 from kdrun.registry import METHODS
 

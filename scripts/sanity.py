@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
-from kdrun.config import Config, conf_folder, method_names, register_nodes, validate
+from kdrun.config.schema import Config, conf_folder, method_names, register_nodes, validate
 from kdrun.engine.checkpoint import load_into, load_state, load_weights
 from kdrun.engine.loop import enter, weights_of
 from kdrun.engine.precision import resolve

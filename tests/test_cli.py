@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kdrun import __version__
-from kdrun.config import method_names
+from kdrun.config.schema import method_names
 from kdrun.registry import METHODS, MODELS
 
 

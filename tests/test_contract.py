@@ -15,7 +15,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 import kdrun
-from kdrun.config import Config, conf_folder, register_nodes, validate
+from kdrun.config.schema import Config, conf_folder, register_nodes, validate
 from kdrun.engine import record as records
 from kdrun.engine.checkpoint import weights_sha256
 from kdrun.identity import NEUTRAL, digest, group, identity, teacher_config

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kdrun.cli import run
-from kdrun.config import method_names
+from kdrun.config.schema import method_names
 from kdrun.engine.record import validate
 from kdrun.report.collect import collect
 

@@ -350,7 +350,7 @@ def test_weights_of_a_teacher_that_are_not_those_of_its_record_are_refused(which
 def test_threads_of_one_job_are_not_those_of_the_next():
     import torch
 
-    from kdrun.config import Engine
+    from kdrun.config.schema import Engine
     from kdrun.engine.precision import resolve
 
     before = torch.get_num_threads()

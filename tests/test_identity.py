@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from kdrun.config import Config, conf_folder, register_nodes, validate
+from kdrun.config.schema import Config, conf_folder, register_nodes, validate
 from kdrun.engine import record as records
 from kdrun.identity import dataset_label, digest, folder, group, identity, label, label_of, teacher_config
 

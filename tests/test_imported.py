@@ -16,7 +16,7 @@ from torch import nn
 
 import kdrun
 from kdrun import train
-from kdrun.config import Engine, conf_folder, register_nodes, validate
+from kdrun.config.schema import Engine, conf_folder, register_nodes, validate
 from kdrun.engine.checkpoint import load_weights, weights_sha256
 from kdrun.engine.precision import resolve
 from kdrun.errors import KdrunError

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import nn
 
-from kdrun.config import Recipe, conf_folder
+from kdrun.config.schema import Recipe, conf_folder
 from kdrun.data.augment import Augment
 from kdrun.data.base import Dataset, Split
 from kdrun.data.loader import Loader

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from kdrun import train
-from kdrun.config import Engine, Recipe, conf_folder, method_names, register_nodes, validate
+from kdrun.config.schema import Engine, Recipe, conf_folder, method_names, register_nodes, validate
 from kdrun.engine.checkpoint import weights_sha256
 from kdrun.engine.loop import enter, make_optimizer, weighted
 from kdrun.engine.precision import resolve

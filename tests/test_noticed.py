@@ -20,7 +20,7 @@ from torch import nn
 from torchvision.models import VisionTransformer
 
 from kdrun import job, sweep
-from kdrun.config import conf_folder, register_nodes
+from kdrun.config.schema import conf_folder, register_nodes
 from kdrun.data.base import Dataset, Split
 from kdrun.data.loader import Loader
 from kdrun.engine import record as records

@@ -12,7 +12,7 @@ from typing import Any, Optional
 import pytest
 
 from kdrun.arguments import REQUIRED
-from kdrun.config import method_schema, model_node
+from kdrun.config.schema import method_schema, model_node
 from kdrun.errors import KdrunError
 from kdrun.registry import METHODS, MODELS, import_plugin
 

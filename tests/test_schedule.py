@@ -8,7 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from kdrun.config import Recipe, conf_folder
+from kdrun.config.schema import Recipe, conf_folder
 from kdrun.engine.loop import Meter, stage_recipe
 from kdrun.engine.schedule import check_schedule, factor, learning_rate
 from kdrun.errors import DivergedError, KdrunError

@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from kdrun import train
-from kdrun.config import Config, conf_folder, register_nodes, validate
+from kdrun.config.schema import Config, conf_folder, register_nodes, validate
 from kdrun.errors import KdrunError
 from kdrun.identity import is_fresh
 from kdrun.methods.base import DataFacts, Distillation

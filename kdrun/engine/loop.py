@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from kdrun.config import Recipe
+from kdrun.config.schema import Recipe
 from kdrun.engine.schedule import factor, learning_rate
 from kdrun.errors import DivergedError, KdrunError, choices
 from kdrun.methods.base import Distillation, Stage

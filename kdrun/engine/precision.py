@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kdrun.config import Engine
+from kdrun.config.schema import Engine
 from kdrun.errors import KdrunError
 
 THREADS = torch.get_num_threads()  # the default, for the jobs of a sweep that come after one with engine.threads

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdrun.config import Recipe, check_recipe
+from kdrun.config.schema import Recipe, check_recipe
 from kdrun.engine.loop import enter, stage_recipe, weighted, weights_of
 from kdrun.errors import KdrunError, choices
 from kdrun.explain import LABEL_LOSSES

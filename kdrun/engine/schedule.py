@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from kdrun.config import Recipe
+from kdrun.config.schema import Recipe
 from kdrun.errors import KdrunError, choices
 
 KINDS = {"constant": (), "linear": ("to",), "cosine": ("to",), "warmup": ("until",), "off": ("after",)}
