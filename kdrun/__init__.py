@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdrun.run import Run
 
 __version__ = "0.1.0"
+PACKAGE = Path(__file__).parent
 
 
 def load(folder: Any, which: str = "last") -> Run:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdrun import PACKAGE
 from kdrun.errors import KdrunError, choices
 from kdrun.launchers import EXTRAS
 
@@ -70,7 +71,7 @@ def _place(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f" at {Path(error.filename).name}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__) if error.__traceback__ else []
-    ours, packages = Path(__file__).parent, f"{os.sep}site-packages{os.sep}"
+    ours, packages = PACKAGE, f"{os.sep}site-packages{os.sep}"
     own = [
         f
         for f in frames

@@ -18,6 +18,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kdrun import PACKAGE
 from kdrun.arguments import Argument, of_builder, read
 from kdrun.errors import KdrunError, choices
 
@@ -158,7 +159,7 @@ def import_plugins(modules: Iterable[str]) -> None:
 @lru_cache
 def _entries(package: str) -> dict[str, Entry]:
     """What kdrun ships of one kind, from the sources of its package."""
-    folder = Path(__file__).parent / package.rpartition(".")[2]
+    folder = PACKAGE.joinpath(*package.split(".")[1:])
     trees = {file: ast.parse(file.read_text(encoding="utf-8")).body for file in sorted(folder.glob("*.py"))}
     nodes = [
         (file, node)

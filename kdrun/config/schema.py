@@ -16,6 +16,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kdrun import PACKAGE
 from kdrun.arguments import REQUIRED, Argument
 from kdrun.errors import KdrunError, choices
 from kdrun.explain import wrong_value
@@ -126,8 +127,7 @@ CHOICES = {
 
 def conf_folder() -> Path:
     """conf/ lies beside the package in a checkout and inside it in a wheel."""
-    here = Path(__file__).parent
-    return here / "conf" if (here / "conf").is_dir() else here.parent / "conf"
+    return PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
 
 def method_names() -> list[str]:
