@@ -24,12 +24,12 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
+from kdrun.config.registry import METHODS, MODELS
 from kdrun.config.schema import Config, conf_folder, method_names, register_nodes, validate
 from kdrun.engine.loop import enter, make_optimizer, stage_recipe, weighted
 from kdrun.engine.precision import resolve
 from kdrun.methods.base import DataFacts, Distillation, Stage
 from kdrun.plan import settings
-from kdrun.registry import METHODS, MODELS
 from kdrun.tasks import image
 from kdrun.train import term_weights
 

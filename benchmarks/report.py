@@ -18,8 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from kdrun.config.registry import METHODS
 from kdrun.engine.record import NAME
-from kdrun.registry import METHODS
 
 SEEDS, PAIRS = 5, [("resnet20", "resnet8"), ("resnet56", "resnet20"), ("resnet110", "resnet20")]
 

@@ -23,10 +23,10 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from torchvision import datasets, transforms
 
+from kdrun.config.registry import MODELS
 from kdrun.config.schema import conf_folder, register_nodes, validate
 from kdrun.engine.loop import Progress, enter, make_optimizer, train_epoch
 from kdrun.engine.precision import resolve
-from kdrun.registry import MODELS
 from kdrun.tasks import image
 from kdrun.train import build
 

@@ -58,7 +58,7 @@ def run(arguments: Sequence[str]) -> int:
 def _say(error: Exception, debug: bool, arguments: Sequence[str]) -> int:
     if debug:
         traceback.print_exc()
-    from kdrun.explain import message
+    from kdrun.config.explain import message
 
     print(f"kdrun: {message(error, arguments)}", file=sys.stderr)
     return getattr(error, "status", 1)
@@ -125,7 +125,7 @@ def _verb(verb: str, rest: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
-    from kdrun.listing import show
+    from kdrun.config.listing import show
 
     if not set(HELP) & set(rest):
         _import_plugins(rest)
@@ -177,7 +177,7 @@ def _expand_home(argument: str) -> str:
 
 def _import_plugins(arguments: Sequence[str]) -> None:
     """Import `plugins=[module, ...]` and the entry points of the group kdrun.plugins before the config is composed."""
-    from kdrun.registry import import_entry_points, import_plugin
+    from kdrun.config.registry import import_entry_points, import_plugin
 
     import_entry_points()
     for argument in arguments:

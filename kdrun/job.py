@@ -62,7 +62,7 @@ def single_job(composed: DictConfig) -> float:
 
 def prepare(composed: DictConfig) -> Plan:
     """The plan of a composed config."""
-    from kdrun.registry import import_entry_points, import_plugin
+    from kdrun.config.registry import import_entry_points, import_plugin
 
     import_entry_points()  # the command did, but the workers of a sweep are processes of their own
     for module in composed.get("plugins") or []:
@@ -131,7 +131,7 @@ def _teacher(plan: Plan, screen: Screen) -> float:
 
 def _failed(error: Exception, state: dict[str, Any], composed: DictConfig, name: str, screen: Screen) -> dict[str, Any]:
     """Say why a job failed; returns its error as one line."""
-    from kdrun.explain import message
+    from kdrun.config.explain import message
 
     line = message(error)
     if state["status"] != "skipped":

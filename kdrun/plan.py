@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kdrun import data
+from kdrun.config.registry import MODELS
 from kdrun.config.schema import Config
 from kdrun.engine import record as records
 from kdrun.errors import HeldError, KdrunError
@@ -28,7 +29,6 @@ from kdrun.identity import (
     label,
     teacher_config,
 )
-from kdrun.registry import MODELS
 
 
 @dataclass

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdrun.config.registry import MODELS, import_plugins
 from kdrun.engine import record as records
 from kdrun.engine.checkpoint import load_into, load_weights
 from kdrun.errors import KdrunError, choices
 from kdrun.identity import label_of
 from kdrun.models.build import build_model
-from kdrun.registry import MODELS, import_plugins
 from kdrun.source import is_changed
 
 

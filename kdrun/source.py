@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from kdrun.config.registry import METHODS, MODELS
 from kdrun.config.schema import Config
-from kdrun.registry import METHODS, MODELS
 
 OURS = Path(__file__).parent / "methods"
 SILENT = ("ctx", "kind", "type_comment")  # fields of a syntax tree that say nothing of what is computed

@@ -106,7 +106,7 @@ def _print(runs: list[tuple[dict[str, Any], Path]], folder: Path) -> None:
 
 def _picture(done: list[tuple[dict[str, Any], Path]], folder: Path) -> str:
     """The line that says where the learning curves are. What cannot be drawn costs a picture, not the table."""
-    from kdrun.explain import message
+    from kdrun.config.explain import message
     from kdrun.report.curves import curves
 
     try:

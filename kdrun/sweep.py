@@ -17,6 +17,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from kdrun.config.tables import jobs as jobs_of
 from kdrun.engine import record as records
 from kdrun.errors import KdrunError
 from kdrun.estimate import Estimate, estimate, finished_runs, rough
@@ -25,7 +26,6 @@ from kdrun.launchers import gist, read_job
 from kdrun.plan import Plan, with_protocol
 from kdrun.screen import about
 from kdrun.source import changed_code
-from kdrun.tables import jobs as jobs_of
 
 MANIFEST = "manifest.json"
 NO_STATE = "the job left no state: was it killed, or never started?"
@@ -209,7 +209,7 @@ def look(jobs: list[list[str]], compose: Callable[[list[str]], DictConfig]) -> l
 
 
 def _look(job: list[str], composed: DictConfig, differing: list[str]) -> Asked:
-    from kdrun.explain import message
+    from kdrun.config.explain import message
     from kdrun.job import prepare
 
     name = job_name(composed, [item for item in job if _key(item) in differing])

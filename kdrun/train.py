@@ -18,6 +18,7 @@ import yaml  # comes with omegaconf
 from torch import Tensor, nn
 
 from kdrun import data
+from kdrun.config.registry import METHODS
 from kdrun.config.schema import Config, Recipe
 from kdrun.data.loader import Augment, Loader
 from kdrun.engine import record as records
@@ -33,7 +34,6 @@ from kdrun.identity import dataset_label, file_sha256, is_fresh, label
 from kdrun.methods.base import DataFacts, Distillation
 from kdrun.models.build import build_model, rehearse_output, title
 from kdrun.plan import Plan, clear, describe, held, model_arguments, score, settings
-from kdrun.registry import METHODS
 from kdrun.screen import Screen, again
 from kdrun.seeds import stream
 from kdrun.source import code

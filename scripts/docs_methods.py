@@ -17,9 +17,9 @@ from typing import Any
 
 import yaml
 
+from kdrun.config.listing import FAMILIES, method_choices
+from kdrun.config.registry import METHODS
 from kdrun.config.schema import conf_folder
-from kdrun.listing import FAMILIES, method_choices
-from kdrun.registry import METHODS
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "docs" / "methods.md"

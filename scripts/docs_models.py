@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from kdrun.config.registry import MODELS
 from kdrun.engine.cost import multiply_adds, parameters
-from kdrun.registry import MODELS
 from kdrun.taps import Tapped, evaluate
 
 FILE = Path(__file__).parents[1] / "docs" / "models.md"

@@ -61,8 +61,8 @@ def files(tmp_path_factory) -> Path:
     """Broken checkpoints and folders, and one checkpoint of a resnet8 for digits."""
     import torch
 
+    from kdrun.config.registry import MODELS
     from kdrun.engine.checkpoint import save_tensors
-    from kdrun.registry import MODELS
 
     root = tmp_path_factory.mktemp("files")
     save_tensors(root / "digits.safetensors", MODELS.get("resnet8")(10).state_dict())

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from kdrun import __version__
+from kdrun.config.registry import METHODS, MODELS
 from kdrun.config.schema import method_names
-from kdrun.registry import METHODS, MODELS
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:

@@ -16,13 +16,13 @@ from torch import nn
 
 import kdrun
 from kdrun import train
+from kdrun.config.registry import MODELS
 from kdrun.config.schema import Engine, conf_folder, register_nodes, validate
 from kdrun.engine.checkpoint import load_weights, weights_sha256
 from kdrun.engine.precision import resolve
 from kdrun.errors import KdrunError
 from kdrun.identity import identity
 from kdrun.models.build import item, training
-from kdrun.registry import MODELS
 
 NETS = '''
 import functools
@@ -174,7 +174,7 @@ def test_a_builder_that_cannot_be_called_says_why(nets, name, arguments, message
 @pytest.mark.parametrize(("name", "words"), [("broken", "unsupported operand"), ("broken_deep", "missing 1 required")])
 def test_an_error_inside_a_builder_stays_its_own(nets, name, words):
     """It is no matter of how the builder was called, so that the line names its place."""
-    from kdrun.explain import message
+    from kdrun.config.explain import message
 
     with pytest.raises(TypeError, match=words) as caught:
         build(name)

@@ -18,7 +18,7 @@ from last_wins import last_wins
 from omegaconf import OmegaConf
 
 from kdrun import job, launchers
-from kdrun.explain import message
+from kdrun.config.explain import message
 
 TINY = [
     "dataset=digits", "recipe=quick", "recipe.epochs=1", "teacher=resnet14", "teacher.recipe.epochs=1", "student=resnet8",

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import nn
 
+from kdrun.config.registry import METHODS
 from kdrun.config.schema import Recipe, conf_folder
 from kdrun.data.augment import Augment
 from kdrun.data.base import Dataset, Split
@@ -25,7 +26,6 @@ from kdrun.engine.precision import Compute
 from kdrun.engine.schedule import learning_rate
 from kdrun.errors import DivergedError
 from kdrun.methods.base import DataFacts, Distillation
-from kdrun.registry import METHODS
 from kdrun.screen import Screen
 from kdrun.tasks import image
 

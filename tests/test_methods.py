@@ -17,16 +17,16 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from kdrun import train
+from kdrun.config.listing import FAMILIES
+from kdrun.config.registry import METHODS, MODELS
 from kdrun.config.schema import Engine, Recipe, conf_folder, method_names, register_nodes, validate
 from kdrun.engine.checkpoint import weights_sha256
 from kdrun.engine.loop import enter, make_optimizer, weighted
 from kdrun.engine.precision import resolve
 from kdrun.errors import KdrunError
-from kdrun.listing import FAMILIES
 from kdrun.methods.adapters import connector
 from kdrun.methods.base import DataFacts, Distillation, Method
 from kdrun.models.resnet_cifar import ResNet
-from kdrun.registry import METHODS, MODELS
 from kdrun.tasks import image
 
 CLASSES, ROWS, SIZE = 5, 24, 8

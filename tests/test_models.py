@@ -11,9 +11,9 @@ import torch
 import torchvision
 from torch import nn
 
+from kdrun.config.registry import METHODS, MODELS
 from kdrun.engine.cost import multiply_adds, parameters
 from kdrun.errors import KdrunError
-from kdrun.registry import METHODS, MODELS
 from kdrun.taps import Tapped, evaluate
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "docs_models.py"

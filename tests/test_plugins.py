@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from kdrun.cli import run
+from kdrun.config.registry import METHODS, MODELS
 from kdrun.engine import record as records
-from kdrun.registry import METHODS, MODELS
 
 METHOD = '''
 from helper import POWER

@@ -11,10 +11,10 @@ from typing import Any, Optional
 
 import pytest
 
-from kdrun.arguments import REQUIRED
+from kdrun.config.arguments import REQUIRED
+from kdrun.config.registry import METHODS, MODELS, import_plugin
 from kdrun.config.schema import method_schema, model_node
 from kdrun.errors import KdrunError
-from kdrun.registry import METHODS, MODELS, import_plugin
 
 HEAD = """
 from __future__ import annotations

@@ -585,7 +585,7 @@ def test_every_format_puts_published_scores_beside_ours(form, tmp_path, capsys):
     "name", ["kdzoo_cifar10", "kdzoo_cifar100", "crd_cifar100", "mdistiller_cifar100", "logitstd_cifar100"]
 )
 def test_published_tables_name_models_that_exist(name):
-    from kdrun.registry import METHODS, MODELS
+    from kdrun.config.registry import METHODS, MODELS
 
     for cell in published(name):
         MODELS.entry(cell.teacher)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision.models import VisionTransformer
 
-from kdrun.explain import message
+from kdrun.config.explain import message
 from kdrun.taps import Tapped
 
 

@@ -14,8 +14,8 @@ import pytest
 from test_identity import CHECKSUM, composed
 
 from kdrun import source
+from kdrun.config.registry import METHODS, MODELS, import_plugin
 from kdrun.identity import identity
-from kdrun.registry import METHODS, MODELS, import_plugin
 
 
 @pytest.fixture

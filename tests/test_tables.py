@@ -17,15 +17,15 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from kdrun import train
+from kdrun.config.registry import METHODS, MODELS
 from kdrun.config.schema import Config, conf_folder, register_nodes, validate
+from kdrun.config.tables import Cell, cells, jobs, table_names
 from kdrun.errors import KdrunError
 from kdrun.identity import is_fresh
 from kdrun.methods.base import DataFacts, Distillation
 from kdrun.plan import settings
-from kdrun.registry import METHODS, MODELS
 from kdrun.report.against import FOLDER, called, published
 from kdrun.sweep import expand
-from kdrun.tables import Cell, cells, jobs, table_names
 from kdrun.tasks import image
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "reproduce.sh"

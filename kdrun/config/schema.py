@@ -17,10 +17,10 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdrun import PACKAGE
-from kdrun.arguments import REQUIRED, Argument
+from kdrun.config.arguments import REQUIRED, Argument
+from kdrun.config.explain import wrong_value
+from kdrun.config.registry import METHODS, MODELS, Entry
 from kdrun.errors import KdrunError, choices
-from kdrun.explain import wrong_value
-from kdrun.registry import METHODS, MODELS, Entry
 
 
 @dataclass
@@ -101,7 +101,7 @@ class Config:
     seed: int = 0
     protocol: str = "last"  # last | best | holdout
     rerun: bool = False
-    table: Any = None  # of a sweep: a published table, expanded into its cells (kdrun/tables.py)
+    table: Any = None  # of a sweep: a published table, expanded into its cells (kdrun/config/tables.py)
     pair: str | None = None  # of a table: teacher-student; null: every pair
     budget: str = "full"  # of a table: full | short | smoke
     phase: str = "all"  # all | teacher: stop once the teacher is ready (a sweep's first jobs)

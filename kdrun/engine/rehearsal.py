@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdrun.config.explain import LABEL_LOSSES
 from kdrun.config.schema import Recipe, check_recipe
 from kdrun.engine.loop import enter, stage_recipe, weighted, weights_of
 from kdrun.errors import KdrunError, choices
-from kdrun.explain import LABEL_LOSSES
 from kdrun.methods.base import Distillation, Stage
 
 IMAGES = 8  # that a stage is rehearsed on, or fewer where training will meet a smaller batch

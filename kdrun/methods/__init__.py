@@ -3,8 +3,8 @@
 `from kdrun.methods import Method, register` is all that a method of your own needs (docs/adding-a-method.md).
 """
 
+from kdrun.config.registry import METHODS
 from kdrun.methods.base import Distillation, Method, Pair, Stage
-from kdrun.registry import METHODS
 from kdrun.taps import Output
 
 register = METHODS.register

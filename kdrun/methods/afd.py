@@ -6,11 +6,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdrun.config.registry import METHODS
 from kdrun.methods.adapters import connector, same_side
 from kdrun.methods.base import Batch, Method, Pair, Terms, mean
 from kdrun.methods.bounded import unit
 from kdrun.methods.checks import check_within, feature_maps
-from kdrun.registry import METHODS
 from kdrun.taps import Output
 
 

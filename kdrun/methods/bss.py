@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdrun.config.registry import METHODS
 from kdrun.methods.base import Batch, Method, Pair, Terms
 from kdrun.methods.bounded import exact, never_negative
 from kdrun.methods.checks import check_choice, check_temperature, check_within
-from kdrun.registry import METHODS
 from kdrun.taps import Output
 
 STEPS, STEP_SIZE, EPSILON, LIMIT = (

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdrun.config.registry import METHODS
 from kdrun.errors import KdrunError
 from kdrun.methods.base import Batch, Method, Pair, Terms
 from kdrun.methods.bounded import unit
 from kdrun.methods.checks import check_choice, check_temperature, check_within, one_tap
-from kdrun.registry import METHODS
 from kdrun.taps import Output
 
 COLDEST = 0.02  # temperature: exp(1 / T) of the largest similarity must be a float32

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from kdrun.config.registry import METHODS
 from kdrun.methods.base import Batch, Method, Pair, Terms
 from kdrun.methods.bounded import exact, never_negative, varied
 from kdrun.methods.checks import check_temperature
 from kdrun.methods.kd import standardize
-from kdrun.registry import METHODS
 from kdrun.taps import Output
 
 

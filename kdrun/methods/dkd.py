@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdrun.config.registry import METHODS
 from kdrun.methods.base import Batch, Method, Pair, Terms
 from kdrun.methods.bounded import divergence, exact
 from kdrun.methods.checks import check_temperature
 from kdrun.methods.kd import standardize
-from kdrun.registry import METHODS
 from kdrun.taps import Output
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kdrun.config.registry import METHODS
 from kdrun.errors import KdrunError
 from kdrun.methods.base import Batch, Method, Pair, Terms, mean
 from kdrun.methods.kd import soft_targets
-from kdrun.registry import METHODS
 from kdrun.taps import Output
 
 

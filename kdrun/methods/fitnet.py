@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdrun.config.registry import METHODS
 from kdrun.errors import KdrunError
 from kdrun.methods.adapters import connector
 from kdrun.methods.base import Batch, Method, Pair, Stage, Terms
 from kdrun.methods.checks import check_choice, check_temperature
 from kdrun.methods.kd import soft_targets
-from kdrun.registry import METHODS
 from kdrun.taps import Output
 
 

@@ -8,10 +8,10 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdrun.config.registry import METHODS
 from kdrun.errors import KdrunError
 from kdrun.methods.base import Batch, Method, Pair, Stage, Terms, mean
 from kdrun.methods.checks import check_choice, feature_maps
-from kdrun.registry import METHODS
 from kdrun.taps import Output
 
 

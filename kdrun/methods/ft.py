@@ -8,11 +8,11 @@ import dataclasses
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdrun.config.registry import METHODS
 from kdrun.methods.adapters import same_side
 from kdrun.methods.base import Batch, Method, Pair, Stage, Terms
 from kdrun.methods.bounded import unit
 from kdrun.methods.checks import check_choice, check_share, feature_maps, one_tap
-from kdrun.registry import METHODS
 from kdrun.taps import Output
 
 

@@ -6,12 +6,12 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdrun.config.registry import METHODS
 from kdrun.errors import KdrunError
 from kdrun.methods.adapters import same_side
 from kdrun.methods.base import Batch, Method, Pair, Terms, mean
 from kdrun.methods.bounded import faded, spread
 from kdrun.methods.rkd import squared_distances
-from kdrun.registry import METHODS
 from kdrun.taps import Output
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from kdrun.config.registry import METHODS
 from kdrun.methods.base import Batch, Method, Pair, Terms
 from kdrun.methods.bounded import LEAST_DEVIATION, faded, tempered_kl
 from kdrun.methods.checks import check_temperature
-from kdrun.registry import METHODS
 from kdrun.taps import Output
 
 

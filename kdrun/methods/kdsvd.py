@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdrun.config.registry import METHODS
 from kdrun.methods.adapters import connector
 from kdrun.methods.base import Batch, Method, Pair, Terms
 from kdrun.methods.bounded import faded
 from kdrun.methods.checks import check_within, feature_maps
-from kdrun.registry import METHODS
 from kdrun.taps import Output
 
 EXTRA = 3  # vectors of the student beside the k of the teacher, among which each finds its partner

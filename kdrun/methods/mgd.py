@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kdrun.config.registry import METHODS
 from kdrun.methods.adapters import connector
 from kdrun.methods.base import Batch, Method, Pair, Terms
 from kdrun.methods.checks import check_choice, check_share, feature_maps, one_tap
-from kdrun.registry import METHODS
 from kdrun.taps import Output
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from kdrun.config.registry import METHODS
 from kdrun.errors import KdrunError
 from kdrun.methods.adapters import connector
 from kdrun.methods.base import Batch, Method, Pair, Terms, mean
 from kdrun.methods.bounded import unit
-from kdrun.registry import METHODS
 from kdrun.taps import Output
 
 

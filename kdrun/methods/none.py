@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from kdrun.config.registry import METHODS
 from kdrun.methods.base import Batch, Method, Terms
-from kdrun.registry import METHODS
 from kdrun.taps import Output
 
 

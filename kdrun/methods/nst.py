@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from kdrun.config.registry import METHODS
 from kdrun.methods.adapters import same_side
 from kdrun.methods.base import Batch, Method, Pair, Terms, mean
 from kdrun.methods.bounded import unit
 from kdrun.methods.checks import feature_maps
-from kdrun.registry import METHODS
 from kdrun.taps import Output
 
 

@@ -8,11 +8,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from kdrun.config.registry import METHODS
 from kdrun.errors import KdrunError
 from kdrun.methods.adapters import same_side
 from kdrun.methods.base import Batch, Method, Pair, Side, Terms
 from kdrun.methods.checks import check_choice, feature_maps
-from kdrun.registry import METHODS
 from kdrun.taps import Output
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from kdrun.config.registry import METHODS
 from kdrun.methods.base import Batch, Method, Pair, Terms
 from kdrun.methods.bounded import unit
 from kdrun.methods.checks import one_tap
-from kdrun.registry import METHODS
 from kdrun.taps import Output
 
 

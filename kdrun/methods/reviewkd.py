@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdrun.config.registry import METHODS
 from kdrun.errors import KdrunError
 from kdrun.methods.base import Batch, Method, Pair, Terms
-from kdrun.registry import METHODS
 from kdrun.taps import Output
 
 LEVELS = (4, 2, 1)  # sides of the pyramid

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdrun.config.registry import METHODS
 from kdrun.methods.base import Batch, Method, Pair, Terms
 from kdrun.methods.bounded import spread, unit
 from kdrun.methods.checks import one_tap
-from kdrun.registry import METHODS
 from kdrun.taps import Output
 
 

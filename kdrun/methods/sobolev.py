@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdrun.config.registry import METHODS
 from kdrun.methods.base import Batch, Method, Pair, Terms
 from kdrun.methods.bounded import unit
-from kdrun.registry import METHODS
 from kdrun.taps import Output
 
 LEAST = 1e-3  # length of an input gradient below which its own gradient fades; fresh networks have 0.06 and more

@@ -6,10 +6,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdrun.config.registry import METHODS
 from kdrun.errors import KdrunError
 from kdrun.methods.base import Batch, Method, Pair, Terms, mean
 from kdrun.methods.bounded import unit
-from kdrun.registry import METHODS
 from kdrun.taps import Output
 
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdrun.config.registry import METHODS
 from kdrun.methods.adapters import same_side
 from kdrun.methods.base import Batch, Method, Pair, Terms, mean
 from kdrun.methods.checks import check_above, feature_maps
-from kdrun.registry import METHODS
 from kdrun.taps import Output
 
 EPSILON = 1e-6  # the least variance

@@ -4,7 +4,7 @@ A builder takes `classes` and keyword-only options and returns an nn.Module from
 It declares its taps as a dict from alias to module path in the attribute `taps` (see kdrun/taps.py). Nothing else is asked of it.
 """
 
-from kdrun.registry import MODELS
+from kdrun.config.registry import MODELS
 
 register = MODELS.register
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdrun.config.registry import MODELS
 from kdrun.errors import KdrunError, choices
-from kdrun.registry import MODELS
 from kdrun.taps import evaluate
 from kdrun.tasks.image import check_logits
 

@@ -7,12 +7,12 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdrun.config.tables import full_epochs, recipe_of
 from kdrun.errors import KdrunError, choices
 from kdrun.report.pivot import Cell, Table
 from kdrun.report.render import Plain
 from kdrun.report.stats import binomial_error
 from kdrun.report.table import percent, spread_text
-from kdrun.tables import full_epochs, recipe_of
 
 FOLDER = Path(__file__).parents[1] / "published"
 

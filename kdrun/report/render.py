@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kdrun.config.tables import full_epochs
 from kdrun.report.groups import labels, setting
 from kdrun.report.pivot import LEVEL, Cell, Table
 from kdrun.report.stats import least_sign_flip, sign_flip_seeds
 from kdrun.report.table import PROTOCOLS, gain_text, percent, spread_text
-from kdrun.tables import full_epochs
 
 LESS = (
     "ECE",

@@ -256,7 +256,7 @@ def _teacher(folder: Path, record: dict[str, Any]) -> list[Check]:
 
 def _code(folder: Path, record: dict[str, Any]) -> list[Check]:
     """Notes where the source is another by now: what was run stays what it was. The run's plug-ins are imported for it."""
-    from kdrun.registry import import_plugins
+    from kdrun.config.registry import import_plugins
     from kdrun.source import changed_code
 
     try:

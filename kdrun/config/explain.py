@@ -140,8 +140,8 @@ def _null(group: str) -> str:
 
 
 def _options(group: str) -> list[str]:
+    from kdrun.config.registry import MODELS
     from kdrun.config.schema import conf_folder
-    from kdrun.registry import MODELS
 
     if group in ("teacher", "student"):
         return [*MODELS.entries(), *(["none"] if group == "teacher" else [])]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kdrun import PACKAGE
-from kdrun.arguments import Argument, of_builder, read
+from kdrun.config.arguments import Argument, of_builder, read
 from kdrun.errors import KdrunError, choices
 
 T = TypeVar("T", bound=Callable[..., Any])

@@ -6,9 +6,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kdrun.arguments import REQUIRED
+from kdrun.config.arguments import REQUIRED
+from kdrun.config.registry import METHODS, MODELS
 from kdrun.config.schema import conf_folder, method_names
-from kdrun.registry import METHODS, MODELS
 
 FAMILIES = {
     "labels": "without a teacher",
