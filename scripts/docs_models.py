@@ -12,7 +12,7 @@ from torch import nn
 
 from kdrun.config.registry import MODELS
 from kdrun.engine.cost import multiply_adds, parameters
-from kdrun.taps import Tapped, evaluate
+from kdrun.methods.taps import Tapped, evaluate
 
 FILE = Path(__file__).parents[1] / "docs" / "models.md"
 SIDE = 32

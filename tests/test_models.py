@@ -14,7 +14,7 @@ from torch import nn
 from kdrun.config.registry import METHODS, MODELS
 from kdrun.engine.cost import multiply_adds, parameters
 from kdrun.errors import KdrunError
-from kdrun.taps import Tapped, evaluate
+from kdrun.methods.taps import Tapped, evaluate
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "docs_models.py"
 BUILT_IN = [name for name in MODELS.entries() if name != "import"]

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision.models import VisionTransformer
 
 from kdrun.config.explain import message
-from kdrun.taps import Tapped
+from kdrun.methods.taps import Tapped
 
 
 class Attention(nn.Module):

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from kdrun.errors import KdrunError
+from kdrun.methods.taps import Tapped, evaluate
 from kdrun.models.resnet_cifar import ResNet
-from kdrun.taps import Tapped, evaluate
 
 
 class Toy(nn.Module):

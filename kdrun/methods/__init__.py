@@ -5,7 +5,7 @@
 
 from kdrun.config.registry import METHODS
 from kdrun.methods.base import Distillation, Method, Pair, Stage
-from kdrun.taps import Output
+from kdrun.methods.taps import Output
 
 register = METHODS.register
 

@@ -9,7 +9,7 @@ from kdrun.config.registry import METHODS
 from kdrun.methods.adapters import connector
 from kdrun.methods.base import Batch, Method, Pair, Stage, Terms, mean
 from kdrun.methods.checks import check_choice, check_within, feature_maps
-from kdrun.taps import Output
+from kdrun.methods.taps import Output
 
 
 def boundary(s: Tensor, t: Tensor, margin: float) -> Tensor:

@@ -11,7 +11,7 @@ from kdrun.methods.adapters import connector, same_side
 from kdrun.methods.base import Batch, Method, Pair, Terms, mean
 from kdrun.methods.bounded import unit
 from kdrun.methods.checks import check_within, feature_maps
-from kdrun.taps import Output
+from kdrun.methods.taps import Output
 
 
 class ChannelAttention(nn.Module):

@@ -9,7 +9,7 @@ from kdrun.methods.adapters import same_side
 from kdrun.methods.base import Batch, Method, Pair, Terms, mean
 from kdrun.methods.bounded import unit
 from kdrun.methods.checks import check_choice, check_within, feature_maps
-from kdrun.taps import Output
+from kdrun.methods.taps import Output
 
 
 def attention(x_BCHW: Tensor, power: float) -> Tensor:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from kdrun.errors import KdrunError, choices
+from kdrun.methods.taps import Output, Tapped, evaluate
 from kdrun.seeds import stream
-from kdrun.taps import Output, Tapped, evaluate
 
 Batch = Mapping[str, Tensor]  # input (B, 3, H, W) float32, label (B,) int64, index (B,) int64: row in the training set
 Terms = dict[str, Tensor]  # scalars in float32, unweighted

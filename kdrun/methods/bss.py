@@ -13,7 +13,7 @@ from kdrun.config.registry import METHODS
 from kdrun.methods.base import Batch, Method, Pair, Terms
 from kdrun.methods.bounded import exact, never_negative
 from kdrun.methods.checks import check_choice, check_temperature, check_within
-from kdrun.taps import Output
+from kdrun.methods.taps import Output
 
 STEPS, STEP_SIZE, EPSILON, LIMIT = (
     10,

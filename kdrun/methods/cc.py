@@ -13,7 +13,7 @@ from kdrun.config.registry import METHODS
 from kdrun.methods.base import Batch, Method, Pair, Terms
 from kdrun.methods.bounded import unit
 from kdrun.methods.checks import check_choice, check_within, one_tap
-from kdrun.taps import Output
+from kdrun.methods.taps import Output
 
 
 def correlation(x_BD: Tensor, gamma: float, order: int) -> Tensor:

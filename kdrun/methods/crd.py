@@ -14,7 +14,7 @@ from kdrun.errors import KdrunError
 from kdrun.methods.base import Batch, Method, Pair, Terms
 from kdrun.methods.bounded import unit
 from kdrun.methods.checks import check_choice, check_temperature, check_within, one_tap
-from kdrun.taps import Output
+from kdrun.methods.taps import Output
 
 COLDEST = 0.02  # temperature: exp(1 / T) of the largest similarity must be a float32
 

@@ -10,7 +10,7 @@ from kdrun.methods.adapters import connector
 from kdrun.methods.base import Batch, Method, Pair, Terms, mean
 from kdrun.methods.bounded import tempered_kl
 from kdrun.methods.checks import check_temperature, feature_maps
-from kdrun.taps import Output
+from kdrun.methods.taps import Output
 
 
 def channel_divergence(s_BCHW: Tensor, t_BCHW: Tensor, temperature: float) -> Tensor:

@@ -10,7 +10,7 @@ from kdrun.methods.base import Batch, Method, Pair, Terms
 from kdrun.methods.bounded import exact, never_negative, varied
 from kdrun.methods.checks import check_temperature
 from kdrun.methods.kd import standardize
-from kdrun.taps import Output
+from kdrun.methods.taps import Output
 
 
 def decorrelation(s_BK: Tensor, t_BK: Tensor) -> Tensor:

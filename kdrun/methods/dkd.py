@@ -11,7 +11,7 @@ from kdrun.methods.base import Batch, Method, Pair, Terms
 from kdrun.methods.bounded import divergence, exact
 from kdrun.methods.checks import check_temperature
 from kdrun.methods.kd import standardize
-from kdrun.taps import Output
+from kdrun.methods.taps import Output
 
 
 def decoupled(s_BK: Tensor, t_BK: Tensor, label_B: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from kdrun.config.registry import METHODS
 from kdrun.errors import KdrunError
 from kdrun.methods.base import Batch, Method, Pair, Terms, mean
 from kdrun.methods.kd import soft_targets
-from kdrun.taps import Output
+from kdrun.methods.taps import Output
 
 
 def mutual(logits: list[Tensor]) -> list[Tensor]:

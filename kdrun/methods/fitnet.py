@@ -11,7 +11,7 @@ from kdrun.methods.adapters import connector
 from kdrun.methods.base import Batch, Method, Pair, Stage, Terms
 from kdrun.methods.checks import check_choice, check_temperature
 from kdrun.methods.kd import soft_targets
-from kdrun.taps import Output
+from kdrun.methods.taps import Output
 
 
 def hint(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:

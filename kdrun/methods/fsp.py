@@ -12,7 +12,7 @@ from kdrun.config.registry import METHODS
 from kdrun.errors import KdrunError
 from kdrun.methods.base import Batch, Method, Pair, Stage, Terms, mean
 from kdrun.methods.checks import check_choice, feature_maps
-from kdrun.taps import Output
+from kdrun.methods.taps import Output
 
 
 def flow(first_BCHW: Tensor, second_BCHW: Tensor, pool: str = "average") -> Tensor:

@@ -13,7 +13,7 @@ from kdrun.methods.adapters import same_side
 from kdrun.methods.base import Batch, Method, Pair, Stage, Terms
 from kdrun.methods.bounded import unit
 from kdrun.methods.checks import check_choice, check_share, feature_maps, one_tap
-from kdrun.taps import Output
+from kdrun.methods.taps import Output
 
 
 def factor_distance(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from kdrun.methods.adapters import same_side
 from kdrun.methods.base import Batch, Method, Pair, Terms, mean
 from kdrun.methods.bounded import faded, spread
 from kdrun.methods.rkd import squared_distances
-from kdrun.taps import Output
+from kdrun.methods.taps import Output
 
 
 def edges(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from kdrun.config.registry import METHODS
 from kdrun.methods.base import Batch, Method, Pair, Terms
 from kdrun.methods.bounded import LEAST_DEVIATION, faded, tempered_kl
 from kdrun.methods.checks import check_temperature
-from kdrun.taps import Output
+from kdrun.methods.taps import Output
 
 
 def soft_targets(s_BK: Tensor, t_BK: Tensor, temperature: float) -> Tensor:

@@ -15,7 +15,7 @@ from kdrun.methods.adapters import connector
 from kdrun.methods.base import Batch, Method, Pair, Terms
 from kdrun.methods.bounded import faded
 from kdrun.methods.checks import check_within, feature_maps
-from kdrun.taps import Output
+from kdrun.methods.taps import Output
 
 EXTRA = 3  # vectors of the student beside the k of the teacher, among which each finds its partner
 

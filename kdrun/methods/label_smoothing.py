@@ -12,7 +12,7 @@ from torch import Tensor
 from kdrun.config.registry import METHODS
 from kdrun.methods.base import Batch, Method, Pair, Terms
 from kdrun.methods.checks import check_share
-from kdrun.taps import Output
+from kdrun.methods.taps import Output
 
 
 def smoothed_cross_entropy(logits_BK: Tensor, label_B: Tensor, smoothing: float) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from kdrun.config.registry import METHODS
 from kdrun.methods.base import Batch, Method, Pair, Terms
 from kdrun.methods.checks import check_choice
-from kdrun.taps import Output
+from kdrun.methods.taps import Output
 
 
 def logit_matching(s_BK: Tensor, t_BK: Tensor, variant: str = "code") -> Tensor:

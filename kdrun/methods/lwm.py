@@ -13,7 +13,7 @@ from kdrun.methods.adapters import same_side
 from kdrun.methods.base import Batch, Method, Pair, Terms
 from kdrun.methods.bounded import unit
 from kdrun.methods.checks import check_choice, feature_maps, one_tap
-from kdrun.taps import Output
+from kdrun.methods.taps import Output
 
 LEAST = {
     "code": 1e-8,

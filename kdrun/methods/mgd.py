@@ -9,7 +9,7 @@ from kdrun.config.registry import METHODS
 from kdrun.methods.adapters import connector
 from kdrun.methods.base import Batch, Method, Pair, Terms
 from kdrun.methods.checks import check_choice, check_share, feature_maps, one_tap
-from kdrun.taps import Output
+from kdrun.methods.taps import Output
 
 
 def generator(channels: int) -> nn.Sequential:

@@ -10,7 +10,7 @@ from kdrun.errors import KdrunError
 from kdrun.methods.adapters import connector
 from kdrun.methods.base import Batch, Method, Pair, Terms, mean
 from kdrun.methods.bounded import unit
-from kdrun.taps import Output
+from kdrun.methods.taps import Output
 
 
 def feature_distance(s: Tensor, t: Tensor, normalize: bool = True) -> Tensor:

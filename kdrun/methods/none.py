@@ -6,7 +6,7 @@ from typing import Any
 
 from kdrun.config.registry import METHODS
 from kdrun.methods.base import Batch, Method, Terms
-from kdrun.taps import Output
+from kdrun.methods.taps import Output
 
 
 @METHODS.register(name="none")

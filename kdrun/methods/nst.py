@@ -10,7 +10,7 @@ from kdrun.methods.adapters import same_side
 from kdrun.methods.base import Batch, Method, Pair, Terms, mean
 from kdrun.methods.bounded import unit
 from kdrun.methods.checks import feature_maps
-from kdrun.taps import Output
+from kdrun.methods.taps import Output
 
 
 def neuron_selectivity(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:

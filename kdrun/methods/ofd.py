@@ -13,7 +13,7 @@ from kdrun.errors import KdrunError
 from kdrun.methods.adapters import same_side
 from kdrun.methods.base import Batch, Method, Pair, Side, Terms
 from kdrun.methods.checks import check_choice, feature_maps
-from kdrun.taps import Output
+from kdrun.methods.taps import Output
 
 
 def batch_margin(t_BCHW: Tensor) -> Tensor:

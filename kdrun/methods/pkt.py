@@ -9,7 +9,7 @@ from kdrun.config.registry import METHODS
 from kdrun.methods.base import Batch, Method, Pair, Terms
 from kdrun.methods.bounded import unit
 from kdrun.methods.checks import one_tap
-from kdrun.taps import Output
+from kdrun.methods.taps import Output
 
 
 def neighbours(x_BD: Tensor) -> Tensor:

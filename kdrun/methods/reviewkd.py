@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kdrun.config.registry import METHODS
 from kdrun.errors import KdrunError
 from kdrun.methods.base import Batch, Method, Pair, Terms
-from kdrun.taps import Output
+from kdrun.methods.taps import Output
 
 LEVELS = (4, 2, 1)  # sides of the pyramid
 

@@ -10,7 +10,7 @@ from kdrun.config.registry import METHODS
 from kdrun.methods.base import Batch, Method, Pair, Terms
 from kdrun.methods.bounded import spread, unit
 from kdrun.methods.checks import one_tap
-from kdrun.taps import Output
+from kdrun.methods.taps import Output
 
 
 def squared_distances(x_BD: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from kdrun.config.registry import METHODS
 from kdrun.methods.base import Batch, Method, Pair, Terms
 from kdrun.methods.bounded import unit
-from kdrun.taps import Output
+from kdrun.methods.taps import Output
 
 LEAST = 1e-3  # length of an input gradient below which its own gradient fades; fresh networks have 0.06 and more
 

@@ -13,7 +13,7 @@ from kdrun.config.registry import METHODS
 from kdrun.methods.adapters import same_side
 from kdrun.methods.base import Batch, Method, Pair, Terms, mean
 from kdrun.methods.checks import check_above, feature_maps
-from kdrun.taps import Output
+from kdrun.methods.taps import Output
 
 EPSILON = 1e-6  # the least variance
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdrun.config.registry import MODELS
 from kdrun.errors import KdrunError, choices
-from kdrun.taps import evaluate
+from kdrun.methods.taps import evaluate
 from kdrun.tasks.image import check_logits
 
 
