@@ -37,7 +37,8 @@ from kdrun.plan import Plan, clear, describe, held, model_arguments, score, sett
 from kdrun.screen import Screen, again
 from kdrun.seeds import stream
 from kdrun.source import code
-from kdrun.tasks import image, weak
+from kdrun.tasks.image import task as image
+from kdrun.tasks.image import weak
 
 _NOTED: set[str] = set()  # notes on data that this process has put on the screen: a sweep says each once
 

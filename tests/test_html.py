@@ -29,7 +29,7 @@ from kdrun.report.pivot import tables
 from kdrun.report.render import spread
 from kdrun.report.svg import ticks
 from kdrun.report.table import gain_text
-from kdrun.tasks import image
+from kdrun.tasks.image import task as image
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'`&amp;"
 

@@ -27,7 +27,7 @@ from kdrun.engine.schedule import learning_rate
 from kdrun.errors import DivergedError
 from kdrun.methods.base import DataFacts, Distillation
 from kdrun.screen import Screen
-from kdrun.tasks import image
+from kdrun.tasks.image import task as image
 
 CLASSES, TRAIN, HELD, TEST, BATCH = 3, 15, 6, 9, 5
 RECIPE = Recipe(**{**OmegaConf.to_container(OmegaConf.load(conf_folder() / "recipe" / "quick.yaml")), "epochs": 3})

@@ -27,7 +27,7 @@ from kdrun.errors import KdrunError
 from kdrun.methods.adapters import connector
 from kdrun.methods.base import DataFacts, Distillation, Method
 from kdrun.models.resnet_cifar import ResNet
-from kdrun.tasks import image
+from kdrun.tasks.image import task as image
 
 CLASSES, ROWS, SIZE = 5, 24, 8
 NARROW, WIDER = (4, 4, 8, 16), (6, 8, 16, 24)

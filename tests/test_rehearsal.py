@@ -19,8 +19,8 @@ from kdrun.engine.rehearsal import rehearse
 from kdrun.errors import DivergedError, KdrunError
 from kdrun.methods import Method
 from kdrun.methods.base import DataFacts, Distillation
-from kdrun.tasks import image
-from kdrun.tasks.weak import better_normalisation, weakness
+from kdrun.tasks.image import task as image
+from kdrun.tasks.image.weak import better_normalisation, weakness
 
 
 class Net(nn.Module):

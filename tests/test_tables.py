@@ -26,7 +26,7 @@ from kdrun.methods.base import DataFacts, Distillation
 from kdrun.plan import settings
 from kdrun.report.against import FOLDER, called, published
 from kdrun.sweep import expand
-from kdrun.tasks import image
+from kdrun.tasks.image import task as image
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "reproduce.sh"
 CLASSES = 100

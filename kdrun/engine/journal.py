@@ -21,7 +21,7 @@ from kdrun.engine.precision import Compute
 from kdrun.errors import KdrunError
 from kdrun.methods.base import Distillation, Stage
 from kdrun.screen import Screen
-from kdrun.tasks import image
+from kdrun.tasks.image import task as image
 
 
 class RunJournal:
