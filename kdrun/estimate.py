@@ -8,11 +8,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from kdrun import data
 from kdrun.config.schema import Config
 from kdrun.engine import record as records
 from kdrun.errors import KdrunError
 from kdrun.plan import Plan
+from kdrun.tasks.image import data
 
 IMAGES = 16  # of a timed step
 EVALUATION = 1 / 3  # of a training step's time, per image: forward without backward

@@ -14,7 +14,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from kdrun import data
 from kdrun.config.registry import MODELS
 from kdrun.config.schema import Config
 from kdrun.engine import record as records
@@ -29,6 +28,7 @@ from kdrun.identity import (
     label,
     teacher_config,
 )
+from kdrun.tasks.image import data
 
 
 @dataclass

@@ -17,10 +17,8 @@ import torch
 import yaml  # comes with omegaconf
 from torch import Tensor, nn
 
-from kdrun import data
 from kdrun.config.registry import METHODS
 from kdrun.config.schema import Config, Recipe
-from kdrun.data.loader import Augment, Loader
 from kdrun.engine import record as records
 from kdrun.engine.checkpoint import load_checkpoint, load_into, load_weights, plain_state, save_text, weights_sha256
 from kdrun.engine.cost import multiply_adds, parameters
@@ -37,8 +35,9 @@ from kdrun.plan import Plan, clear, describe, held, model_arguments, score, sett
 from kdrun.screen import Screen, again
 from kdrun.seeds import stream
 from kdrun.source import code
+from kdrun.tasks.image import data, weak
 from kdrun.tasks.image import task as image
-from kdrun.tasks.image import weak
+from kdrun.tasks.image.data.loader import Augment, Loader
 
 _NOTED: set[str] = set()  # notes on data that this process has put on the screen: a sweep says each once
 

@@ -138,7 +138,7 @@ def test_asked_again_it_answers_at_once_and_by_any_protocol(finished: Path, fold
 
 def test_load_gives_the_student_with_its_preprocessing(folder: Path, finished: Path) -> None:
     """kdrun.load(...).student on raw uint8 images gives the recorded score."""
-    from kdrun import data
+    from kdrun.tasks.image import data
 
     run = kdrun.load(folder)
     dataset = data.load(composed("dataset=digits").dataset, str(finished / "outputs"))

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from kdrun import data
-from kdrun.data import base, cifar, image_folder, tree
-from kdrun.data.augment import Augment, augment, bits
-from kdrun.data.loader import Loader
 from kdrun.errors import KdrunError
+from kdrun.tasks.image import data
+from kdrun.tasks.image.data import base, cifar, image_folder, tree
+from kdrun.tasks.image.data.augment import Augment, augment, bits
+from kdrun.tasks.image.data.loader import Loader
 
 REPOSITORY = Path(__file__).parents[1]
 SETTINGS = {"root": None, "holdout": 0, "size": None, "flip": True, "memory": "auto", "mean": None, "std": None}

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdrun import data
-from kdrun.data.pixels import shown
 from kdrun.errors import KdrunError
+from kdrun.tasks.image import data
+from kdrun.tasks.image.data.pixels import shown
 
 SETTINGS = {"root": None, "holdout": 0, "size": None, "flip": True, "memory": "auto", "mean": None, "std": None}
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
@@ -154,7 +154,7 @@ def test_what_may_not_be_read_is_named(root, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr("kdrun.data.tree.open", refuse, raising=False)
+        patch.setattr("kdrun.tasks.image.data.tree.open", refuse, raising=False)
         with pytest.raises(KdrunError, match=r"train/cat/0.png cannot be read \(Permission denied\)"):
             checksum(root)
     monkeypatch.setattr("os.scandir", refuse)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdrun import data
-from kdrun.data import image_folder, pixels
 from kdrun.errors import KdrunError
+from kdrun.tasks.image import data
+from kdrun.tasks.image.data import image_folder, pixels
 
 SETTINGS = {"root": None, "holdout": 0, "size": None, "flip": True, "memory": "auto", "mean": None, "std": None}
 GREY = np.random.default_rng(0).integers(0, 256, (8, 8)).astype(np.uint8)
@@ -261,7 +261,7 @@ def test_folders_that_are_read_anew_are_other_data_sets(tmp_path, monkeypatch):
     roots["floats"] = tree(tmp_path / "floats", lambda x: Image.fromarray((x / 255).astype(np.float32)), "tif")
     roots["jpeg"] = tree(tmp_path / "jpeg", Image.fromarray, "jpg")
     now = {name: data.checksum(config(root), str(tmp_path / "now")) for name, root in roots.items()}
-    monkeypatch.setattr("kdrun.data.tree.read_anew", lambda _: False)
+    monkeypatch.setattr("kdrun.tasks.image.data.tree.read_anew", lambda _: False)
     before = {name: data.checksum(config(root), str(tmp_path / "before")) for name, root in roots.items()}
     assert {name for name in roots if now[name] != before[name]} == {*other, "floats"}
 

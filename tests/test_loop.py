@@ -17,9 +17,6 @@ from torch import nn
 
 from kdrun.config.registry import METHODS
 from kdrun.config.schema import Recipe, conf_folder
-from kdrun.data.augment import Augment
-from kdrun.data.base import Dataset, Split
-from kdrun.data.loader import Loader
 from kdrun.engine.journal import RunJournal
 from kdrun.engine.loop import Epoch, Progress, evaluate, fit
 from kdrun.engine.precision import Compute
@@ -28,6 +25,9 @@ from kdrun.errors import DivergedError
 from kdrun.methods.base import DataFacts, Distillation
 from kdrun.screen import Screen
 from kdrun.tasks.image import task as image
+from kdrun.tasks.image.data.augment import Augment
+from kdrun.tasks.image.data.base import Dataset, Split
+from kdrun.tasks.image.data.loader import Loader
 
 CLASSES, TRAIN, HELD, TEST, BATCH = 3, 15, 6, 9, 5
 RECIPE = Recipe(**{**OmegaConf.to_container(OmegaConf.load(conf_folder() / "recipe" / "quick.yaml")), "epochs": 3})

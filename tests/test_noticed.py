@@ -21,8 +21,6 @@ from torchvision.models import VisionTransformer
 
 from kdrun import job, sweep
 from kdrun.config.schema import conf_folder, register_nodes
-from kdrun.data.base import Dataset, Split
-from kdrun.data.loader import Loader
 from kdrun.engine import record as records
 from kdrun.engine.checkpoint import weights_sha256
 from kdrun.errors import KdrunError, choices
@@ -47,6 +45,8 @@ from kdrun.report.against import Published, margin
 from kdrun.report.pivot import tables
 from kdrun.report.stats import mcnemar
 from kdrun.screen import Screen, again, clock
+from kdrun.tasks.image.data.base import Dataset, Split
+from kdrun.tasks.image.data.loader import Loader
 
 # A run whose student stays as it is ------------------------------------------------------------------------------------
 

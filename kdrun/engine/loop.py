@@ -58,7 +58,7 @@ class Journal(Protocol):
 
 def fit(
     distillation: Distillation,
-    train: Any,  # kdrun.data.loader.Loader
+    train: Any,  # kdrun.tasks.image.data.loader.Loader
     evals: Mapping[str, Any],  # split -> Loader
     recipe: Recipe,
     weights: Mapping[str, float],

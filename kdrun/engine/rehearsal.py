@@ -68,7 +68,7 @@ class Rehearsal:
 
 def rehearse(
     distillation: Distillation,
-    train: Any,  # kdrun.data.loader.Loader
+    train: Any,  # kdrun.tasks.image.data.loader.Loader
     recipe: Recipe,
     weights: Mapping[str, float],
     dataset: str,

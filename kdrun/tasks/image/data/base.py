@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from kdrun.data.augment import bits
 from kdrun.errors import KdrunError
 from kdrun.seeds import stream
+from kdrun.tasks.image.data.augment import bits
 
 STATS_ROWS = 50_000  # images that mean and std are computed from; a larger training set is sampled
 FEW_LEVELS = 32  # grey levels; training images that span fewer are told of

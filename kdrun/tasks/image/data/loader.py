@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from kdrun.data.augment import Augment, augment
-from kdrun.data.base import Dataset, Split
 from kdrun.errors import KdrunError
 from kdrun.seeds import stream
+from kdrun.tasks.image.data.augment import Augment, augment
+from kdrun.tasks.image.data.base import Dataset, Split
 
 __all__ = ["Augment", "Loader"]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdrun.data.pixels import read_anew, shown
 from kdrun.errors import KdrunError, choices
+from kdrun.tasks.image.data.pixels import read_anew, shown
 
 LAYOUT = "train/<class>/* and test/<class>/* (or val/)"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kdrun.errors import KdrunError
 
 if TYPE_CHECKING:
-    from kdrun.data.base import Dataset
+    from kdrun.tasks.image.data.base import Dataset
 
 TEST_ROWS = 597  # of 1,797: leaves 1,200 to train on
 
@@ -30,7 +30,7 @@ def load(cfg: Any, outputs: str) -> Dataset:
     import numpy as np
     import torch
 
-    from kdrun.data import base
+    from kdrun.tasks.image.data import base
 
     table = _table()
     values_N65 = torch.from_numpy(np.loadtxt(table.decode().splitlines(), delimiter=",", dtype=np.int64))

@@ -6,11 +6,11 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from kdrun.data.settings import SIDES, check
 from kdrun.errors import KdrunError, choices
+from kdrun.tasks.image.data.settings import SIDES, check
 
 if TYPE_CHECKING:
-    from kdrun.data.base import Dataset
+    from kdrun.tasks.image.data.base import Dataset
 
 # name in conf/dataset -> the module beside this one that has checksum(cfg, outputs) and load(cfg, outputs)
 SOURCES = {"digits": "digits", "image_folder": "image_folder", "cifar10": "cifar", "cifar100": "cifar"}

@@ -7,15 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdrun.data import tree
-from kdrun.data.pixels import rgb, several, shown
 from kdrun.errors import KdrunError
+from kdrun.tasks.image.data import tree
+from kdrun.tasks.image.data.pixels import rgb, several, shown
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from kdrun.data.base import Dataset, Split
+    from kdrun.tasks.image.data.base import Dataset, Split
 
 
 def checksum(cfg: Any, outputs: str) -> str:
@@ -54,7 +54,7 @@ def load(cfg: Any, outputs: str) -> Dataset:
     """
     import torch
 
-    from kdrun.data import base
+    from kdrun.tasks.image.data import base
 
     listing = tree.scan(cfg.root)
     digest = tree.checksum(listing, outputs)

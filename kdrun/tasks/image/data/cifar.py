@@ -14,7 +14,7 @@ from kdrun.errors import KdrunError, remove_empty
 if TYPE_CHECKING:
     import numpy as np
 
-    from kdrun.data.base import Dataset, Split
+    from kdrun.tasks.image.data.base import Dataset, Split
 
 LOCK = ".kdrun-download.lock"  # a name that nobody else's file has: it is taken away after a download that failed
 TIMEOUT = 5.0  # seconds without a byte before a download is given up
@@ -39,7 +39,7 @@ def load(cfg: Any, outputs: str) -> Dataset:
 
     They lie in dataset.root, or <outputs>/data/<name>. Raises KdrunError when they do not and cannot be downloaded.
     """
-    from kdrun.data import base
+    from kdrun.tasks.image.data import base
 
     root = cfg.root or os.path.join(outputs, "data", cfg.name)
     train, test = _present(cfg.name, root) or _downloaded(cfg.name, root)
@@ -57,7 +57,7 @@ def as_split(data_NHWC: np.ndarray, targets: list[int]) -> Split:
     """torchvision's arrays as a Split: uint8 (N, H, W, 3) and a list of labels."""
     import torch
 
-    from kdrun.data.base import Split
+    from kdrun.tasks.image.data.base import Split
 
     images_NCHW = torch.from_numpy(data_NHWC).permute(0, 3, 1, 2).contiguous()
     return Split(torch.tensor(targets), torch.arange(len(targets)), images_NCHW)
