@@ -85,8 +85,8 @@ def rough(plan: Plan) -> Estimate | None:
         return None
     import torch
 
-    from kdrun.models.build import build_model
     from kdrun.plan import model_arguments
+    from kdrun.tasks.model import build_model
 
     def per_image(node: Any, backward: bool) -> float:
         model = build_model(node.name, 10, model_arguments(node), node.output)

@@ -16,8 +16,8 @@ from kdrun.engine import record as records
 from kdrun.engine.checkpoint import load_into, load_weights
 from kdrun.errors import KdrunError, choices
 from kdrun.identity import label_of
-from kdrun.models.build import build_model
 from kdrun.source import is_changed
+from kdrun.tasks.model import build_model
 
 
 class Normalised(nn.Module):

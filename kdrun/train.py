@@ -30,7 +30,6 @@ from kdrun.engine.schedule import check_schedule
 from kdrun.errors import DivergedError, KdrunError, choices
 from kdrun.identity import dataset_label, file_sha256, is_fresh, label
 from kdrun.methods.base import DataFacts, Distillation
-from kdrun.models.build import build_model, rehearse_output, title
 from kdrun.plan import Plan, clear, describe, held, model_arguments, score, settings
 from kdrun.screen import Screen, again
 from kdrun.seeds import stream
@@ -38,6 +37,7 @@ from kdrun.source import code
 from kdrun.tasks.image import data, weak
 from kdrun.tasks.image import task as image
 from kdrun.tasks.image.data.loader import Augment, Loader
+from kdrun.tasks.model import build_model, rehearse_output, title
 
 _NOTED: set[str] = set()  # notes on data that this process has put on the screen: a sweep says each once
 

@@ -22,7 +22,7 @@ from kdrun.engine.checkpoint import load_weights, weights_sha256
 from kdrun.engine.precision import resolve
 from kdrun.errors import KdrunError
 from kdrun.identity import identity
-from kdrun.models.build import item, training
+from kdrun.tasks.model import item, training
 
 NETS = '''
 import functools
