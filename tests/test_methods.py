@@ -26,8 +26,8 @@ from kdrun.engine.precision import resolve
 from kdrun.errors import KdrunError
 from kdrun.methods.adapters import connector
 from kdrun.methods.base import DataFacts, Distillation, Method
-from kdrun.models.resnet_cifar import ResNet
 from kdrun.tasks.image import task as image
+from kdrun.tasks.image.models.resnet_cifar import ResNet
 
 CLASSES, ROWS, SIZE = 5, 24, 8
 NARROW, WIDER = (4, 4, 8, 16), (6, 8, 16, 24)

@@ -8,7 +8,7 @@ from torch import nn
 
 from kdrun.errors import KdrunError
 from kdrun.methods.taps import Tapped, evaluate
-from kdrun.models.resnet_cifar import ResNet
+from kdrun.tasks.image.models.resnet_cifar import ResNet
 
 
 class Toy(nn.Module):

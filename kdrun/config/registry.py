@@ -214,5 +214,5 @@ def _constants(node: ast.ClassDef) -> dict[str, Any]:
     return found
 
 
-MODELS = Registry("model", "kdrun.models", ("classes",))
+MODELS = Registry("model", "kdrun.tasks.image.models", ("classes",))
 METHODS = Registry("method", "kdrun.methods", ("pair",))

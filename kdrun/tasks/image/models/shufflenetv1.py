@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdrun.models import register
-from kdrun.models.parts import Shuffle
+from kdrun.tasks.image.models.parts import Shuffle
 
 GROUPS = 3
 STAGES = ((240, 4), (480, 8), (960, 4))  # channels, units

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kdrun.models import register
-from kdrun.models.parts import Shuffle
+from kdrun.tasks.image.models.parts import Shuffle
 
 STAGES = ((116, 4), (232, 8), (464, 4))  # channels, units
 LAST = 1024

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kdrun.models import register
-from kdrun.models.parts import he_fan_out, small_head
+from kdrun.tasks.image.models.parts import he_fan_out, small_head
 
 WIDTHS = (64, 128, 256, 512, 512)
 

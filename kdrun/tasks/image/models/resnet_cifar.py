@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdrun.errors import KdrunError
 from kdrun.models import register
-from kdrun.models.parts import he_fan_out
+from kdrun.tasks.image.models.parts import he_fan_out
 
 
 class PadShortcut(nn.Module):

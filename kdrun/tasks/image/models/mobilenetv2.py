@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kdrun.errors import KdrunError
 from kdrun.models import register
-from kdrun.models.parts import he_fan_out, small_head
+from kdrun.tasks.image.models.parts import he_fan_out, small_head
 
 # expansion, channels at width 1, blocks, stride of the first; one list a stage: the map changes size after each
 STAGES = (

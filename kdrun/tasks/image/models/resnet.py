@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from kdrun.models import register
-from kdrun.models.parts import he_fan_out
-from kdrun.models.resnet_cifar import BasicBlock
+from kdrun.tasks.image.models.parts import he_fan_out
+from kdrun.tasks.image.models.resnet_cifar import BasicBlock
 
 
 class Bottleneck(nn.Module):

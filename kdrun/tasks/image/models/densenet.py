@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kdrun.models import register
-from kdrun.models.parts import he_fan_out
+from kdrun.tasks.image.models.parts import he_fan_out
 
 
 class DenseLayer(nn.Module):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kdrun.models import register
-from kdrun.models.parts import at_least_one, he_fan_out
+from kdrun.tasks.image.models.parts import at_least_one, he_fan_out
 
 
 class CNN(nn.Module):
