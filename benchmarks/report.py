@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from kdrun.config.registry import METHODS
-from kdrun.engine.record import NAME
+from kdrun.runs.record import NAME
 
 SEEDS, PAIRS = 5, [("resnet20", "resnet8"), ("resnet56", "resnet20"), ("resnet110", "resnet20")]
 

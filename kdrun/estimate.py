@@ -9,9 +9,9 @@ from statistics import median
 from typing import Any
 
 from kdrun.config.schema import Config
-from kdrun.engine import record as records
 from kdrun.errors import KdrunError
 from kdrun.plan import Plan
+from kdrun.runs import record as records
 from kdrun.tasks.image import data
 
 IMAGES = 16  # of a timed step

@@ -17,8 +17,8 @@ from typing import Any
 
 from kdrun.config.registry import METHODS
 from kdrun.config.schema import Config, Loss, method_schema, no_teacher
-from kdrun.engine import record as records
 from kdrun.errors import KdrunError
+from kdrun.runs import record as records
 from kdrun.source import builder, model_sha256
 
 SCHEMA = 1

@@ -16,7 +16,6 @@ from filelock import FileLock, Timeout
 
 from kdrun.config.registry import MODELS
 from kdrun.config.schema import Config
-from kdrun.engine import record as records
 from kdrun.errors import HeldError, KdrunError
 from kdrun.identity import (
     dataset_label,
@@ -28,6 +27,7 @@ from kdrun.identity import (
     label,
     teacher_config,
 )
+from kdrun.runs import record as records
 from kdrun.tasks.image import data
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from kdrun.config.registry import MODELS, import_plugins
-from kdrun.engine import record as records
-from kdrun.engine.checkpoint import load_into, load_weights
 from kdrun.errors import KdrunError, choices
 from kdrun.identity import label_of
+from kdrun.runs import record as records
+from kdrun.runs.checkpoint import load_into, load_weights
 from kdrun.source import is_changed
 from kdrun.tasks.model import build_model
 

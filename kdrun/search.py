@@ -19,9 +19,9 @@ from filelock import FileLock, Timeout
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig
 
-from kdrun.engine import record as records
 from kdrun.errors import HeldError, KdrunError
 from kdrun.job import prepare
+from kdrun.runs import record as records
 from kdrun.sweep import open_folder
 
 

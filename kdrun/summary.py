@@ -9,9 +9,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from kdrun.engine import record as records
 from kdrun.errors import KdrunError
 from kdrun.plan import with_protocol
+from kdrun.runs import record as records
 from kdrun.screen import about, again
 from kdrun.sweep import states_of
 

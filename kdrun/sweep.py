@@ -18,12 +18,12 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from kdrun.config.tables import jobs as jobs_of
-from kdrun.engine import record as records
 from kdrun.errors import KdrunError
 from kdrun.estimate import Estimate, estimate, finished_runs, rough
 from kdrun.identity import label
 from kdrun.launchers import gist, read_job
 from kdrun.plan import Plan, with_protocol
+from kdrun.runs import record as records
 from kdrun.screen import about
 from kdrun.source import changed_code
 

@@ -19,8 +19,6 @@ from torch import Tensor, nn
 
 from kdrun.config.registry import METHODS
 from kdrun.config.schema import Config, Recipe
-from kdrun.engine import record as records
-from kdrun.engine.checkpoint import load_checkpoint, load_into, load_weights, plain_state, save_text, weights_sha256
 from kdrun.engine.cost import multiply_adds, parameters
 from kdrun.engine.journal import RunJournal
 from kdrun.engine.loop import evaluate, fit
@@ -31,6 +29,8 @@ from kdrun.errors import DivergedError, KdrunError, choices
 from kdrun.identity import dataset_label, file_sha256, is_fresh, label
 from kdrun.methods.base import DataFacts, Distillation
 from kdrun.plan import Plan, clear, describe, held, model_arguments, score, settings
+from kdrun.runs import record as records
+from kdrun.runs.checkpoint import load_checkpoint, load_into, load_weights, plain_state, save_text, weights_sha256
 from kdrun.screen import Screen, again
 from kdrun.seeds import stream
 from kdrun.source import code

@@ -62,7 +62,7 @@ def files(tmp_path_factory) -> Path:
     import torch
 
     from kdrun.config.registry import MODELS
-    from kdrun.engine.checkpoint import save_tensors
+    from kdrun.runs.checkpoint import save_tensors
 
     root = tmp_path_factory.mktemp("files")
     save_tensors(root / "digits.safetensors", MODELS.get("resnet8")(10).state_dict())
@@ -282,8 +282,8 @@ def test_the_only_term_may_begin_at_weight_0(tmp_path):
 def test_a_checkpoint_that_does_not_fit_names_what_lacks_and_what_is_besides():
     from torch import nn
 
-    from kdrun.engine.checkpoint import load_into
     from kdrun.errors import KdrunError
+    from kdrun.runs.checkpoint import load_into
 
     weights = {f"other.{i}": nn.Linear(2, 2).weight for i in range(4)} | {"weight": nn.Linear(2, 2).weight}
     with pytest.raises(KdrunError) as caught:

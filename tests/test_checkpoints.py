@@ -24,9 +24,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from kdrun.engine.checkpoint import load_checkpoint, load_into, load_weights, plain_state, save_tensors
-from kdrun.engine.fitting import ORDER
 from kdrun.errors import KdrunError
+from kdrun.runs.checkpoint import load_checkpoint, load_into, load_weights, plain_state, save_tensors
+from kdrun.runs.fitting import ORDER
 
 
 class Net(nn.Module):

@@ -10,8 +10,8 @@ import pytest
 
 from kdrun.cli import run
 from kdrun.config.schema import method_names
-from kdrun.engine.record import validate
 from kdrun.report.collect import collect
+from kdrun.runs.record import validate
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "docs_methods.py"

@@ -23,12 +23,12 @@ import torch
 from test_report import make
 
 from kdrun.cli import run
-from kdrun.engine import record as records
 from kdrun.report.html import page
 from kdrun.report.pivot import tables
 from kdrun.report.render import spread
 from kdrun.report.svg import ticks
 from kdrun.report.table import gain_text
+from kdrun.runs import record as records
 from kdrun.tasks.image import task as image
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'`&amp;"

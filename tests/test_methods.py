@@ -20,12 +20,12 @@ from kdrun import train
 from kdrun.config.listing import FAMILIES
 from kdrun.config.registry import METHODS, MODELS
 from kdrun.config.schema import Engine, Recipe, conf_folder, method_names, register_nodes, validate
-from kdrun.engine.checkpoint import weights_sha256
 from kdrun.engine.loop import enter, make_optimizer, weighted
 from kdrun.engine.precision import resolve
 from kdrun.errors import KdrunError
 from kdrun.methods.adapters import connector
 from kdrun.methods.base import DataFacts, Distillation, Method
+from kdrun.runs.checkpoint import weights_sha256
 from kdrun.tasks.image import task as image
 from kdrun.tasks.image.models.resnet_cifar import ResNet
 

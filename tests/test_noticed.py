@@ -21,8 +21,6 @@ from torchvision.models import VisionTransformer
 
 from kdrun import job, sweep
 from kdrun.config.schema import conf_folder, register_nodes
-from kdrun.engine import record as records
-from kdrun.engine.checkpoint import weights_sha256
 from kdrun.errors import KdrunError, choices
 from kdrun.methods import afd, bounded, irg, kdsvd
 from kdrun.methods.afd import attentive_distance
@@ -44,6 +42,8 @@ from kdrun.methods.sp import similarity_preserving
 from kdrun.report.against import Published, margin
 from kdrun.report.pivot import tables
 from kdrun.report.stats import mcnemar
+from kdrun.runs import record as records
+from kdrun.runs.checkpoint import weights_sha256
 from kdrun.screen import Screen, again, clock
 from kdrun.tasks.image.data.base import Dataset, Split
 from kdrun.tasks.image.data.loader import Loader

@@ -13,7 +13,7 @@ import pytest
 
 from kdrun.cli import run
 from kdrun.config.registry import METHODS, MODELS
-from kdrun.engine import record as records
+from kdrun.runs import record as records
 
 METHOD = '''
 from helper import POWER

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from kdrun.engine import record as records
 from kdrun.errors import KdrunError
+from kdrun.runs import record as records
 
 DOCS = (Path(__file__).parents[1] / "docs" / "records.md").read_text(encoding="utf-8")
 

@@ -11,11 +11,11 @@ import warnings
 
 import pytest
 
-from kdrun.engine.record import validate
 from kdrun.errors import KdrunError
 from kdrun.report import curves, groups, table
 from kdrun.report.labels import natural
 from kdrun.report.stats import mean_sd, paired
+from kdrun.runs.record import validate
 
 
 def sha(*parts) -> str:

@@ -17,7 +17,6 @@ from scipy import stats as reference
 from test_report import make
 
 from kdrun.cli import run
-from kdrun.engine import record as records
 from kdrun.errors import KdrunError
 from kdrun.report import render
 from kdrun.report.against import beside, compare, margin, published
@@ -33,6 +32,7 @@ from kdrun.report.stats import (
     sign_flip,
     sign_flip_seeds,
 )
+from kdrun.runs import record as records
 
 
 def write(root, *made):

@@ -14,9 +14,9 @@ from last_wins import last_wins
 from test_report import make
 
 from kdrun.cli import run
-from kdrun.engine import record as records
 from kdrun.identity import digest, group
 from kdrun.report import status, verify
+from kdrun.runs import record as records
 
 TINY = [
     "dataset=digits", "recipe=quick", "recipe.epochs=2", "teacher=resnet14", "teacher.recipe.epochs=1", "student=resnet8",
@@ -276,7 +276,7 @@ def finished(root: Path, seed: int = 0, *, weights: bool = True) -> Path:
     """A finished run whose files agree: its record, its curve and (unless portable) its weights and logits."""
     import torch
 
-    from kdrun.engine.checkpoint import save_tensors, weights_sha256
+    from kdrun.runs.checkpoint import save_tensors, weights_sha256
 
     record = make("none", seed, 0.75)
     record |= {"id": digest(record["identity"]), "group": group(record["identity"]), "recipe": {"epochs": 2}}
@@ -328,7 +328,7 @@ def test_verify_compares_whole_hashes_and_tensors(tmp_path, capsys):
     """The last digit of a hash counts; weights of an earlier epoch have the tensors of the last; logits without labels are told."""
     import torch
 
-    from kdrun.engine.checkpoint import save_tensors
+    from kdrun.runs.checkpoint import save_tensors
 
     folder = finished(tmp_path)
     right = json.loads((folder / "record.json").read_text())

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from kdrun.engine import board
-from kdrun.engine import record as records
-from kdrun.engine.checkpoint import load_state, plain_state, save_state, save_tensors, save_text, weights_sha256
 from kdrun.engine.loop import Epoch, Progress
 from kdrun.engine.precision import Compute
 from kdrun.errors import KdrunError
 from kdrun.methods.base import Distillation, Stage
+from kdrun.runs import record as records
+from kdrun.runs.checkpoint import load_state, plain_state, save_state, save_tensors, save_text, weights_sha256
 from kdrun.screen import Screen
 from kdrun.tasks.image import task as image
 

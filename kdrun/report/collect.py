@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kdrun.engine import record as records
 from kdrun.errors import KdrunError
+from kdrun.runs import record as records
 
 
 @dataclass

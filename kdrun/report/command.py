@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from kdrun.engine.record import NAME, atomically, read
 from kdrun.errors import KdrunError
 from kdrun.report import render
 from kdrun.report.against import beside
@@ -18,6 +17,7 @@ from kdrun.report.collect import collect
 from kdrun.report.groups import name
 from kdrun.report.pivot import Table, tables
 from kdrun.report.trials import trials
+from kdrun.runs.record import NAME, atomically, read
 
 GIVEN = "given"  # the options of a command line so far, in argparse's namespace
 FORMATS = ("terminal", "md", "csv", "latex", "json", "html")

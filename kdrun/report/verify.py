@@ -12,11 +12,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from kdrun.engine import record as records
 from kdrun.errors import KdrunError
 from kdrun.identity import canonical, digest, file_sha256, group
 from kdrun.report.command import Parser
 from kdrun.report.groups import flat
+from kdrun.runs import record as records
 
 BROKEN = (
     KdrunError,
@@ -198,14 +198,14 @@ def _weights_files(folder: Path, record: dict[str, Any]) -> Iterator[Check]:
 
 
 def _hash(path: Path, wanted: str) -> str | None:
-    from kdrun.engine.checkpoint import load_weights, weights_sha256
+    from kdrun.runs.checkpoint import load_weights, weights_sha256
 
     return _unequal(weights_sha256(load_weights(path)), wanted)
 
 
 def _tensors(path: Path, last: Path) -> str | None:
     """Names and shapes; where the last weights are absent, that the file loads."""
-    from kdrun.engine.checkpoint import load_weights
+    from kdrun.runs.checkpoint import load_weights
 
     ours = {name: tuple(value.shape) for name, value in load_weights(path).items()}
     try:
@@ -217,7 +217,7 @@ def _tensors(path: Path, last: Path) -> str | None:
 
 
 def _logits(path: Path, record: dict[str, Any]) -> str | None:
-    from kdrun.engine.checkpoint import load_weights
+    from kdrun.runs.checkpoint import load_weights
 
     tested = load_weights(path)
     for key in ("logits", "labels"):

@@ -145,7 +145,7 @@ def validate(record: dict) -> None:
 
 def schema() -> dict:
     """The JSON schema of record.json (draft 2020-12)."""
-    return json.loads((Path(__file__).parents[1] / "record.schema.json").read_text(encoding="utf-8"))
+    return json.loads(Path(__file__).with_name("record.schema.json").read_text(encoding="utf-8"))
 
 
 def now() -> str:

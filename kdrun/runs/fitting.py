@@ -13,8 +13,8 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
-from kdrun.engine.unpickle import stands_for
 from kdrun.errors import KdrunError, choices
+from kdrun.runs.unpickle import stands_for
 
 Weights = dict[str, Tensor]
 # The keys under which weights lie, the first that fits is taken: plain weights before averages of them (EMA).

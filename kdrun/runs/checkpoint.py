@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from kdrun.engine import fitting
-from kdrun.engine.fitting import Weights
-from kdrun.engine.record import atomically
-from kdrun.engine.unpickle import read
 from kdrun.errors import KdrunError
+from kdrun.runs import fitting
+from kdrun.runs.fitting import Weights
+from kdrun.runs.record import atomically
+from kdrun.runs.unpickle import read
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
