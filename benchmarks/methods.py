@@ -29,7 +29,7 @@ from kdrun.config.schema import Config, conf_folder, method_names, register_node
 from kdrun.engine.loop import enter, make_optimizer, stage_recipe, weighted
 from kdrun.engine.precision import resolve
 from kdrun.methods.base import DataFacts, Distillation, Stage
-from kdrun.plan import settings
+from kdrun.runs.plan import settings
 from kdrun.tasks.image import task as image
 from kdrun.train import term_weights
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdrun.run import Run
+    from kdrun.runs.load import Run
 
 __version__ = "0.1.0"
 PACKAGE = Path(__file__).parent
@@ -14,6 +14,6 @@ PACKAGE = Path(__file__).parent
 
 def load(folder: Any, which: str = "last") -> Run:
     """A finished run: `run.student` is an nn.Module that takes uint8 or [0, 1] images, `run.record` its record."""
-    from kdrun.run import load
+    from kdrun.runs.load import load
 
     return load(folder, which)

@@ -10,8 +10,8 @@ from typing import Any
 
 from kdrun.config.schema import Config
 from kdrun.errors import KdrunError
-from kdrun.plan import Plan
 from kdrun.runs import record as records
+from kdrun.runs.plan import Plan
 from kdrun.tasks.image import data
 
 IMAGES = 16  # of a timed step
@@ -85,7 +85,7 @@ def rough(plan: Plan) -> Estimate | None:
         return None
     import torch
 
-    from kdrun.plan import model_arguments
+    from kdrun.runs.plan import model_arguments
     from kdrun.tasks.model import build_model
 
     def per_image(node: Any, backward: bool) -> float:

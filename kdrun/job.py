@@ -17,11 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 from kdrun import launchers
 from kdrun.config.schema import validate
 from kdrun.errors import ExitError, KdrunError
-from kdrun.identity import label_of
-from kdrun.plan import Plan, make_plan, with_protocol
 from kdrun.runs import record as records
+from kdrun.runs.identity import label_of
+from kdrun.runs.plan import Plan, make_plan, with_protocol
+from kdrun.runs.source import changed_code
 from kdrun.screen import Screen, clock
-from kdrun.source import changed_code
 from kdrun.sweep import JOBS, STOPPED, job_name, name_in
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from kdrun.errors import KdrunError
-from kdrun.plan import with_protocol
 from kdrun.runs import record as records
+from kdrun.runs.plan import with_protocol
 from kdrun.screen import about, again
 from kdrun.sweep import states_of
 

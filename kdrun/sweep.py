@@ -20,12 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 from kdrun.config.tables import jobs as jobs_of
 from kdrun.errors import KdrunError
 from kdrun.estimate import Estimate, estimate, finished_runs, rough
-from kdrun.identity import label
 from kdrun.launchers import gist, read_job
-from kdrun.plan import Plan, with_protocol
 from kdrun.runs import record as records
+from kdrun.runs.identity import label
+from kdrun.runs.plan import Plan, with_protocol
+from kdrun.runs.source import changed_code
 from kdrun.screen import about
-from kdrun.source import changed_code
 
 MANIFEST = "manifest.json"
 NO_STATE = "the job left no state: was it killed, or never started?"

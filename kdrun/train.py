@@ -26,14 +26,14 @@ from kdrun.engine.precision import Compute, resolve
 from kdrun.engine.rehearsal import Rehearsal, rehearse
 from kdrun.engine.schedule import check_schedule
 from kdrun.errors import DivergedError, KdrunError, choices
-from kdrun.identity import dataset_label, file_sha256, is_fresh, label
 from kdrun.methods.base import DataFacts, Distillation
-from kdrun.plan import Plan, clear, describe, held, model_arguments, score, settings
 from kdrun.runs import record as records
 from kdrun.runs.checkpoint import load_checkpoint, load_into, load_weights, plain_state, save_text, weights_sha256
+from kdrun.runs.identity import dataset_label, file_sha256, is_fresh, label
+from kdrun.runs.plan import Plan, clear, describe, held, model_arguments, score, settings
+from kdrun.runs.source import code
 from kdrun.screen import Screen, again
 from kdrun.seeds import stream
-from kdrun.source import code
 from kdrun.tasks.image import data, weak
 from kdrun.tasks.image import task as image
 from kdrun.tasks.image.data.loader import Augment, Loader

@@ -25,8 +25,8 @@ from hydra import compose, initialize_config_dir
 from kdrun.config.schema import Config, conf_folder, method_names, register_nodes, validate
 from kdrun.engine.loop import enter, weights_of
 from kdrun.engine.precision import resolve
-from kdrun.plan import make_plan
 from kdrun.runs.checkpoint import load_into, load_state, load_weights
+from kdrun.runs.plan import make_plan
 from kdrun.train import build
 
 ROOT = Path(__file__).parents[1]

@@ -16,9 +16,9 @@ from hydra import compose, initialize_config_dir
 
 import kdrun
 from kdrun.config.schema import Config, conf_folder, register_nodes, validate
-from kdrun.identity import NEUTRAL, digest, group, identity, teacher_config
 from kdrun.runs import record as records
 from kdrun.runs.checkpoint import weights_sha256
+from kdrun.runs.identity import NEUTRAL, digest, group, identity, teacher_config
 
 OVERRIDES = (
     "dataset=digits dataset.holdout=200 teacher=resnet8 student=resnet8 method=[kd,rkd] recipe=quick recipe.epochs=2 "

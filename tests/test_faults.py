@@ -70,7 +70,7 @@ def one_line(stderr: str) -> str:
 @pytest.mark.parametrize("kept", [0, 1, 2, 3])
 def test_a_kill_while_a_run_is_cleared_is_harmless(kept, tmp_path, monkeypatch):
     """rerun=true killed after any number of files: never a record whose weights are gone, never a resume from half a folder."""
-    from kdrun.plan import Plan, clear
+    from kdrun.runs.plan import Plan, clear
 
     names = [
         "config.yaml",

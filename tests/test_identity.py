@@ -10,8 +10,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from kdrun.config.schema import Config, conf_folder, register_nodes, validate
-from kdrun.identity import dataset_label, digest, folder, group, identity, label, label_of, teacher_config
 from kdrun.runs import record as records
+from kdrun.runs.identity import dataset_label, digest, folder, group, identity, label, label_of, teacher_config
 
 DOCS = (Path(__file__).parents[1] / "docs" / "records.md").read_text(encoding="utf-8")
 CHECKSUM = "ab12"

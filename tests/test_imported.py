@@ -20,8 +20,8 @@ from kdrun.config.registry import MODELS
 from kdrun.config.schema import Engine, conf_folder, register_nodes, validate
 from kdrun.engine.precision import resolve
 from kdrun.errors import KdrunError
-from kdrun.identity import identity
 from kdrun.runs.checkpoint import load_weights, weights_sha256
+from kdrun.runs.identity import identity
 from kdrun.tasks.model import item, training
 
 NETS = '''

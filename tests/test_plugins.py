@@ -76,7 +76,7 @@ def project(trained, tmp_path, monkeypatch):
 
 def forget() -> None:
     """A process of its own would begin like this."""
-    from kdrun import source
+    from kdrun.runs import source
 
     METHODS.plugins.pop("mine", None)
     for name in ("mine", "w", "tea", "helper"):

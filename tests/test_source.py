@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import pytest
 from test_identity import CHECKSUM, composed
 
-from kdrun import source
 from kdrun.config.registry import METHODS, MODELS, import_plugin
-from kdrun.identity import identity
+from kdrun.runs import source
+from kdrun.runs.identity import identity
 
 
 @pytest.fixture

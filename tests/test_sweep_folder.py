@@ -15,7 +15,7 @@ from test_sweep import sweep as run_sweep
 
 from kdrun import cli, sweep
 from kdrun.errors import KdrunError
-from kdrun.plan import WRITTEN
+from kdrun.runs.plan import WRITTEN
 
 KEYS = {"none": {"none"}, "kd": {"kd"}, "ls": {"kd"}, "rkd": {"rkd"}, "[rkd,kd]": {"rkd", "kd"}}
 
@@ -86,7 +86,7 @@ def test_names_say_what_is_swept() -> None:
 def test_rerun_takes_away_what_a_run_writes_alone(tmp_path: Path) -> None:
     from types import SimpleNamespace
 
-    from kdrun.plan import clear
+    from kdrun.runs.plan import clear
 
     mine = [
         "notes.md",

@@ -21,10 +21,10 @@ from kdrun.config.registry import METHODS, MODELS
 from kdrun.config.schema import Config, conf_folder, register_nodes, validate
 from kdrun.config.tables import Cell, cells, jobs, table_names
 from kdrun.errors import KdrunError
-from kdrun.identity import is_fresh
 from kdrun.methods.base import DataFacts, Distillation
-from kdrun.plan import settings
 from kdrun.report.against import FOLDER, called, published
+from kdrun.runs.identity import is_fresh
+from kdrun.runs.plan import settings
 from kdrun.sweep import expand
 from kdrun.tasks.image import task as image
 

@@ -14,9 +14,9 @@ from last_wins import last_wins
 from test_report import make
 
 from kdrun.cli import run
-from kdrun.identity import digest, group
 from kdrun.report import status, verify
 from kdrun.runs import record as records
+from kdrun.runs.identity import digest, group
 
 TINY = [
     "dataset=digits", "recipe=quick", "recipe.epochs=2", "teacher=resnet14", "teacher.recipe.epochs=1", "student=resnet8",
@@ -354,7 +354,7 @@ def test_verify_compares_whole_hashes_and_tensors(tmp_path, capsys):
 
 
 def test_verify_holds_the_teacher_against_its_run(tmp_path, capsys):
-    from kdrun.identity import file_sha256
+    from kdrun.runs.identity import file_sha256
 
     teacher = finished(tmp_path)
     folder = tmp_path / "runs/digits/kd/resnet14-resnet8/0b/seed0"

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from kdrun.errors import KdrunError
-from kdrun.identity import label_of
 from kdrun.report.forest import columns, forest, height
 from kdrun.report.groups import Block, Row, blocks, difference, teachers
 from kdrun.report.look import (
@@ -34,6 +33,7 @@ from kdrun.report.look import (
 )
 from kdrun.report.stats import mean_sd
 from kdrun.report.strips import Strip, gain, window
+from kdrun.runs.identity import label_of
 
 Curve = dict[int, float]  # {epoch: test score as a fraction}
 

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdrun.identity import label_of
 from kdrun.report import render
 from kdrun.report.groups import labels
 from kdrun.report.look import Look
@@ -23,6 +22,7 @@ from kdrun.report.render import percent, spread
 from kdrun.report.strips import table_looks, titled
 from kdrun.report.svg import Line, learning_curves, percents, reliability, strips
 from kdrun.report.table import PROTOCOLS, gain_text
+from kdrun.runs.identity import label_of
 
 HERE = Path(__file__).parent
 CLASSES = 200  # a table of more classes is cut

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from kdrun.identity import label_of
+from kdrun.runs.identity import label_of
 
 ROLES = ("teacher", "student")
 NOT_ARCHITECTURE = ("checkpoint", "checkpoint_key", "taps")

@@ -14,7 +14,6 @@ from statistics import fmean
 from typing import Any
 
 from kdrun.errors import KdrunError, choices
-from kdrun.identity import label_of
 from kdrun.report.groups import (
     Row,
     data_key,
@@ -42,6 +41,7 @@ from kdrun.report.stats import (
     seeds_needed,
     sign_flip,
 )
+from kdrun.runs.identity import label_of
 
 LEVEL = 0.95
 

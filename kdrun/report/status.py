@@ -14,11 +14,11 @@ from statistics import median
 from typing import Any
 
 from kdrun.errors import KdrunError
-from kdrun.identity import label_of, safe
 from kdrun.report.collect import Collection, collect
 from kdrun.report.command import Parser
 from kdrun.report.groups import name
 from kdrun.runs import record as records
+from kdrun.runs.identity import label_of, safe
 from kdrun.screen import clock
 from kdrun.sweep import MANIFEST, NO_STATE, states_of
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kdrun.identity import label_of
 from kdrun.report.groups import difference, score
 from kdrun.report.look import TEACHER, Look, family, looks
 from kdrun.report.pivot import Cell, Table, interval, teachers_of
 from kdrun.report.render import percent, spread
 from kdrun.report.table import gain_text
+from kdrun.runs.identity import label_of
 
 
 def titled(table: Table) -> str:

@@ -10,11 +10,11 @@ from collections.abc import Iterable
 
 from rich.text import Text
 
-from kdrun.identity import label_of
 from kdrun.report.groups import Block, Row, blocks, difference, name, notes, score, teachers
 from kdrun.report.labels import natural
 from kdrun.report.models import Models
 from kdrun.report.stats import mean_sd
+from kdrun.runs.identity import label_of
 
 PROTOCOLS = {
     "last": "last epoch",

@@ -13,10 +13,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from kdrun.errors import KdrunError
-from kdrun.identity import canonical, digest, file_sha256, group
 from kdrun.report.command import Parser
 from kdrun.report.groups import flat
 from kdrun.runs import record as records
+from kdrun.runs.identity import canonical, digest, file_sha256, group
 
 BROKEN = (
     KdrunError,
@@ -257,7 +257,7 @@ def _teacher(folder: Path, record: dict[str, Any]) -> list[Check]:
 def _code(folder: Path, record: dict[str, Any]) -> list[Check]:
     """Notes where the source is another by now: what was run stays what it was. The run's plug-ins are imported for it."""
     from kdrun.config.registry import import_plugins
-    from kdrun.source import changed_code
+    from kdrun.runs.source import changed_code
 
     try:
         asked = records.config(folder)

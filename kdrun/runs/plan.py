@@ -17,7 +17,8 @@ from filelock import FileLock, Timeout
 from kdrun.config.registry import MODELS
 from kdrun.config.schema import Config
 from kdrun.errors import HeldError, KdrunError
-from kdrun.identity import (
+from kdrun.runs import record as records
+from kdrun.runs.identity import (
     dataset_label,
     digest,
     folder,
@@ -27,7 +28,6 @@ from kdrun.identity import (
     label,
     teacher_config,
 )
-from kdrun.runs import record as records
 from kdrun.tasks.image import data
 
 

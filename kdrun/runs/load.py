@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from kdrun.config.registry import MODELS, import_plugins
 from kdrun.errors import KdrunError, choices
-from kdrun.identity import label_of
 from kdrun.runs import record as records
 from kdrun.runs.checkpoint import load_into, load_weights
-from kdrun.source import is_changed
+from kdrun.runs.identity import label_of
+from kdrun.runs.source import is_changed
 from kdrun.tasks.model import build_model
 
 

@@ -19,7 +19,7 @@ from kdrun.config.registry import METHODS
 from kdrun.config.schema import Config, Loss, method_schema, no_teacher
 from kdrun.errors import KdrunError
 from kdrun.runs import record as records
-from kdrun.source import builder, model_sha256
+from kdrun.runs.source import builder, model_sha256
 
 SCHEMA = 1
 LONGEST = 80  # bytes of a label in a folder's name: two of them and a dash stay below the 255 of most file systems
