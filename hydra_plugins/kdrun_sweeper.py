@@ -1,4 +1,4 @@
-"""Where Hydra looks for sweepers. What they do stands in kdrun/sweep.py and kdrun/search.py."""
+"""Where Hydra looks for sweepers. What they do stands in kdrun/sweep/planning.py and kdrun/search.py."""
 
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -43,7 +43,8 @@ class KdrunSweeper(BasicSweeper):
         super().__init__(max_batch_size, params)
 
     def sweep(self, arguments: list[str]) -> Any:
-        from kdrun import launchers, summary, sweep
+        from kdrun import launchers, summary
+        from kdrun.sweep import planning as sweep
 
         assert self.config is not None
         self._expand_home()
@@ -93,8 +94,9 @@ class KdrunSweeper(BasicSweeper):
 
     def _launch(self, jobs: list[list[str]], first: int) -> None:
         """Run jobs through the launcher, max_batch_size at a time; `first` is the number of the first one."""
-        from kdrun import launchers, sweep
+        from kdrun import launchers
         from kdrun.errors import KdrunError
+        from kdrun.sweep import planning as sweep
 
         assert self.launcher is not None
         assert self.config is not None
@@ -139,9 +141,9 @@ class SearchSweeper(KdrunSweeper):
         self.asked = {"trials": trials, "at_once": at_once, "study_file": study, "seed": seed}
 
     def sweep(self, arguments: list[str]) -> Any:
-        from kdrun import sweep
         from kdrun.errors import KdrunError
         from kdrun.search import search
+        from kdrun.sweep import planning as sweep
 
         if sweep.ONLY_PLAN:
             raise KdrunError(

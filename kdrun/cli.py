@@ -107,7 +107,7 @@ def _verb(verb: str, rest: list[str]) -> int:
         run_verb = getattr(importlib.import_module(f"kdrun.report.{REPORTS[verb]}"), verb)
         return int(run_verb(rest))
     if verb == "plan":
-        from kdrun import sweep
+        from kdrun.sweep import planning as sweep
 
         sweep.ONLY_PLAN = True
         return _dispatch(["-m", *rest])

@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from kdrun.errors import HeldError, KdrunError
 from kdrun.job import prepare
 from kdrun.runs import record as records
-from kdrun.sweep import open_folder
+from kdrun.sweep.planning import open_folder
 
 
 def search(

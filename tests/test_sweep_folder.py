@@ -13,9 +13,10 @@ from omegaconf import OmegaConf
 from test_sweep import TINY, start
 from test_sweep import sweep as run_sweep
 
-from kdrun import cli, sweep
+from kdrun import cli
 from kdrun.errors import KdrunError
 from kdrun.runs.plan import WRITTEN
+from kdrun.sweep import planning as sweep
 
 KEYS = {"none": {"none"}, "kd": {"kd"}, "ls": {"kd"}, "rkd": {"rkd"}, "[rkd,kd]": {"rkd", "kd"}}
 

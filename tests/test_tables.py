@@ -25,7 +25,7 @@ from kdrun.methods.base import DataFacts, Distillation
 from kdrun.report.against import FOLDER, called, published
 from kdrun.runs.identity import is_fresh
 from kdrun.runs.plan import settings
-from kdrun.sweep import expand
+from kdrun.sweep.planning import expand
 from kdrun.tasks.image import task as image
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "reproduce.sh"
