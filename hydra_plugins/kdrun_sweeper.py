@@ -1,4 +1,4 @@
-"""Where Hydra looks for sweepers. What they do stands in kdrun/sweep/planning.py and kdrun/search.py."""
+"""Where Hydra looks for sweepers. What they do stands in kdrun/sweep/planning.py and kdrun/sweep/search.py."""
 
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class KdrunSweeper(BasicSweeper):
         super().__init__(max_batch_size, params)
 
     def sweep(self, arguments: list[str]) -> Any:
-        from kdrun import launchers, summary
+        from kdrun.sweep import launchers, summary
         from kdrun.sweep import planning as sweep
 
         assert self.config is not None
@@ -94,8 +94,8 @@ class KdrunSweeper(BasicSweeper):
 
     def _launch(self, jobs: list[list[str]], first: int) -> None:
         """Run jobs through the launcher, max_batch_size at a time; `first` is the number of the first one."""
-        from kdrun import launchers
         from kdrun.errors import KdrunError
+        from kdrun.sweep import launchers
         from kdrun.sweep import planning as sweep
 
         assert self.launcher is not None
@@ -142,8 +142,8 @@ class SearchSweeper(KdrunSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         from kdrun.errors import KdrunError
-        from kdrun.search import search
         from kdrun.sweep import planning as sweep
+        from kdrun.sweep.search import search
 
         if sweep.ONLY_PLAN:
             raise KdrunError(

@@ -92,7 +92,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _job(composed: Any) -> Any:
     """Errors end here in one line: Hydra would add words of its own to them."""
-    from kdrun.job import job
+    from kdrun.sweep.job import job
 
     try:
         return job(composed)

@@ -17,8 +17,8 @@ import pytest
 from last_wins import last_wins
 from omegaconf import OmegaConf
 
-from kdrun import job, launchers
 from kdrun.config.explain import message
+from kdrun.sweep import job, launchers
 
 TINY = [
     "dataset=digits", "recipe=quick", "recipe.epochs=1", "teacher=resnet14", "teacher.recipe.epochs=1", "student=resnet8",

@@ -19,7 +19,6 @@ from test_report import make
 from torch import nn
 from torchvision.models import VisionTransformer
 
-from kdrun import job
 from kdrun.config.schema import conf_folder, register_nodes
 from kdrun.errors import KdrunError, choices
 from kdrun.methods import afd, bounded, irg, kdsvd
@@ -45,6 +44,7 @@ from kdrun.report.stats import mcnemar
 from kdrun.runs import record as records
 from kdrun.runs.checkpoint import weights_sha256
 from kdrun.screen import Screen, again, clock
+from kdrun.sweep import job
 from kdrun.sweep import planning as sweep
 from kdrun.tasks.image.data.base import Dataset, Split
 from kdrun.tasks.image.data.loader import Loader

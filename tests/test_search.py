@@ -16,8 +16,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from last_wins import last_wins
 
 from kdrun.errors import KdrunError
-from kdrun.search import _distribution
-from kdrun.search import _open as open_study
+from kdrun.sweep.search import _distribution
+from kdrun.sweep.search import _open as open_study
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="pip install 'kdrun[search]'")
 

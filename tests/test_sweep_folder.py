@@ -178,7 +178,7 @@ def test_status_shows_a_stages_own_epochs(tmp_path: Path) -> None:
     """The line that the journal writes has them."""
     from test_report import make
 
-    from kdrun.report.status import _progress
+    from kdrun.sweep.status import _progress
 
     record = make("fitnet", 0, 0.0, status="running")
     line = {"stage": "hints", "epoch": 3, "epochs": 6, "seconds": 2.0}

@@ -14,9 +14,10 @@ from last_wins import last_wins
 from test_report import make
 
 from kdrun.cli import run
-from kdrun.report import status, verify
+from kdrun.report import verify
 from kdrun.runs import record as records
 from kdrun.runs.identity import digest, group
+from kdrun.sweep import status
 
 TINY = [
     "dataset=digits", "recipe=quick", "recipe.epochs=2", "teacher=resnet14", "teacher.recipe.epochs=1", "student=resnet8",

@@ -11,7 +11,7 @@ from typing import Any
 
 from kdrun import PACKAGE
 from kdrun.errors import KdrunError, choices
-from kdrun.launchers import EXTRAS
+from kdrun.sweep.launchers import EXTRAS
 
 GROUPS = ("dataset", "teacher", "student", "method", "recipe", "engine", "experiment")
 LABEL_LOSSES = (

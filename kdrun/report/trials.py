@@ -1,4 +1,4 @@
-"""The trials of a search (kdrun/search.py): what its study file holds, highest holdout score first."""
+"""The trials of a search (kdrun/sweep/search.py): what its study file holds, highest holdout score first."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A sweep: what was asked for, what is there already, and which teachers come first.
 
-hydra_plugins/kdrun_sweeper.py calls `begin`, launches, and ends with kdrun/summary.py. Jobs of a sweep never raise: each leaves its
+hydra_plugins/kdrun_sweeper.py calls `begin`, launches, and ends with kdrun/sweep/summary.py. Jobs of a sweep never raise: each leaves its
 state in jobs/<number>.json of the sweep's folder; what is in no record and left no state counts as failed.
 """
 
@@ -19,13 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from kdrun.config.tables import jobs as jobs_of
 from kdrun.errors import KdrunError
-from kdrun.estimate import Estimate, estimate, finished_runs, rough
-from kdrun.launchers import gist, read_job
 from kdrun.runs import record as records
 from kdrun.runs.identity import label
 from kdrun.runs.plan import Plan, with_protocol
 from kdrun.runs.source import changed_code
 from kdrun.screen import about
+from kdrun.sweep.estimate import Estimate, estimate, finished_runs, rough
+from kdrun.sweep.launchers import gist, read_job
 
 MANIFEST = "manifest.json"
 NO_STATE = "the job left no state: was it killed, or never started?"
@@ -210,7 +210,7 @@ def look(jobs: list[list[str]], compose: Callable[[list[str]], DictConfig]) -> l
 
 def _look(job: list[str], composed: DictConfig, differing: list[str]) -> Asked:
     from kdrun.config.explain import message
-    from kdrun.job import prepare
+    from kdrun.sweep.job import prepare
 
     name = job_name(composed, [item for item in job if _key(item) in differing])
     try:

@@ -117,8 +117,8 @@ def _picture(done: list[tuple[dict[str, Any], Path]], folder: Path) -> str:
 
 def next_step(compose: Callable[[list[str]], DictConfig]) -> str:
     """The command that follows the quickstart, and what it will cost on this machine."""
-    from kdrun.estimate import rough
-    from kdrun.job import prepare
+    from kdrun.sweep.estimate import rough
+    from kdrun.sweep.job import prepare
 
     composed = compose(NEXT)
     OmegaConf.update(composed, "outputs", "outputs")

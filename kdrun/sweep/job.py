@@ -14,7 +14,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from kdrun import launchers
 from kdrun.config.schema import validate
 from kdrun.errors import ExitError, KdrunError
 from kdrun.runs import record as records
@@ -22,6 +21,7 @@ from kdrun.runs.identity import label_of
 from kdrun.runs.plan import Plan, make_plan, with_protocol
 from kdrun.runs.source import changed_code
 from kdrun.screen import Screen, clock
+from kdrun.sweep import launchers
 from kdrun.sweep.planning import JOBS, STOPPED, job_name, name_in
 
 

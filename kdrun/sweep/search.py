@@ -20,8 +20,8 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 from omegaconf import DictConfig
 
 from kdrun.errors import HeldError, KdrunError
-from kdrun.job import prepare
 from kdrun.runs import record as records
+from kdrun.sweep.job import prepare
 from kdrun.sweep.planning import open_folder
 
 
