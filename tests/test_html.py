@@ -23,10 +23,10 @@ import torch
 from test_report import make
 
 from kdrun.cli import run
-from kdrun.report.html import page
+from kdrun.report.page.page import page
+from kdrun.report.page.svg import ticks
 from kdrun.report.pivot import tables
 from kdrun.report.render import spread
-from kdrun.report.svg import ticks
 from kdrun.report.table import gain_text
 from kdrun.runs import record as records
 from kdrun.tasks.image import task as image

@@ -14,7 +14,7 @@ from kdrun.report.render import Plain
 from kdrun.report.stats import binomial_error
 from kdrun.report.table import percent, spread_text
 
-FOLDER = Path(__file__).parents[1] / "published"
+FOLDER = Path(__file__).with_name("published")
 
 
 @dataclass(frozen=True)

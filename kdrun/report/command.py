@@ -105,7 +105,7 @@ def report(arguments: Sequence[str]) -> int:
     shown = tables(found.records, rows=asked.rows, columns=asked.columns, protocol=asked.protocol)
     more = [beside(shown, asked.against)] if asked.against else []
     if asked.format == "html":
-        from kdrun.report.html import page
+        from kdrun.report.page.page import page
 
         place = Path(asked.output).parent if asked.output else Path()
         _tell(page(shown, found.skipped, found.records, place, more), asked.output)

@@ -16,11 +16,11 @@ from typing import Any
 from kdrun.report import render
 from kdrun.report.groups import labels
 from kdrun.report.look import Look
-from kdrun.report.markup import Head, Td, figure, grid, link, many, safe, text
+from kdrun.report.page.markup import Head, Td, figure, grid, link, many, safe, text
+from kdrun.report.page.svg import Line, learning_curves, percents, reliability, strips
 from kdrun.report.pivot import Cell, Table, teachers_of
 from kdrun.report.render import percent, spread
 from kdrun.report.strips import table_looks, titled
-from kdrun.report.svg import Line, learning_curves, percents, reliability, strips
 from kdrun.report.table import PROTOCOLS, gain_text
 from kdrun.runs.identity import label_of
 

@@ -13,7 +13,7 @@ from statistics import fmean
 
 from kdrun.report.curves import heights, over_seeds, read_curves
 from kdrun.report.look import TEACHER, Look, apart
-from kdrun.report.markup import many, safe
+from kdrun.report.page.markup import many, safe
 from kdrun.report.pivot import Cell, Table, teachers_of
 from kdrun.report.render import percent
 from kdrun.report.stats import mean_sd
