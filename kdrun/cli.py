@@ -11,12 +11,11 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from kdrun import __version__
+from kdrun import __version__, process
 from kdrun.errors import KdrunError
 
-DETERMINISTIC = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when torch starts: makes cuBLAS deterministic
 VALUE_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c")
-REPORTS = {"report": "command", "status": "status", "verify": "verify", "diff": "verify"}  # verb -> its module
+REPORTS = {"report": "report.command", "status": "sweep.status", "verify": "report.verify", "diff": "report.verify"}
 HELP = ("--help", "-h")
 VERBS = ("methods", "models", "plan", "report", "status", "verify", "diff")
 
@@ -34,7 +33,7 @@ def run(arguments: Sequence[str]) -> int:
     """The whole command as a function of its arguments; returns the exit status."""
     debug = any(a.replace(" ", "").lower() in ("engine.debug=true", "engine.debug=1") for a in arguments)
     signal.signal(signal.SIGTERM, _terminate)
-    os.environ.setdefault(*DETERMINISTIC)
+    process.prepare()
     if os.getcwd() not in sys.path:  # console scripts lack it; users' models and methods lie there
         sys.path.insert(0, os.getcwd())
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -104,7 +103,7 @@ def _verb(verb: str, rest: list[str]) -> int:
     if verb in REPORTS:
         import importlib
 
-        run_verb = getattr(importlib.import_module(f"kdrun.report.{REPORTS[verb]}"), verb)
+        run_verb = getattr(importlib.import_module(f"kdrun.{REPORTS[verb]}"), verb)
         return int(run_verb(rest))
     if verb == "plan":
         from kdrun.sweep import planning as sweep

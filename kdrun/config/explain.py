@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from kdrun import PACKAGE
+from kdrun.config.words import wrong_value
 from kdrun.errors import KdrunError, choices
-from kdrun.sweep.launchers import EXTRAS
 
+# launcher -> what pip installs it with, as in pip install 'kdrun[joblib]'
+EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}
 GROUPS = ("dataset", "teacher", "student", "method", "recipe", "engine", "experiment")
 LABEL_LOSSES = (
     "hard",
@@ -176,26 +178,6 @@ def unknown_key(full: str, parent: Any) -> str:
     if parts[-1] == "weights" and key in LABEL_LOSSES:
         return f"no key '{key}' in {where}: the cross-entropy with the labels is task, as in +{where}.task=0.5"
     return f"no key '{key}' in {where or 'the config'}. {choices(key, known)}" + (f"; +{full}=VALUE adds it" * adds)
-
-
-def wrong_value(key: str, words: str, value: str = "VALUE") -> str:
-    """OmegaConf's words for a value that a typed key cannot hold, in ours. Its exceptions carry most values in words alone."""
-    kinds = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
-    if found := re.match(r"Value '(.*)' (?:of type '\w+' could not be converted to|is not a valid) (\w+)", words):
-        value, kind = found.groups()
-        wanted = kinds.get(kind, kind)
-        if value == "":
-            return f"{key} has no value; it must be {wanted}: {key}=VALUE"
-        return f"{key} is '{value}'; it must be {wanted}"
-    if "is not Optional" in words or "non-Optional" in words:
-        return f"{key} is null; it must have a value: {key}=VALUE"
-    if "to Dict[" in words:
-        return f"{key} must hold names with values, as in {key}.NAME=VALUE"
-    if "is not a ListConfig, list or tuple" in words:
-        if key in ("dataset.mean", "dataset.std"):
-            return f"{key} must be three numbers, one for each of red, green and blue, as in '{key}=[{value},{value},{value}]'"
-        return f"{key} must be a list, as in '{key}=[VALUE]'"
-    return f"{key}: {words}"
 
 
 def _paths(node: Any, path: str = "") -> Iterator[str]:

@@ -18,8 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kdrun import PACKAGE
 from kdrun.config.arguments import REQUIRED, Argument
-from kdrun.config.explain import wrong_value
 from kdrun.config.registry import METHODS, MODELS, Entry
+from kdrun.config.words import wrong_value
 from kdrun.errors import KdrunError, choices
 
 

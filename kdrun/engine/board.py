@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from kdrun.runs.identity import flat
+
 MOST_CLASSES = 100  # that get a curve of their own
 
 
@@ -34,7 +36,6 @@ def classes(board: SummaryWriter, logits_NK: Tensor, labels_N: Tensor, names: li
 
 def hyperparameters(board: SummaryWriter, record: dict[str, Any], step: int) -> None:
     """The run's row of the hparams tab: its settings, and its scores at the last step."""
-    from kdrun.report.groups import flat
 
     asked: dict[str, Any] = dict(flat(record["identity"])) | {"seed": record["seed"]}
     scores = {f"hparam/{which}": record[which]["score"] for which in ("last", "best") if record[which]}

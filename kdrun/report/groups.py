@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from kdrun.report.labels import Settings, Telling, settings
-from kdrun.report.models import Models, flat, teacher_node
+from kdrun.report.models import Models, teacher_node
 from kdrun.report.stats import paired
-from kdrun.runs.identity import label_of
+from kdrun.runs.identity import flat, label_of
 
 
 @dataclass

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from kdrun.report.models import NOT_ARCHITECTURE, Models, as_text, first_of_groups, flat, short, teacher_node
-from kdrun.runs.identity import NEUTRAL
+from kdrun.report.models import NOT_ARCHITECTURE, Models, first_of_groups, short, teacher_node
+from kdrun.runs.identity import NEUTRAL, as_text, flat
 
 TYPED = {"task_weight": "loss.task", "precision": "engine.precision", "deterministic": "engine.deterministic"}
 ORDER = ("method.", "loss.", "recipe.", "teacher", "student", "dataset.", "engine.")

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from kdrun.runs.identity import label_of
+from kdrun.runs.identity import flat, label_of
 
 ROLES = ("teacher", "student")
 NOT_ARCHITECTURE = ("checkpoint", "checkpoint_key", "taps")
@@ -144,23 +144,6 @@ def teacher_node(record: dict) -> dict[str, Any]:
     """The teacher in a record's identity; empty where there is none."""
     node = record["identity"].get("teacher")
     return node if isinstance(node, dict) else {}
-
-
-def flat(identity: dict, prefix: str = "") -> dict[str, str]:
-    """{dotted key: value as text} of an identity, without its seed and schema number."""
-    found: dict[str, str] = {}
-    for key, value in identity.items():
-        if isinstance(value, dict) and value:
-            found |= flat(value, f"{prefix}{key}.")
-        elif prefix or key not in ("seed", "schema"):
-            found[prefix + key] = as_text(value)
-    return found
-
-
-def as_text(value: Any) -> str:
-    """A value as on the command line; 4 and 4.0 are one number."""
-    is_number = isinstance(value, float) and value.is_integer()
-    return str(int(value) if is_number else value).replace("'", "").replace(", ", ",")
 
 
 def short(key: str, value: str) -> str:

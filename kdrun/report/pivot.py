@@ -29,7 +29,7 @@ from kdrun.report.groups import (
     why_alone,
 )
 from kdrun.report.labels import ABSENT, Settings, Telling, natural, settings
-from kdrun.report.models import Models, flat
+from kdrun.report.models import Models
 from kdrun.report.stats import (
     binomial_error,
     deviation,
@@ -41,7 +41,7 @@ from kdrun.report.stats import (
     seeds_needed,
     sign_flip,
 )
-from kdrun.runs.identity import label_of
+from kdrun.runs.identity import flat, label_of
 
 LEVEL = 0.95
 

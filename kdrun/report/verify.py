@@ -14,9 +14,8 @@ from typing import Any
 
 from kdrun.errors import KdrunError
 from kdrun.report.command import Parser
-from kdrun.report.groups import flat
 from kdrun.runs import record as records
-from kdrun.runs.identity import canonical, digest, file_sha256, group
+from kdrun.runs.identity import canonical, digest, file_sha256, flat, group
 
 BROKEN = (
     KdrunError,

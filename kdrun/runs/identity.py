@@ -199,3 +199,20 @@ def canonical(value: Any, path: str) -> Any:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value
+
+
+def flat(identity: dict, prefix: str = "") -> dict[str, str]:
+    """{dotted key: value as text} of an identity, without its seed and schema number."""
+    found: dict[str, str] = {}
+    for key, value in identity.items():
+        if isinstance(value, dict) and value:
+            found |= flat(value, f"{prefix}{key}.")
+        elif prefix or key not in ("seed", "schema"):
+            found[prefix + key] = as_text(value)
+    return found
+
+
+def as_text(value: Any) -> str:
+    """A value as on the command line; 4 and 4.0 are one number."""
+    is_number = isinstance(value, float) and value.is_integer()
+    return str(int(value) if is_number else value).replace("'", "").replace(", ", ",")

@@ -16,18 +16,15 @@ from typing import Any
 
 from hydra.core.utils import JobReturn
 
-EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}
+from kdrun import process
+from kdrun.process import cores
+
 GIVES_GPUS = ("submitit_slurm", "ray")  # these set CUDA_VISIBLE_DEVICES for every job
 
 
 def name(hydra: Any) -> str:
     """The launcher as it was chosen: hydra/launcher=NAME."""
     return str(hydra.runtime.choices["hydra/launcher"])
-
-
-def cores() -> int:
-    """The cores that this process may use: those of its allocation, where it has one."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def side_by_side(hydra: Any) -> int:
@@ -78,9 +75,7 @@ def notes(hydra: Any) -> list[str]:
 
 def arrive(hydra: Any) -> None:
     """What the process of a job lacks that was started elsewhere, as on a Ray cluster: the command's folder and environment."""
-    from kdrun.cli import DETERMINISTIC
-
-    os.environ.setdefault(*DETERMINISTIC)
+    process.prepare()
     if os.getcwd() != hydra.runtime.cwd:
         os.chdir(hydra.runtime.cwd)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdrun.errors import KdrunError
+from kdrun.process import cores
 from kdrun.tasks.image.data import tree
 from kdrun.tasks.image.data.pixels import rgb, several, shown
 
@@ -77,7 +78,7 @@ def load(cfg: Any, outputs: str) -> Dataset:
         )
 
     def stats(kept: Split) -> list[list[float]]:
-        return tree.remembered(f"{cache}.json", [cfg.holdout, "span"], lambda: base.channel_stats(kept, _cores()))
+        return tree.remembered(f"{cache}.json", [cfg.holdout, "span"], lambda: base.channel_stats(kept, cores()))
 
     notes = listing.notes + several(os.path.join(listing.root, row[0]) for row in listing.train)
     return base.assemble(
@@ -155,14 +156,10 @@ def _decode(path: str, train: Split, test: Split, size: int) -> None:
     row = 0
     for part in (train, test):
         # Processes, not threads: on small JPEGs threads wait for the interpreter's lock (60k files: 2.7 against 5.2 s).
-        for images in part.batches(torch.arange(len(part)).split(chunk), _cores() if len(part) > chunk else 0):
+        for images in part.batches(torch.arange(len(part)).split(chunk), cores() if len(part) > chunk else 0):
             out[row : row + len(images)] = images.numpy()
             row += len(images)
     out.flush()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _available_memory() -> int:

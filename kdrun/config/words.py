@@ -1,0 +1,25 @@
+"""What Hydra and OmegaConf say of a value, in the words of kdrun."""
+
+from __future__ import annotations
+
+import re
+
+
+def wrong_value(key: str, words: str, value: str = "VALUE") -> str:
+    """OmegaConf's words for a value that a typed key cannot hold, in ours. Its exceptions carry most values in words alone."""
+    kinds = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
+    if found := re.match(r"Value '(.*)' (?:of type '\w+' could not be converted to|is not a valid) (\w+)", words):
+        value, kind = found.groups()
+        wanted = kinds.get(kind, kind)
+        if value == "":
+            return f"{key} has no value; it must be {wanted}: {key}=VALUE"
+        return f"{key} is '{value}'; it must be {wanted}"
+    if "is not Optional" in words or "non-Optional" in words:
+        return f"{key} is null; it must have a value: {key}=VALUE"
+    if "to Dict[" in words:
+        return f"{key} must hold names with values, as in {key}.NAME=VALUE"
+    if "is not a ListConfig, list or tuple" in words:
+        if key in ("dataset.mean", "dataset.std"):
+            return f"{key} must be three numbers, one for each of red, green and blue, as in '{key}=[{value},{value},{value}]'"
+        return f"{key} must be a list, as in '{key}=[VALUE]'"
+    return f"{key}: {words}"
