@@ -17,6 +17,7 @@ from kdrun import cli
 from kdrun.errors import KdrunError
 from kdrun.runs.plan import WRITTEN
 from kdrun.sweep import planning as sweep
+from kdrun.sweep.folder import job_name, key_of, open_folder
 
 KEYS = {"none": {"none"}, "kd": {"kd"}, "ls": {"kd"}, "rkd": {"rkd"}, "[rkd,kd]": {"rkd", "kd"}}
 
@@ -32,11 +33,11 @@ def test_a_users_folder_keeps_everything(tmp_path: Path) -> None:
     for name in ("0/a.png", "1/b.png", "jobs.txt", "notes.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("mine")
-    folder = sweep.open_folder(config(tmp_path))
+    folder = open_folder(config(tmp_path))
     (folder / "jobs" / "3.json").write_text("{}")
     (folder / "jobs" / "stopped").touch()
     (folder / "jobs" / "mine.json").write_text("mine")
-    sweep.open_folder(config(tmp_path))
+    open_folder(config(tmp_path))
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == [
         "0/a.png", "1/b.png", "jobs.txt", "jobs/mine.json", "multirun.yaml", "notes.md",
     ]  # fmt: skip
@@ -46,7 +47,7 @@ def test_a_users_folder_keeps_everything(tmp_path: Path) -> None:
 def test_files_of_a_sweeps_names_are_not_overwritten(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("mine")
     with pytest.raises(KdrunError, match=f"holds {name}"):
-        sweep.open_folder(config(tmp_path))
+        open_folder(config(tmp_path))
     assert (tmp_path / name).read_text() == "mine"
 
 
@@ -79,7 +80,7 @@ def test_names_say_what_is_swept() -> None:
     composed = OmegaConf.create({"method": {"kd": {}}, "student": {"name": "resnet8"}, "seed": 0})
     differing = sweep._differing(jobs)
     assert differing == ["method.kd.temperature", "x.y"]
-    names = [sweep.job_name(composed, [item for item in job if sweep._key(item) in differing]) for job in jobs]
+    names = [job_name(composed, [item for item in job if key_of(item) in differing]) for job in jobs]
     assert names[1] == "kd resnet8 seed 0 temperature=1 x.y=1"
     assert len(set(names)) == 4
 

@@ -22,7 +22,7 @@ from kdrun.runs.plan import Plan, make_plan, with_protocol
 from kdrun.runs.source import changed_code
 from kdrun.screen import Screen, clock
 from kdrun.sweep import launchers
-from kdrun.sweep.planning import JOBS, STOPPED, job_name, name_in
+from kdrun.sweep.folder import JOBS, STOPPED, job_name, name_in
 
 
 def job(composed: DictConfig) -> float:

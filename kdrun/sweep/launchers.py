@@ -6,7 +6,6 @@ read from the state that it leaves and said again as jobs come back (`told`).
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from hydra.core.utils import JobReturn
 
 from kdrun import process
 from kdrun.process import cores
+from kdrun.sweep.folder import read_job
 
 GIVES_GPUS = ("submitit_slurm", "ray")  # these set CUDA_VISIBLE_DEVICES for every job
 
@@ -88,15 +88,6 @@ def settle(launcher: Any) -> None:
         init.setdefault("logging_level", "warning")
         if init.get("address"):
             init.setdefault("object_store_memory", None)  # the launcher sets a size, which a running cluster refuses
-
-
-def read_job(path: Path) -> dict[str, Any]:
-    """The state that a job left; empty where it cannot be read."""
-    try:
-        job: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return job
 
 
 @contextmanager

@@ -21,8 +21,8 @@ from omegaconf import DictConfig
 
 from kdrun.errors import HeldError, KdrunError
 from kdrun.runs import record as records
+from kdrun.sweep.folder import open_folder
 from kdrun.sweep.job import prepare
-from kdrun.sweep.planning import open_folder
 
 
 def search(

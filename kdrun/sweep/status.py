@@ -20,7 +20,7 @@ from kdrun.report.groups import name
 from kdrun.runs import record as records
 from kdrun.runs.identity import label_of, safe
 from kdrun.screen import clock
-from kdrun.sweep.planning import MANIFEST, NO_STATE, states_of
+from kdrun.sweep.folder import MANIFEST, NO_STATE, states_of
 
 LONG = 60  # a name beyond this, all overrides of a job without a record, moves no column
 

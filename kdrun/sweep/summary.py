@@ -13,7 +13,7 @@ from kdrun.errors import KdrunError
 from kdrun.runs import record as records
 from kdrun.runs.plan import with_protocol
 from kdrun.screen import about, again
-from kdrun.sweep.planning import states_of
+from kdrun.sweep.folder import states_of
 
 NEXT = ["method=rkd", "teacher=resnet110", "student=resnet20"]  # what the quickstart leads to
 
