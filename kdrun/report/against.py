@@ -1,4 +1,4 @@
-"""Published scores beside ours: kdrun/published/*.csv, with a verdict that takes both sides' noise into account."""
+"""Published scores beside ours: report/published/*.csv, with a verdict that takes both sides' noise into account."""
 
 from __future__ import annotations
 
