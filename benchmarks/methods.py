@@ -30,7 +30,7 @@ from kdrun.engine.loop import enter, make_optimizer, stage_recipe, weighted
 from kdrun.engine.precision import resolve
 from kdrun.methods.base import DataFacts, Distillation, Stage
 from kdrun.runs.plan import settings
-from kdrun.tasks.image import task as image
+from kdrun.tasks.image import metrics as image
 from kdrun.train import term_weights
 
 ROWS, CLASSES, BATCH, SIDE = 50_000, 10, 128, 32

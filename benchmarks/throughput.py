@@ -27,7 +27,7 @@ from kdrun.config.registry import MODELS
 from kdrun.config.schema import conf_folder, register_nodes, validate
 from kdrun.engine.loop import Progress, enter, make_optimizer, train_epoch
 from kdrun.engine.precision import resolve
-from kdrun.tasks.image import task as image
+from kdrun.tasks.image import metrics as image
 from kdrun.train import build
 
 

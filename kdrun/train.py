@@ -35,7 +35,7 @@ from kdrun.runs.source import code
 from kdrun.screen import Screen, again
 from kdrun.seeds import stream
 from kdrun.tasks.image import data, weak
-from kdrun.tasks.image import task as image
+from kdrun.tasks.image import metrics as image
 from kdrun.tasks.image.data.loader import Augment, Loader
 from kdrun.tasks.model import build_model, rehearse_output, title
 

@@ -24,7 +24,7 @@ from kdrun.engine.schedule import learning_rate
 from kdrun.errors import DivergedError
 from kdrun.methods.base import DataFacts, Distillation
 from kdrun.screen import Screen
-from kdrun.tasks.image import task as image
+from kdrun.tasks.image import metrics as image
 from kdrun.tasks.image.data.augment import Augment
 from kdrun.tasks.image.data.base import Dataset, Split
 from kdrun.tasks.image.data.loader import Loader

@@ -26,7 +26,7 @@ from kdrun.errors import KdrunError
 from kdrun.methods.adapters import connector
 from kdrun.methods.base import DataFacts, Distillation, Method
 from kdrun.runs.checkpoint import weights_sha256
-from kdrun.tasks.image import task as image
+from kdrun.tasks.image import metrics as image
 from kdrun.tasks.image.models.resnet_cifar import ResNet
 
 CLASSES, ROWS, SIZE = 5, 24, 8

@@ -26,7 +26,7 @@ from kdrun.report.against import FOLDER, called, published
 from kdrun.runs.identity import is_fresh
 from kdrun.runs.plan import settings
 from kdrun.sweep.planning import expand
-from kdrun.tasks.image import task as image
+from kdrun.tasks.image import metrics as image
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "reproduce.sh"
 CLASSES = 100

@@ -21,7 +21,7 @@ from kdrun.methods.base import Distillation, Stage
 from kdrun.runs import record as records
 from kdrun.runs.checkpoint import load_state, plain_state, save_state, save_tensors, save_text, weights_sha256
 from kdrun.screen import Screen
-from kdrun.tasks.image import task as image
+from kdrun.tasks.image import metrics as image
 
 
 class RunJournal:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdrun.config.registry import MODELS
 from kdrun.errors import KdrunError, choices
 from kdrun.methods.taps import evaluate
-from kdrun.tasks.image.task import check_logits
+from kdrun.tasks.image.metrics import check_logits
 
 
 def build_model(name: str, classes: int, arguments: Mapping[str, Any], output: str | None = None) -> nn.Module:

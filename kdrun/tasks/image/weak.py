@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from kdrun.tasks.image import task as image
+from kdrun.tasks.image import metrics as image
 
 # What models were trained with elsewhere: (name, mean, std) of images in [0, 1].
 NORMALISATIONS = (
