@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from kdrun.config.registry import METHODS
 from kdrun.config.schema import Config, Recipe
-from kdrun.engine.cost import multiply_adds, parameters
 from kdrun.engine.journal import RunJournal
 from kdrun.engine.loop import evaluate, fit
 from kdrun.engine.precision import Compute, resolve
@@ -34,6 +33,7 @@ from kdrun.runs.plan import Plan, clear, describe, held, model_arguments, score,
 from kdrun.runs.source import code
 from kdrun.screen import Screen, again
 from kdrun.seeds import stream
+from kdrun.tasks.cost import multiply_adds, parameters
 from kdrun.tasks.image import data, weak
 from kdrun.tasks.image import metrics as image
 from kdrun.tasks.image.data.loader import Augment, Loader
