@@ -45,7 +45,7 @@ def sweep(root: Path | None = None, methods=("kd", "none", "rkd", "at"), seeds=3
     for record in made:
         labels = torch.randint(10, (597,), generator=draw)
         logits = torch.randn(597, 10, generator=draw) + 4 * torch.eye(10)[labels]
-        record |= {
+        record["details"] = {
             "calibration": image.calibration(logits, labels),
             "class_scores": image.class_scores(logits, labels),
         }
@@ -178,7 +178,7 @@ def test_nothing_is_loaded(tmp_path):
     )
     assert policy.startswith("default-src 'none'")
     assert "script-src 'sha256-" in policy
-    assert "url(" not in (Path(__file__).parents[1] / "kdrun/report/page.css").read_text()
+    assert "url(" not in (Path(__file__).parents[1] / "kdrun/report/page/page.css").read_text()
 
 
 def test_the_same_runs_give_the_same_bytes(tmp_path):
@@ -190,7 +190,7 @@ def test_records_without_a_folder_make_a_page_that_says_what_is_missing(tmp_path
     text = Reader(shown(sweep())).text
     assert "none seed 0 is not in the curves: its folder is not known" in text
     assert "and 6 more runs" in text
-    older = [{key: value for key, value in run.items() if key != "calibration"} for run in sweep(tmp_path)]
+    older = [{**run, "details": None} for run in sweep(tmp_path)]
     assert "12 runs without calibration in the record" in Reader(shown(older)).text
 
 
@@ -292,7 +292,7 @@ def test_a_method_has_one_hue_on_the_page():
     styles = dict.fromkeys(attrs["style"] for tag, attrs in reader.tags if tag == "i")
     days = [re.match("--day:(#......)", style)[1] for style in styles]
     assert len(days) == len(set(days)) == 6
-    css = (Path(__file__).parents[1] / "kdrun/report/page.css").read_text()
+    css = (Path(__file__).parents[1] / "kdrun/report/page/page.css").read_text()
     assert css.index("--c: var(--day)") < css.index("--c: var(--night)")
     assert not re.search(r"var\(--c\d", css)
 
@@ -301,7 +301,7 @@ def test_bins_of_a_few_images_are_faded():
     made = sweep(methods=("none",), seeds=2)
     images = [0, 1, 10, 50, 536]
     for record in made:
-        record["calibration"] = {
+        record["details"]["calibration"] = {
             "ece": 0.1, "images": images, "confidence": [0, 0.3, 0.5, 0.7, 0.9], "accuracy": [0, 0.4, 0.6, 0.8, 1.0]
         }  # fmt: skip
     text = shown(made)
@@ -324,19 +324,19 @@ def test_bins_of_a_few_images_are_faded():
 @pytest.mark.parametrize("change", ["other bins", "torn", "no images"])
 def test_calibrations_that_do_not_fit_are_left_out(change):
     made = sweep(methods=("none", "kd"), seeds=2)
-    old = made[1]["calibration"]
+    old = made[1]["details"]["calibration"]
     new = {
         "other bins": {key: value[:-1] if key != "ece" else value for key, value in old.items()},
         "torn": old | {"accuracy": old["accuracy"][:3]},
         "no images": old | {"images": [0] * len(old["images"])},
     }
-    made[1]["calibration"] = new[change]
+    made[1]["details"]["calibration"] = new[change]
     assert "1 run without calibration in the record" in Reader(shown(made)).text
 
 
 def test_classes_of_another_number_are_left_out():
     made = sweep(methods=("none", "kd"), seeds=1)
-    made[1]["class_scores"] = made[1]["class_scores"][:4]
+    made[1]["details"]["class_scores"] = made[1]["details"]["class_scores"][:4]
     head = re.findall(r'<table id="t0c0k".*?</thead>', shown(made), re.S)[0]
     assert ">none<" in head
     assert ">kd<" not in head

@@ -246,7 +246,7 @@ class Pivot:
         ranked = dict(sorted(cells.items(), key=lambda item: not all(cell.baseline for cell in item[1].values())))
         columns = self._ordered(dict.fromkeys(column for row in self.groups for column in self.homes[id(row)]))
         table = Table(
-            self.records[0]["dataset"], columns, ranked, protocol,
+            _facts(self.records[0]), columns, ranked, protocol,
             [run for row in self.groups for run in row.runs.values()],
             [record for record in self.records if record["status"] != "done"],
         )  # fmt: skip
@@ -317,9 +317,9 @@ def _cell(row: Row, base: Row | None, protocol: str) -> Cell:
     cell.agreement = fmean(agreements) if agreements else None
     if len({run["engine"]["device"] for run in runs}) == 1:  # times of different devices have no mean
         cell.seconds = fmean(run["time"]["train_s"] for run in runs)
-    errors = [run["calibration"]["ece"] for run in runs if run.get("calibration")]
+    errors = [one["calibration"]["ece"] for run in runs if (one := run["details"] or {}).get("calibration")]
     cell.ece = fmean(errors) if errors else None
-    classes = [run["class_scores"] for run in runs if run.get("class_scores")]
+    classes = [one["class_scores"] for run in runs if (one := run["details"] or {}).get("class_scores")]
     cell.class_scores = [_mean(each) for each in zip(*classes, strict=True)]
     if base is not None:
         cell.pairs, gain, cell.low, cell.high, differences = difference(row, base, protocol)
@@ -401,3 +401,9 @@ def teachers_of(cells: Iterable[Cell]) -> list[tuple[str, float]]:
     names = teacher_names(runs)
     found = {(names[run["teacher"]["sha256"]], run["teacher"]["score"]) for run in runs}
     return sorted((name, value) for name, value in found if value is not None)
+
+
+def _facts(record: dict[str, Any]) -> dict[str, Any]:
+    """What a table says of its dataset: the record's facts, with those of its preprocessing beside them."""
+    facts = {key: value for key, value in record["dataset"].items() if key != "preprocessing"}
+    return facts | record["dataset"]["preprocessing"]

@@ -79,8 +79,8 @@ def _caption(block: Block, protocol: str, width: int) -> list[str]:
         f"{' or '.join(names) or 'no teacher'} -> {models.called(record, 'student')} ({_millions(student['params'])})",
         ", ".join(filter(None, [recipe, epochs and f"{epochs} epoch{'s' * (epochs != 1)}"])),
     ]
-    metric = record["metric"]
-    second = [f"{metric['split']} {metric['name']} in %", "mean ± sd of n seeds", PROTOCOLS[protocol]]
+    metric = record["metrics"][0]
+    second = [f"test {metric['label']} in %", "mean ± sd of n seeds", PROTOCOLS[protocol]]
     third = ["[95 % interval], paired by seed", "covers seeds, not another draw of test images"]
     compared = any(block.baseline_of(row) for row in block.rows)
     return [*_fill(first, " | ", width), *_fill(second, ", ", width), *(_fill(third, ": ", width) if compared else [])]

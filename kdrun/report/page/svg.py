@@ -42,7 +42,11 @@ class Line:
     @property
     def calibrations(self) -> list[dict]:
         """Of each seed whose record has one of images and of the same bins."""
-        found = [run["calibration"] for _, run in sorted(self.cell.runs.runs.items()) if run.get("calibration")]
+        found = [
+            one["calibration"]
+            for _, run in sorted(self.cell.runs.runs.items())
+            if (one := run["details"] or {}).get("calibration")
+        ]
         found = [one for one in found if sum(one["images"]) and _bins(one) == _bins(found[0])]
         return [one for one in found if len(set(_bins(one))) == 1]
 

@@ -1,4 +1,4 @@
-"""Image classification: the supervised loss, the metric, and what agreement with the teacher means."""
+"""What a model of images is measured by: loss, accuracy, agreement with the teacher, calibration, accuracy per class."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdrun.methods.base import Batch
-
-METRIC = {"name": "accuracy", "higher_is_better": True}
+from kdrun.tasks.base import Batch, Evaluation
 
 
 def loss(logits_BK: Tensor, batch: Batch) -> Tensor:
@@ -36,6 +34,23 @@ def agreement(logits_NK: Tensor, other_NK: Tensor) -> float:
 def mean_loss(logits_NK: Tensor, labels_N: Tensor) -> float:
     """Cross-entropy over a whole split."""
     return F.cross_entropy(logits_NK.float(), labels_N).item()
+
+
+class LogitsEvaluator:
+    """The evaluation of one model on one split; the logits (N, K) stay on the device, in float32."""
+
+    def __init__(self) -> None:
+        self.logits: list[Tensor] = []
+        self.labels: list[Tensor] = []
+
+    def update(self, output: Any, batch: Batch) -> None:
+        self.logits.append(output.float())
+        self.labels.append(batch["label"])
+
+    def result(self) -> Evaluation:
+        logits_NK, labels_N = torch.cat(self.logits), torch.cat(self.labels)
+        predictions = {"logits": logits_NK, "labels": labels_N}
+        return Evaluation({"accuracy": score(logits_NK, labels_N)}, mean_loss(logits_NK, labels_N), predictions)
 
 
 def calibration(logits_NK: Tensor, labels_N: Tensor, bins: int = 15) -> dict[str, Any]:
@@ -75,4 +90,15 @@ def check_logits(logits: Tensor, classes: int) -> str | None:
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.shape[1] != classes:
         shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         return f"gives {shape} where (batch, {classes}) logits are wanted"
+    return None
+
+
+def remark(logits: Tensor, model: str) -> str | None:
+    """A line where logits look like probabilities: they sum to 1."""
+    logits = logits.float()
+    ones = torch.ones(len(logits), device=logits.device)
+    if logits.shape[1] > 1 and (logits >= 0).all() and torch.allclose(logits.sum(1), ones):
+        return (
+            f"{model} gives numbers that sum to 1, like probabilities; kdrun wants logits: take the softmax out of it"
+        )
     return None

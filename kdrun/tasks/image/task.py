@@ -1,0 +1,142 @@
+"""Image classification: the Task of images with one class each.
+
+Imports in the functions keep start-up light: plans and reports read names and metrics without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from kdrun.errors import KdrunError
+from kdrun.tasks.base import Batch, Evaluation, Evaluator, Loader, Task
+from kdrun.tasks.image import data
+from kdrun.tasks.metric import ACCURACY
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class ImageTask(Task):
+    """Images in, one class out."""
+
+    name = "image"
+    unit = "images"
+    metrics = (ACCURACY,)
+
+    def checksum(self, cfg: Any, outputs: str) -> str:
+        return data.checksum(cfg, outputs)
+
+    def settle(self, cfg: Any, outputs: str) -> None:
+        cfg.size = data.own_size(cfg, outputs)  # size=8 of 8 px images is the run of null
+
+    def sizes(self, cfg: Any, outputs: str) -> tuple[int, int]:
+        train_n, test_n, _ = data.sizes(cfg, outputs)
+        return train_n - cfg.holdout, test_n
+
+    def costs_alike(self, cfg: Any, outputs: str, record: Mapping[str, Any]) -> bool:
+        """Of the same side."""
+        try:
+            side = cfg.size or data.sizes(cfg, outputs)[2]
+        except KdrunError:
+            return True  # not known
+        return side in (None, record["dataset"]["preprocessing"]["size"])
+
+    def load(self, cfg: Any, outputs: str) -> Any:
+        return data.load(cfg, outputs)
+
+    def loaders(
+        self, dataset: Any, config: Any, device: torch.device, layout: torch.memory_format
+    ) -> tuple[Loader, Mapping[str, Loader]]:
+        from kdrun.tasks.image.data.loader import loaders
+
+        return loaders(dataset, config.recipe, config.seed, config.engine.workers, device, layout)
+
+    def preprocessing(self, dataset: Any) -> dict[str, Any]:
+        """The side in px, and what normalises pixels in [0, 1]."""
+        return {"size": dataset.size, "mean": list(dataset.mean), "std": list(dataset.std)}
+
+    def preprocessor(self, model: nn.Module, record: Mapping[str, Any]) -> nn.Module:
+        from kdrun.tasks.image.preprocess import Normalised
+
+        wanted = record["dataset"]["preprocessing"]
+        return Normalised(model, wanted["mean"], wanted["std"])
+
+    def check_output(self, output: Any, outputs: int) -> str | None:
+        from kdrun.tasks.image import metrics
+
+        return metrics.check_logits(output, outputs)
+
+    def wanted(self, outputs: int) -> str:
+        return f"logits (batch, {outputs})"
+
+    def remark(self, output: Any, model: str) -> str | None:
+        from kdrun.tasks.image import metrics
+
+        return metrics.remark(output, model)
+
+    def timing_input(self, count: int, cfg: Any, outputs: str) -> Any | None:
+        import torch
+
+        side = cfg.size or data.sizes(cfg, outputs)[2]
+        return torch.rand(count, 3, side, side).to(memory_format=torch.channels_last) if side else None
+
+    def loss(self, output: Any, batch: Batch) -> Tensor:
+        from kdrun.tasks.image import metrics
+
+        return metrics.loss(output, batch)
+
+    def evaluator(self) -> Evaluator:
+        from kdrun.tasks.image.metrics import LogitsEvaluator
+
+        return LogitsEvaluator()
+
+    def train_sum(self, output: Any, batch: Batch) -> Tensor:
+        from kdrun.tasks.image import metrics
+
+        return metrics.correct(output, batch["label"])
+
+    def agreement(self, student: Evaluation, teacher: Evaluation) -> float:
+        from kdrun.tasks.image import metrics
+
+        return metrics.agreement(student.predictions["logits"], teacher.predictions["logits"])
+
+    def details(self, evaluation: Evaluation, dataset: Any) -> dict[str, Any]:
+        from kdrun.tasks.image import metrics
+
+        logits, labels = evaluation.predictions["logits"], evaluation.predictions["labels"]
+        return {
+            "calibration": metrics.calibration(logits, labels),
+            "class_scores": metrics.class_scores(logits, labels),
+        }
+
+    def weakness(
+        self, evaluation: Evaluation, recorded: float | None, dataset: Any, model: Any, test: Loader
+    ) -> str | None:
+        from kdrun.tasks.image import weak
+
+        return weak.weakness(
+            evaluation.predictions["logits"], evaluation.predictions["labels"], dataset.classes, recorded,
+            lambda: weak.better_normalisation(model, test.batches(), dataset.mean, dataset.std),
+        )  # fmt: skip
+
+    def is_near_chance(self, evaluation: Evaluation) -> bool:
+        from kdrun.tasks.image import weak
+
+        return weak.is_near_chance(evaluation.predictions["logits"], evaluation.predictions["labels"])
+
+    def preview(self, board: SummaryWriter, dataset: Any, inputs: Any) -> None:
+        from kdrun.tasks.image import pictures
+
+        pictures.samples(board, inputs, dataset.mean, dataset.std)
+
+    def show(self, board: SummaryWriter, dataset: Any, evaluation: Evaluation, step: int) -> None:
+        from kdrun.tasks.image import pictures
+
+        logits, labels = evaluation.predictions["logits"], evaluation.predictions["labels"]
+        pictures.classes(board, logits, labels, dataset.classes, step)
+
+
+TASK = ImageTask()
