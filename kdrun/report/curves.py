@@ -239,7 +239,7 @@ def draw_curves(axis: Any, block: Block, known: Mapping[int, Curve], styles: Map
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.set_xlabel("epoch")
     record = block.rows[0].first
-    axis.set_ylabel(f"{record['metric']['split']} {record['metric']['name']} (%)")
+    axis.set_ylabel(f"test {record['metrics'][0]['label']} (%)")
     head(axis, "y", title_of(block))
     _label_ends(axis, ends)
 
