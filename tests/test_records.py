@@ -123,7 +123,7 @@ def test_a_failed_write_leaves_the_old_record_and_nothing_else(tmp_path, example
         (b"\xff\xfe\x00", "truncated or not JSON"),
         (b"[1, 2]", "not a record of a kdrun run"),
         (b'{"epoch": 3}', "not a record of a kdrun run"),
-        (b'{"schema": 2}', "has schema 2; this kdrun reads schema 1"),
+        (b'{"schema": 3}', "has schema 3; this kdrun reads schemas 1 and 2"),
     ],
 )
 def test_foreign_files_are_named(tmp_path, content, message):
