@@ -202,7 +202,7 @@ def _mixed(runs: Iterable[dict]) -> list[str]:
             "devices": run["engine"]["device"], "precisions": run["engine"]["precision"],
             "versions of torch": run["versions"].get("torch"), "versions of kdrun": run["versions"].get("kdrun"),
             f"sources of {label_of(run, 'student')}\0{own}": run["code"]["student"],
-            **{f"sources of {method}": sha for method, sha in run["code"]["method"].items()},
+            **{f"sources of {m}\0{sha[: sha.find(':') + 1]}": sha for m, sha in run["code"]["method"].items()},
         }  # fmt: skip
         if run["teacher"]:
             asked = json.dumps(run["identity"].get("teacher"), sort_keys=True)
