@@ -88,7 +88,7 @@ def module_sha256(module: str) -> str | None:
 
 @cache
 def method_sha256(name: str) -> str:
-    """ "tree:" and the SHA-256 of what a method means: of its file, of kdrun's methods whose maths it uses, of the local modules it imports.
+    """tree: and the SHA-256 of what a method means: its file, the methods whose maths it uses, the local modules it imports.
 
     Comments, docstrings, layout and imports do not count, and neither do the names of files: a file that is moved or worded anew is
     not another method. Records from before schema 2 hold the hash of a text, without "tree:", which cannot be compared.
