@@ -17,6 +17,7 @@ from kdrun.errors import KdrunError
 VALUE_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c")
 REPORTS = {"report": "report.command", "status": "sweep.status", "verify": "report.verify", "diff": "report.verify"}
 HELP = ("--help", "-h")
+ONLY_PLAN = "hydra.sweeper.only_plan=true"  # of kdrun's sweepers: print the plan, train nothing
 VERBS = ("methods", "models", "plan", "report", "status", "verify", "diff")
 
 
@@ -106,10 +107,7 @@ def _verb(verb: str, rest: list[str]) -> int:
         run_verb = getattr(importlib.import_module(f"kdrun.{REPORTS[verb]}"), verb)
         return int(run_verb(rest))
     if verb == "plan":
-        from kdrun.sweep import planning as sweep
-
-        sweep.ONLY_PLAN = True
-        return _dispatch(["-m", *rest])
+        return _dispatch(["-m", ONLY_PLAN, *rest] if set(rest) - {"-m", "--multirun"} else ["--help"])
     strange = [argument for argument in rest if argument not in HELP and not argument.startswith("plugins=")]
     if verb not in VERBS or strange:
         from kdrun.errors import choices

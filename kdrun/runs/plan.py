@@ -67,18 +67,23 @@ class Plan:
         return found if found["status"] == "done" else None
 
 
-def make_plan(config: Config) -> Plan:
-    """Identity and folder of a run and of its teacher; reads the dataset's checksum, trains nothing."""
+def make_plan(config: Config, datasets: dict[str, tuple[str, int | None]] | None = None) -> Plan:
+    """Identity and folder of a run and of its teacher; reads the dataset's checksum, trains nothing.
+
+    `datasets`: the checksums and sizes that were read before. The jobs of a sweep share one, so that a folder of images is listed once.
+    """
     _check_files(config)
-    checksum = data.checksum(config.dataset, config.outputs)
-    config.dataset.size = data.own_size(config.dataset, config.outputs)  # size=8 of 8 px images is the run of null
-    found = identity(config, checksum)
+    datasets, key = {} if datasets is None else datasets, repr((config.dataset, config.outputs))
+    if key not in datasets:
+        datasets[key] = data.checksum(config.dataset, config.outputs), data.own_size(config.dataset, config.outputs)
+    checksum, config.dataset.size = datasets[key]  # size=8 of 8 px images is the run of null
     teacher = None
     if config.teacher.name != "none" and not config.teacher.checkpoint and not is_fresh(config):
         theirs = teacher_config(config)
         its_identity = identity(theirs, checksum)
         teacher = Plan(theirs, its_identity, folder(theirs, its_identity))
-    return Plan(config, found, folder(config, found), teacher)
+    own = identity(config, checksum, teacher.id if teacher else None)
+    return Plan(config, own, folder(config, own), teacher)
 
 
 def _check_files(config: Config) -> None:

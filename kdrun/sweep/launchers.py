@@ -1,7 +1,7 @@
 """What kdrun knows of Hydra's launchers: the extra that brings each, how much of the machine a job may take, where its lines go.
 
-basic and joblib write to kdrun's own screen. The processes of submitit and Ray have screens of their own, so what a job says is
-read from the state that it leaves and said again as jobs come back (`told`).
+The jobs of basic and joblib print on kdrun's own screen. The processes of submitit and Ray print elsewhere, so the lines of a job
+are read from the state that it leaves, and are printed here as jobs end (`repeated`).
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def side_by_side(hydra: Any) -> int:
         jobs = launcher.n_jobs
         return jobs if jobs > 0 else max(1, cores() + 1 + jobs)  # joblib's -1: as many as cores; -2: one less
     if name(hydra) == "submitit_local":
-        asked = sweeper.get("max_batch_size") or sweeper.get("at_once")
-        return asked or max(1, cores() // (launcher.cpus_per_task or 1))
+        at_once = sweeper.get("max_batch_size") or sweeper.get("at_once")
+        return at_once or max(1, cores() // (launcher.cpus_per_task or 1))
     return 1
 
 
@@ -60,17 +60,17 @@ def takes_turns(hydra: Any) -> bool:
 
 def notes(hydra: Any) -> list[str]:
     """What a user should know before the first job: where the logs are, and that a launcher hides the GPUs unless asked."""
-    said = []
+    lines = []
     if name(hydra).startswith("submitit_"):
-        said.append(f"log      {hydra.sweep.dir}/.submitit/*/*_log.out and *_log.err")
+        lines.append(f"log      {hydra.sweep.dir}/.submitit/*/*_log.out and *_log.err")
     hides = None
     if name(hydra) == "submitit_local" and not hydra.launcher.gpus_per_node:
         hides = "hydra.launcher.gpus_per_node=N"
     if name(hydra) == "ray" and not hydra.launcher.ray.remote.get("num_gpus"):
         hides = "+hydra.launcher.ray.remote.num_gpus=1"
     if hides and any(Path("/dev").glob("nvidia[0-9]*")):
-        said.append(f"note     {name(hydra)} hides this machine's GPUs from its jobs unless {hides}")
-    return said
+        lines.append(f"note     {name(hydra)} hides this machine's GPUs from its jobs unless {hides}")
+    return lines
 
 
 def arrive(hydra: Any) -> None:
@@ -91,14 +91,14 @@ def settle(launcher: Any) -> None:
 
 
 @contextmanager
-def told(folder: Path, launcher: str) -> Iterator[None]:
-    """Say what jobs said, as soon as each leaves its state (jobs/<number>.json), where their screen is not this one."""
+def repeated(folder: Path, launcher: str) -> Iterator[None]:
+    """Print the lines of jobs that run elsewhere, as soon as each leaves its state (jobs/<number>.json)."""
     if not (launcher == "ray" or launcher.startswith("submitit_")):
         yield
         return
     seen, over = set(folder.glob("jobs/*.json")), Event()
 
-    def tell() -> None:
+    def print_new() -> None:
         for path in sorted(set(folder.glob("jobs/*.json")) - seen, key=lambda path: path.stat().st_mtime):
             seen.add(path)
             for line in read_job(path).get("said", []):
@@ -106,7 +106,7 @@ def told(folder: Path, launcher: str) -> Iterator[None]:
 
     def watch() -> None:
         while not over.wait(0.5):
-            tell()
+            print_new()
 
     thread = Thread(target=watch, daemon=True)
     thread.start()
@@ -115,12 +115,12 @@ def told(folder: Path, launcher: str) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-        tell()
+        print_new()
 
 
 @contextmanager
-def patient(launcher: str, tell: Callable[[Exception], None]) -> Iterator[None]:
-    """Wait for every job of a launch, also after one whose process died: `tell` is given its error, Hydra an empty result.
+def patient(launcher: str, report: Callable[[Exception], None]) -> Iterator[None]:
+    """Wait for every job of a launch, also after one whose process died: `report` is given its error, Hydra an empty result.
 
     The launchers of submitit and Ray wait for one job after the other and give up at the first without a result, which would leave
     the later ones to themselves. So the function that they wait with is replaced meanwhile.
@@ -141,14 +141,14 @@ def patient(launcher: str, tell: Callable[[Exception], None]) -> Iterator[None]:
         return
     wait = getattr(owner, name)
 
-    def wait_or_tell(job: Any) -> Any:
+    def wait_or_report(job: Any) -> Any:
         try:
             return wait(job)
         except died as error:
-            tell(error)
+            report(error)
             return empty
 
-    setattr(owner, name, wait_or_tell)
+    setattr(owner, name, wait_or_report)
     try:
         yield
     finally:
