@@ -13,7 +13,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Optional, get_type_hints
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -156,8 +155,10 @@ def check_user_folder(folder: str) -> None:
 def register_nodes() -> None:
     """Put the schema into Hydra's ConfigStore. The nodes of models come from hydra_plugins/kdrun_models.py.
 
-    Those of plug-ins are made here once, so that an error in one is said whichever model is chosen.
+    Those of plug-ins are made here once, so that an error in one is reported whichever model is chosen.
     """
+    from hydra.core.config_store import ConfigStore  # 0.1 s that `kdrun methods` does not need
+
     ConfigStore.instance().store(name="schema", node=Config, provider=PROVIDER)
     # Hydra deep-copies its sources, and the store with them, at every composition and for every group that it lists. The store hands out
     # copies of its nodes anyway.
@@ -294,10 +295,10 @@ def _methods(given: Any) -> dict[str, Any]:
         raise KdrunError(
             f"method={'+'.join(methods)}: none is the student alone and combines with nothing; leave it out"
         )
-    found = {name: _typed(f"method.{name}", methods[name], method_schema(name)) for name in sorted(methods)}
-    for values in found.values():
+    typed = {name: _typed(f"method.{name}", methods[name], method_schema(name)) for name in sorted(methods)}
+    for values in typed.values():
         values.taps = [] if values.taps is None else values.taps
-    return found
+    return typed
 
 
 def _typed(where: str, values: dict[str, Any], node: type) -> Any:

@@ -1,4 +1,4 @@
-"""What kdrun knows of Hydra's launchers: the extra that brings each, how much of the machine a job may take, where its lines go.
+"""What kdrun knows of Hydra's launchers: how much of the machine a job may use, and where its lines are printed.
 
 The jobs of basic and joblib print on kdrun's own screen. The processes of submitit and Ray print elsewhere, so the lines of a job
 are read from the state that it leaves, and are printed here as jobs end (`repeated`).
@@ -43,7 +43,7 @@ def side_by_side(hydra: Any) -> int:
 
 
 def threads(hydra: Any) -> int | None:
-    """Torch's threads in one job: what the launcher was asked to give it, or its share of the cores; None: torch's own choice."""
+    """Torch's threads in one job: the cores that the launcher gives it, or its share of the cores here; None: torch's own choice."""
     launcher = hydra.launcher
     if name(hydra) == "ray":
         return max(1, int(launcher.ray.remote.get("num_cpus") or 1))  # 1 is Ray's own default
@@ -59,7 +59,7 @@ def takes_turns(hydra: Any) -> bool:
 
 
 def notes(hydra: Any) -> list[str]:
-    """What a user should know before the first job: where the logs are, and that a launcher hides the GPUs unless asked."""
+    """Lines for the user before the first job: where the logs are, and that the launcher hides the GPUs unless it is told otherwise."""
     lines = []
     if name(hydra).startswith("submitit_"):
         lines.append(f"log      {hydra.sweep.dir}/.submitit/*/*_log.out and *_log.err")
@@ -74,14 +74,14 @@ def notes(hydra: Any) -> list[str]:
 
 
 def arrive(hydra: Any) -> None:
-    """What the process of a job lacks that was started elsewhere, as on a Ray cluster: the command's folder and environment."""
+    """Set up the process of a job that another program started, as on a Ray cluster: the command's folder and environment."""
     process.prepare()
     if os.getcwd() != hydra.runtime.cwd:
         os.chdir(hydra.runtime.cwd)
 
 
 def settle(launcher: Any) -> None:
-    """Ray's settings that a sweep needs, where the user has not said otherwise."""
+    """Ray's settings that a sweep needs, where the user has set nothing else."""
     if hasattr(launcher, "ray_cfg"):
         init = launcher.ray_cfg.init
         init.setdefault("log_to_driver", False)  # it leaves out lines that look alike, as those of two seeds do
@@ -156,7 +156,7 @@ def patient(launcher: str, report: Callable[[Exception], None]) -> Iterator[None
 
 
 def gist(error: BaseException) -> str:
-    """The one line of a long message that says what happened: a traceback's last, or how the message begins."""
+    """The most telling line of a long message: the last of a traceback, or else the first two lines."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip(" -")]
     raised = [line for line in lines if line.partition(":")[0].endswith(("Error", "Exception"))]
     return raised[-1] if raised else " ".join(lines[:2]) or type(error).__name__

@@ -1,4 +1,4 @@
-"""A sweep: what was asked for, what is there already, and which teachers come first.
+"""Planning a sweep: which runs it consists of, which of them are finished, and which teachers are trained first.
 
 hydra_plugins/kdrun_sweeper.py calls `begin`, launches the jobs, and ends with kdrun/sweep/summary.py.
 """
@@ -89,7 +89,7 @@ def _missing_teachers(missing: list[PlannedJob]) -> dict[Path, tuple[Plan, Plann
 
 
 def lost(folder: Path, config: DictConfig, error: Exception) -> None:
-    """A job's process died and left no state: said here, counted as failed at the end, and what comes after it stops if asked to."""
+    """Report a job whose process died and left no state. It counts as failed; sweep.on_error=stop skips the jobs after it."""
     print(f"kdrun: a job was lost: {gist(error)}", file=sys.stderr)
     if OmegaConf.select(config, "sweep.on_error") == "stop":
         (folder / JOBS / STOPPED).touch()
@@ -98,8 +98,8 @@ def lost(folder: Path, config: DictConfig, error: Exception) -> None:
 def for_its_methods(jobs: list[list[str]], keys_of: Callable[[str], set[str]]) -> list[list[str]]:
     """Jobs without the overrides of methods that they do not have, each once: `method=none,kd method.kd.temperature=1,2` is three jobs.
 
-    `keys_of`: the keys below `method` that a choice of the group brings. An override whose method is in no job stays, and composing
-    says what is wrong with it.
+    `keys_of`: the keys below `method` that a choice of the group brings. An override whose method is in no job stays, and
+    fails when the job is composed.
     """
     methods: list[set[str] | None] = []
     for job in jobs:
@@ -131,7 +131,7 @@ def expand(jobs: list[list[str]]) -> list[list[str]]:
 
 
 def show_plan(overrides: Sequence[Override], jobs: list[list[str]], compose: Callable[[list[str]], DictConfig]) -> None:
-    """`kdrun plan`: which runs there are, which are missing, how long these take by what was measured here, what disk they need."""
+    """`kdrun plan`: print the finished runs and the missing ones, with the time and the disk that these will need."""
     planned = plan_jobs(jobs, compose)
     missing = [job for job in planned if job.record is None]
     students = {job.plan.folder: job.plan for job in missing if job.plan}
@@ -224,7 +224,7 @@ def _is_done(teacher: Plan) -> bool:
     try:
         return teacher.finished() is not None
     except KdrunError:
-        return False  # its own job says what is wrong
+        return False  # its own job reports the error
 
 
 def _announce(
