@@ -105,7 +105,7 @@ MUTATIONS = {
     "holm": Mutation("report/stats.py", "(len(ps) - rank)", "len(ps)", "tests/test_report_command.py -k holm"),
     "paired": Mutation("report/stats.py", "(1 + level) / 2)) * sd / math.sqrt(len(a))", "level)) * sd / math.sqrt(len(a))", "tests/test_report.py -k paired"),
     "mcnemar": Mutation("report/stats.py", "min(only_a, only_b), only_a", "max(only_a, only_b), only_a", f"{NOTICED} mcnemar"),
-    "devices": Mutation("report/pivot.py", '["device"] for run in runs}) == 1', '["device"] for run in runs}) >= 1', f"{NOTICED} devices"),
+    "devices": Mutation("report/cells.py", '["device"] for run in runs}) == 1', '["device"] for run in runs}) >= 1', f"{NOTICED} devices"),
     "teachers": Mutation("report/pivot.py", 'or models.key(record, "student") in taught', "", f"{NOTICED} baseline"),
     "other-hash": Mutation("sweep/folder.py", 'and record["id"] == line["id"]', "", f"{NOTICED} another_run"),
     "clock": Mutation("screen.py", "int(seconds + 0.5), 60", "int(seconds + 0.5), 100", f"{NOTICED} clock"),

@@ -24,10 +24,9 @@ from test_report import make
 
 from kdrun.cli import run
 from kdrun.report.page.page import page
-from kdrun.report.page.svg import ticks
+from kdrun.report.page.pictures import ticks
 from kdrun.report.pivot import tables
-from kdrun.report.render import spread
-from kdrun.report.table import gain_text
+from kdrun.report.text import spread
 from kdrun.runs import record as records
 from kdrun.tasks.image import metrics as image
 
@@ -95,11 +94,11 @@ def test_the_page_holds_what_the_table_holds(tmp_path):
     text = shown([*made, failed], ["other/record.json is not a record of a kdrun run (no key 'id')"])
     said = Reader(text).text
     for word in (
-        "digits: 1,200 training and 597 test images; quick, 30 epochs",
+        "digits: 1,200 training and 597 test images; recipe quick, 30 epochs",
         "last epoch",
         "best epoch",
-        "difference to none",
-        "told apart?",
+        "gain over none",
+        "significant?",
         "78.04 k",
         "Learning curves",
         "Accuracy per class",
@@ -122,7 +121,7 @@ def test_the_page_holds_what_the_table_holds(tmp_path):
         for cell in line.values():
             for number in (spread(cell, "last"), spread(cell, "best")):
                 assert number in said
-            assert cell.gain is None or gain_text(cell.gain, cell.low, cell.high) in said
+            assert cell.gain is None or cell.metric.gain(cell.gain, cell.low, cell.high) in said
     assert text.count('class="line" data-series') == 4
     assert text.count('class="band" data-series') == 4
     assert f"{tmp_path}/run0/record.json" in said
@@ -316,7 +315,7 @@ def test_bins_of_a_few_images_are_faded():
     assert [opacity for _, opacity in lines] == ["0.12", "0.20", "1.00"]  # no stronger than the weaker of its ends
     assert lines[0][0] == "M30.0 60.0L50.0 40.0"
     said = Reader(text).text
-    assert "a bin of fewer than 50 is faded" in said
+    assert "A bin of fewer than 50 images is faded" in said
     assert "overconfident by" not in said
     assert "underconfident by 10.00 points" in said
 
@@ -354,7 +353,7 @@ def test_strips_show_arrows_and_stacked_seeds():
     for record in made:
         record["last"]["score"] = 0.97 + 0.02 * record["seed"] if record["method"] == ["none"] else 0.999
     text = shown(made)
-    assert "arrow: it goes on" in Reader(text).text
+    assert "arrow: continues beyond the axis" in Reader(text).text
     none, kd = (re.search(rf'<span class="name">{name}</span>.*?</div></div>', text)[0] for name in ("none", "kd"))
     assert none.count('class="arrow"') == 2
     assert kd.count('class="arrow"') == 0
@@ -605,7 +604,7 @@ def test_a_click_on_a_head_sorts(browser, written):
 @pytest.mark.slow
 def test_rows_without_a_value_stay_below(browser, written):
     browser.open(written)
-    head = "[...document.querySelectorAll('#t0c0t thead th')].find((th) => th.textContent.startsWith('difference'))"
+    head = "[...document.querySelectorAll('#t0c0t thead th')].find((th) => th.textContent.startsWith('gain'))"
     for _ in range(2):
         browser.run(f"{head}.querySelector('button').click()")
         assert browser.run(f"return {FIRST}")[-1] == "none"

@@ -22,7 +22,7 @@ from kdrun.config.tables import Cell, cells, jobs, table_names
 from kdrun.engine.build import term_weights
 from kdrun.errors import KdrunError
 from kdrun.methods.base import DataFacts, Distillation
-from kdrun.report.against import FOLDER, called, published
+from kdrun.report.against import FOLDER, published, published_name
 from kdrun.runs.identity import is_fresh
 from kdrun.runs.plan import settings
 from kdrun.sweep.planning import expand
@@ -67,7 +67,7 @@ def test_a_table_and_its_published_scores_have_the_same_cells(name):
     def named(cell: Cell) -> tuple[str, ...]:
         config = composed(cell.method, cell.overrides)
         record = {"method": [*config.method], "identity": {"method": settings(config)}}
-        row = called(SimpleNamespace(runs=SimpleNamespace(first=record)))
+        row = published_name(SimpleNamespace(row=SimpleNamespace(first=record)))
         return config.dataset.name, cell.teacher, cell.student, row
 
     ours = [named(cell) for cell in cells(name)]
@@ -257,7 +257,7 @@ def test_reproduce_trains_and_reports(tmp_path):
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[0] == told
         assert "resnet20 -> resnet20" in done.stdout
-        assert "against none" in done.stdout  # the table of the sweep
+        assert "gain over none" in done.stdout  # the table of the sweep
 
 
 @pytest.mark.slow
