@@ -283,7 +283,7 @@ def finished(root: Path, seed: int = 0, *, weights: bool = True) -> Path:
 
     record = make("none", seed, 0.75)
     record |= {"id": digest(record["identity"]), "group": group(record["identity"]), "recipe": {"epochs": 2}}
-    record["last"] = record["best"] = {"epoch": 2, "score": 0.75, "loss": 0.3}
+    record["last"] = record["best"] = {"epoch": 2, "score": 0.75, "loss": 0.3, "metrics": {"accuracy": 0.75}}
     student = {"a.weight": torch.full((2, 3), float(seed))}
     record["student"]["sha256"] = weights_sha256(student)
     folder = folder_of(root, f"digits/none/none-resnet8/0a/seed{seed}", record, line("distil", 1), line("distil", 2))
@@ -341,7 +341,7 @@ def test_verify_compares_whole_hashes_and_tensors(tmp_path, capsys):
     assert run(["verify", str(folder)]) == 1
     assert "  WRONG  student.safetensors has the hash of the record: " in capsys.readouterr().out
     right["student"]["sha256"] = digits
-    right["best"] = {"epoch": 1, "score": 0.8, "loss": 0.3}
+    right["best"] = {"epoch": 1, "score": 0.8, "loss": 0.3, "metrics": {"accuracy": 0.8}}
     records.write(folder, right)
     (folder / "curves.jsonl").write_text((folder / "curves.jsonl").read_text().replace("0.5", "0.8"))
     save_tensors(folder / "student-best.safetensors", {"a.weight": torch.zeros(2, 4)})
