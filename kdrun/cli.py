@@ -15,7 +15,7 @@ from kdrun import __version__, process
 from kdrun.errors import KdrunError
 
 VALUE_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c")
-REPORTS = {"report": "report.command", "status": "sweep.status", "verify": "report.verify", "diff": "report.verify"}
+REPORTS = {"report": "report.command", "status": "sweep.status", "verify": "report.verify", "diff": "report.diff"}
 HELP = ("--help", "-h")
 SWEEPERS = ("kdrun", "search")  # those of hydra_plugins/kdrun_sweeper.py
 ONLY_PLAN = "hydra.sweeper.only_plan=true"  # of kdrun's sweepers: print the plan, train nothing

@@ -24,12 +24,11 @@ from test_report import make
 
 from kdrun.cli import run
 from kdrun.report.page.page import page
-from kdrun.report.page.svg import ticks
+from kdrun.report.page.pictures import ticks
 from kdrun.report.pivot import tables
-from kdrun.report.render import spread
-from kdrun.report.table import gain_text
+from kdrun.report.text import spread
 from kdrun.runs import record as records
-from kdrun.tasks.image import task as image
+from kdrun.tasks.image import metrics as image
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'`&amp;"
 
@@ -45,7 +44,7 @@ def sweep(root: Path | None = None, methods=("kd", "none", "rkd", "at"), seeds=3
     for record in made:
         labels = torch.randint(10, (597,), generator=draw)
         logits = torch.randn(597, 10, generator=draw) + 4 * torch.eye(10)[labels]
-        record |= {
+        record["details"] = {
             "calibration": image.calibration(logits, labels),
             "class_scores": image.class_scores(logits, labels),
         }
@@ -95,11 +94,11 @@ def test_the_page_holds_what_the_table_holds(tmp_path):
     text = shown([*made, failed], ["other/record.json is not a record of a kdrun run (no key 'id')"])
     said = Reader(text).text
     for word in (
-        "digits: 1,200 training and 597 test images; quick, 30 epochs",
+        "digits: 1,200 training and 597 test images; recipe quick, 30 epochs",
         "last epoch",
         "best epoch",
-        "difference to none",
-        "told apart?",
+        "gain over none",
+        "significant?",
         "78.04 k",
         "Learning curves",
         "Accuracy per class",
@@ -122,7 +121,7 @@ def test_the_page_holds_what_the_table_holds(tmp_path):
         for cell in line.values():
             for number in (spread(cell, "last"), spread(cell, "best")):
                 assert number in said
-            assert cell.gain is None or gain_text(cell.gain, cell.low, cell.high) in said
+            assert cell.gain is None or cell.metric.gain(cell.gain, cell.low, cell.high) in said
     assert text.count('class="line" data-series') == 4
     assert text.count('class="band" data-series') == 4
     assert f"{tmp_path}/run0/record.json" in said
@@ -178,7 +177,7 @@ def test_nothing_is_loaded(tmp_path):
     )
     assert policy.startswith("default-src 'none'")
     assert "script-src 'sha256-" in policy
-    assert "url(" not in (Path(__file__).parents[1] / "kdrun/report/page.css").read_text()
+    assert "url(" not in (Path(__file__).parents[1] / "kdrun/report/page/page.css").read_text()
 
 
 def test_the_same_runs_give_the_same_bytes(tmp_path):
@@ -190,7 +189,7 @@ def test_records_without_a_folder_make_a_page_that_says_what_is_missing(tmp_path
     text = Reader(shown(sweep())).text
     assert "none seed 0 is not in the curves: its folder is not known" in text
     assert "and 6 more runs" in text
-    older = [{key: value for key, value in run.items() if key != "calibration"} for run in sweep(tmp_path)]
+    older = [{**run, "details": None} for run in sweep(tmp_path)]
     assert "12 runs without calibration in the record" in Reader(shown(older)).text
 
 
@@ -292,7 +291,7 @@ def test_a_method_has_one_hue_on_the_page():
     styles = dict.fromkeys(attrs["style"] for tag, attrs in reader.tags if tag == "i")
     days = [re.match("--day:(#......)", style)[1] for style in styles]
     assert len(days) == len(set(days)) == 6
-    css = (Path(__file__).parents[1] / "kdrun/report/page.css").read_text()
+    css = (Path(__file__).parents[1] / "kdrun/report/page/page.css").read_text()
     assert css.index("--c: var(--day)") < css.index("--c: var(--night)")
     assert not re.search(r"var\(--c\d", css)
 
@@ -301,7 +300,7 @@ def test_bins_of_a_few_images_are_faded():
     made = sweep(methods=("none",), seeds=2)
     images = [0, 1, 10, 50, 536]
     for record in made:
-        record["calibration"] = {
+        record["details"]["calibration"] = {
             "ece": 0.1, "images": images, "confidence": [0, 0.3, 0.5, 0.7, 0.9], "accuracy": [0, 0.4, 0.6, 0.8, 1.0]
         }  # fmt: skip
     text = shown(made)
@@ -316,7 +315,7 @@ def test_bins_of_a_few_images_are_faded():
     assert [opacity for _, opacity in lines] == ["0.12", "0.20", "1.00"]  # no stronger than the weaker of its ends
     assert lines[0][0] == "M30.0 60.0L50.0 40.0"
     said = Reader(text).text
-    assert "a bin of fewer than 50 is faded" in said
+    assert "A bin of fewer than 50 images is faded" in said
     assert "overconfident by" not in said
     assert "underconfident by 10.00 points" in said
 
@@ -324,19 +323,19 @@ def test_bins_of_a_few_images_are_faded():
 @pytest.mark.parametrize("change", ["other bins", "torn", "no images"])
 def test_calibrations_that_do_not_fit_are_left_out(change):
     made = sweep(methods=("none", "kd"), seeds=2)
-    old = made[1]["calibration"]
+    old = made[1]["details"]["calibration"]
     new = {
         "other bins": {key: value[:-1] if key != "ece" else value for key, value in old.items()},
         "torn": old | {"accuracy": old["accuracy"][:3]},
         "no images": old | {"images": [0] * len(old["images"])},
     }
-    made[1]["calibration"] = new[change]
+    made[1]["details"]["calibration"] = new[change]
     assert "1 run without calibration in the record" in Reader(shown(made)).text
 
 
 def test_classes_of_another_number_are_left_out():
     made = sweep(methods=("none", "kd"), seeds=1)
-    made[1]["class_scores"] = made[1]["class_scores"][:4]
+    made[1]["details"]["class_scores"] = made[1]["details"]["class_scores"][:4]
     head = re.findall(r'<table id="t0c0k".*?</thead>', shown(made), re.S)[0]
     assert ">none<" in head
     assert ">kd<" not in head
@@ -354,7 +353,7 @@ def test_strips_show_arrows_and_stacked_seeds():
     for record in made:
         record["last"]["score"] = 0.97 + 0.02 * record["seed"] if record["method"] == ["none"] else 0.999
     text = shown(made)
-    assert "arrow: it goes on" in Reader(text).text
+    assert "arrow: continues beyond the axis" in Reader(text).text
     none, kd = (re.search(rf'<span class="name">{name}</span>.*?</div></div>', text)[0] for name in ("none", "kd"))
     assert none.count('class="arrow"') == 2
     assert kd.count('class="arrow"') == 0
@@ -605,7 +604,7 @@ def test_a_click_on_a_head_sorts(browser, written):
 @pytest.mark.slow
 def test_rows_without_a_value_stay_below(browser, written):
     browser.open(written)
-    head = "[...document.querySelectorAll('#t0c0t thead th')].find((th) => th.textContent.startsWith('difference'))"
+    head = "[...document.querySelectorAll('#t0c0t thead th')].find((th) => th.textContent.startsWith('gain'))"
     for _ in range(2):
         browser.run(f"{head}.querySelector('button').click()")
         assert browser.run(f"return {FIRST}")[-1] == "none"

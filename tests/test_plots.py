@@ -13,13 +13,17 @@ from test_report import make
 
 from kdrun.cli import run
 from kdrun.errors import KdrunError
-from kdrun.report.curves import curves, heights, read_curve
-from kdrun.report.groups import Row
-from kdrun.report.look import BASELINE, TEACHER, Look, apart, family, looks, shade
-from kdrun.report.pivot import interval, tables, teachers_of
+from kdrun.report.cells import interval
+from kdrun.report.curves import curves
+from kdrun.report.learning import curve_window, read_curve
+from kdrun.report.metric import ACCURACY
+from kdrun.report.pivot import tables, teachers_of
 from kdrun.report.plots import plots
+from kdrun.report.rows import Row
 from kdrun.report.stats import binomial_error, paired
-from kdrun.report.strips import Strip, beyond, stacked, table_looks, window
+from kdrun.report.strips import Strip, beyond, stacked, window
+from kdrun.report.style import BASELINE, TEACHER, Style, apart, family, shade, styles_of, table_styles
+from kdrun.report.teachers import Teacher
 
 
 def words(path) -> str:
@@ -91,11 +95,11 @@ def test_one_run_is_enough_and_none_is_one_line(tmp_path):
 def test_intervals_say_what_they_cover(tmp_path):
     (table,) = tables([*sweep(methods=("kd",)), make("at", 0, 0.9)])
     kd, at = (line["resnet14 -> resnet8"] for line in table.cells.values())
-    scores = kd.runs.scores("last")
+    scores = kd.row.scores("last")
     assert interval(kd, "last", 597) == (*paired(scores, [0.0] * 3), "seeds")
     half = 1.96 * binomial_error(0.9, 597)
     assert interval(at, "last", 597) == (0.9, pytest.approx(0.9 - half), pytest.approx(0.9 + half), "images")
-    assert teachers_of([kd, at]) == [("resnet14", 0.9581)]
+    assert teachers_of([kd, at]) == [Teacher("resnet14", 0.9581, "last")]
 
 
 # Looks -------------------------------------------------------------------------------------------------------------------
@@ -103,9 +107,9 @@ def test_intervals_say_what_they_cover(tmp_path):
 METHODS = [f"method{number}" for number in range(33)]
 
 
-def styled(*methods: str) -> dict[str, Look]:
-    """The looks of rows of these methods, in this order."""
-    return looks({f"{m} #{i}": family(m, [Row(m, {0: make(m, 0, 0.9)})]) for i, m in enumerate(methods)})
+def styled(*methods: str) -> dict[str, Style]:
+    """The styles of rows of these methods, in this order."""
+    return styles_of({f"{m} #{i}": family(m, [Row(m, {0: make(m, 0, 0.9)})]) for i, m in enumerate(methods)})
 
 
 def hue(colour: str) -> float:
@@ -149,13 +153,13 @@ def test_rows_that_are_no_methods_have_hues_of_their_own():
     """kdrun report --rows pair --columns method: a row is a pair, not the student alone that stands in its first column."""
     made = sweep(methods=("none", "kd"), seeds=1) + sweep(methods=("none", "kd"), seeds=1, student="resnet20")
     (table,) = tables(made, rows="pair", columns="method")
-    styles = table_looks(table)
+    styles = table_styles(table)
     assert len(styles) == 4
     taught = [look.day for label, look in styles.items() if "->" in label]
     assert BASELINE.day not in taught
     assert len({look.css for look in styles.values()}) == 4
     (table,) = tables(made)
-    assert table_looks(table)["none"].day == BASELINE.day
+    assert table_styles(table)["none"].day == BASELINE.day
 
 
 def test_several_students_alone_differ_in_their_dashes():
@@ -186,7 +190,7 @@ def strip(*dots: float, low=None, high=None, teacher=False) -> Strip:
 
 
 def test_axes_show_what_an_accuracy_can_be():
-    """Two seeds of 98 and 99 have an interval of 92 to 105 %: the axis ends at 100, an arrow says that it goes on."""
+    """Two seeds of 98 and 99 have an interval of 92 to 105 %: the axis ends at 100, an arrow says that it continues."""
     two = strip(98.0, 99.0, low=92.15, high=104.85)
     low, high = window([two], None, 0.0, 100.0)
     assert 97 < low < 98
@@ -210,12 +214,12 @@ def test_a_teacher_far_away_is_an_arrow():
 
 
 def test_learning_curves_end_at_0_and_100():
-    low, high = heights([[[10.0], [99.9], [100.0]]], [])
+    low, high = curve_window([[[10.0], [99.9], [100.0]]], [], ACCURACY)
     assert high == 100
     assert 98 < low < 99.9
-    assert heights([[[0.01], [0.01]]], [])[0] == 0
-    assert heights([[[50.0], [55.0], [60.0]]], [62.0])[1] > 62
-    assert heights([[[59.0], [60.0]]], [95.0])[1] < 61
+    assert curve_window([[[0.01], [0.01]]], [], ACCURACY)[0] == 0
+    assert curve_window([[[50.0], [55.0], [60.0]]], [62.0], ACCURACY)[1] > 62
+    assert curve_window([[[59.0], [60.0]]], [95.0], ACCURACY)[1] < 61
 
 
 def test_seeds_that_coincide_are_stacked():
@@ -313,7 +317,7 @@ def test_no_letter_stands_on_a_line_or_on_another_letter(four):
 def test_axes_of_pictures_stay_within_0_and_100(four):
     accuracy, lines, times, both = four
     assert accuracy.axes[0].get_xlim()[1] <= 100
-    assert "arrow: it goes on" in [text.get_text() for text in texts(accuracy)]
+    assert "arrow: continues beyond the axis" in [text.get_text() for text in texts(accuracy)]
     assert {">", "<"} <= {line.get_marker() for line in accuracy.axes[0].lines}
     assert lines.axes[0].get_ylim()[1] <= 100
     assert times.axes[0].get_ylim()[1] <= 100
@@ -347,8 +351,8 @@ def test_one_seed_has_a_dotted_bar_that_the_legend_names(tmp_path, drawn):
     bars = [line for line in drawn[0].axes[0].lines if line.get_linewidth() == 2]
     assert [line.get_linestyle() for line in bars] == ["--"]  # matplotlib's word for any dashes
     said = [text.get_text() for text in texts(drawn[0])]
-    assert "dotted bar: of the test images, one seed" in said
-    assert "ring: a seed, bar: 95 % interval of the mean" not in said
+    assert "dotted bar: one seed, interval of the test images" in said
+    assert "ring: one seed, bar: 95 % interval of the mean" not in said
 
 
 def test_a_band_reaches_from_the_lowest_seed_to_the_highest(tmp_path, drawn):

@@ -37,7 +37,7 @@ def test_quickstart_in_an_empty_folder(quickstart, tmp_path):
     for words in (
         "digits 1,200/597 train/test",
         "-> resnet8",
-        "against none",
+        "gain over none",
         "\nnone    ",
         "\nkd      ",
         "\nteacher ",

@@ -12,10 +12,12 @@ import warnings
 import pytest
 
 from kdrun.errors import KdrunError
-from kdrun.report import curves, groups, table
+from kdrun.report import curves, learning, rows
 from kdrun.report.labels import natural
 from kdrun.report.stats import mean_sd, paired
+from kdrun.report.summary import text as summary
 from kdrun.runs.record import validate
+from kdrun.tasks.metric import ACCURACY
 
 
 def sha(*parts) -> str:
@@ -38,9 +40,9 @@ def make(method="kd", seed=0, score=0.9, *, status="done", lr=0.1, student="resn
     }
     group = sha(identity)[:12]
     done = status == "done"
-    chosen = {"epoch": 30, "score": score, "loss": 0.3} if done else None
+    chosen = {"epoch": 30, "score": score, "loss": 0.3, "metrics": {"accuracy": score}} if done else None
     record = {
-        "schema": 1,
+        "schema": 2,
         "id": sha(group, seed)[:12],
         "group": group,
         "seed": seed,
@@ -51,7 +53,7 @@ def make(method="kd", seed=0, score=0.9, *, status="done", lr=0.1, student="resn
         "task": "image",
         "dataset": {
             "name": "digits", "checksum": "ab12", "train_n": 1200, "holdout_n": 0, "test_n": 597,
-            "size": 8, "classes": list("0123456789"), "mean": [0.3], "std": [0.4],
+            "classes": list("0123456789"), "preprocessing": {"size": 8, "mean": [0.3], "std": [0.4]},
         },
         "teacher": {"name": "resnet14", "run_id": "77aa", "sha256": sha("t"), "params": 172_000, "score": 0.9581}
         if taught
@@ -64,15 +66,17 @@ def make(method="kd", seed=0, score=0.9, *, status="done", lr=0.1, student="resn
         "weights": {"task": 1.0},
         "recipe": {"name": "quick", "epochs": 30, "lr": lr},
         "protocol": "last",
-        "metric": {"name": "accuracy", "split": "test", "higher_is_better": True},
+        "metrics": [ACCURACY.as_dict()],
+        "unit": "images",
+        "details": None,
         "score": score if done else None,
         "last": chosen,
-        "best": chosen and {"epoch": 27, "score": score + 0.004, "loss": 0.31},
+        "best": chosen and {**chosen, "epoch": 27, "score": score + 0.004, "loss": 0.31},
         "holdout": None,
         "agreement": 0.93 if taught and done else None,
         "time": {
             "start": "2025-01-01T10:00:00+00:00", "end": "2025-01-01T10:00:09+00:00" if done else None, "train_s": 8.5,
-            "images_per_s": 4200.0, "data_wait": 0.01, "peak_memory": 310_000_000,
+            "samples_per_s": 4200.0, "data_wait": 0.01, "peak_memory": 310_000_000,
         },
         "engine": {"device": "cpu", "precision": "fp32", "compile": False, "cache": True, "deterministic": True},
         "code": {"method": {name: sha(name) for name in names}, "student": sha(student)},
@@ -121,7 +125,7 @@ def test_paired_edges():
 
 
 def test_a_group_is_a_row_with_its_paired_difference(records):
-    said = table.text(records)
+    said = summary(records)
     gain, low, high = (100 * x for x in paired(KD, NONE))
     assert line(said, "none ") == "none 3 89.16 ± 0.76 89.56 ± 0.76"
     assert line(said, "kd ") == f"kd 3 90.62 ± 0.51 91.02 ± 0.51 {gain:+.2f} [{low:+.2f}, {high:+.2f}]"
@@ -130,7 +134,7 @@ def test_a_group_is_a_row_with_its_paired_difference(records):
         "digits 1,200/597 train/test",
         "resnet14 -> resnet8 (78.0k)",
         "last epoch",
-        "[95 % interval], paired by seed",
+        "gain over none: mean difference per seed [95 % interval]",
         "| quick, 30 epochs",
     ):
         assert word in said
@@ -138,27 +142,27 @@ def test_a_group_is_a_row_with_its_paired_difference(records):
 
 
 def test_pairs_are_made_by_seed_not_by_position(records):
-    assert table.text(records) == table.text(records[:3] + records[:2:-1])
-    assert "(n=2)" in line(table.text(records[1:]), "kd ")
-    assert line(table.text(records[:4]), "kd ").endswith("+2.02 one seed")
-    assert line(table.text(records[3:]), "kd ").endswith("91.02 ± 0.51")
-    assert line(table.text([records[0], records[4]]), "kd ").endswith("no seed in common")
+    assert summary(records) == summary(records[:3] + records[:2:-1])
+    assert "(2 pairs)" in line(summary(records[1:]), "kd ")
+    assert line(summary(records[:4]), "kd ").endswith("+2.02 one seed")
+    assert line(summary(records[3:]), "kd ").endswith("91.02 ± 0.51")
+    assert line(summary([records[0], records[4]]), "kd ").endswith("no seed in common")
 
 
 def test_other_initial_weights_are_no_pair(records):
     records[3]["student"]["init_sha256"] = sha("elsewhere")
-    said = table.text(records)
-    assert "(n=2)" in line(said, "kd ")
-    assert "kd seed 0 and none began from different weights" in said
+    said = summary(records)
+    assert "(2 pairs)" in line(said, "kd ")
+    assert "kd seed 0 and none seed 0 started from different weights" in said
 
 
 def test_groups_of_one_method_are_told_apart_and_meet_their_own_baseline(records):
     other = [make("none", 0, 0.80, lr=0.2), make("kd", 0, 0.83, lr=0.2), make("kd", 0, 0.7, lr=0.3)]
-    said = table.text(records + other)
+    said = summary(records + other)
     assert line(said, "kd (recipe.lr=0.1)").endswith("]")
     assert line(said, "kd (recipe.lr=0.2)").endswith("+3.00 one seed")
     assert line(said, "kd (recipe.lr=0.3)").endswith("no baseline with the same recipe")
-    assert "note: rows differ in recipe.lr: compare only rows that share it" in said
+    assert "note: rows differ in recipe.lr: compare only rows with the same value" in said
 
 
 def label_list(*changes: dict, method="kd") -> list[str]:
@@ -166,7 +170,7 @@ def label_list(*changes: dict, method="kd") -> list[str]:
     records = [make(method, lr=i) for i in range(len(changes))]
     for record, change in zip(records, changes, strict=True):
         record["identity"] |= {"recipe": {"lr": 0.1, "epochs": 30}} | change
-    return list(groups.labels(records).values())
+    return list(rows.labels(records).values())
 
 
 def test_labels_name_every_key_in_which_the_rows_of_a_method_differ():
@@ -206,18 +210,18 @@ def test_a_key_that_one_row_does_not_have_is_named_in_it_too():
 def test_settings_that_all_rows_share_are_named_in_all_of_them():
     """Where one row has another recipe, every row says which it has; what one method alone has, only its rows say."""
     made = [make("none"), make("kd"), make("at"), make("kd", lr=0.2)]
-    assert list(groups.labels(made).values()) == [
+    assert list(rows.labels(made).values()) == [
         "none (recipe.lr=0.1)", "kd (recipe.lr=0.1)", "at (recipe.lr=0.1)", "kd (recipe.lr=0.2)",
     ]  # fmt: skip
     for number, record in enumerate(made := [make("none"), make("kd"), make("kd", lr=0.2)]):
         record["identity"]["recipe"] = {"lr": 0.1}
         record["identity"]["method"] = {"kd": {"temperature": number}} if number else {"none": {}}
-    assert list(groups.labels(made).values()) == ["none", "kd (temperature=1)", "kd (temperature=2)"]
+    assert list(rows.labels(made).values()) == ["none", "kd (temperature=1)", "kd (temperature=2)"]
 
 
 def test_rows_of_one_method_are_sorted_by_their_values_as_numbers():
     made = [make("kd", lr=lr) for lr in (10.0, 2.0, 1e-05, 0.5)] + [make("at", lr=2.0)]
-    shown = [row.split("  ")[0] for row in table.text(made).splitlines() if row.startswith(("kd (", "at ("))]
+    shown = [row.split("  ")[0] for row in summary(made).splitlines() if row.startswith(("kd (", "at ("))]
     assert shown == [f"kd (recipe.lr={lr})" for lr in ("1e-05", "0.5", "2", "10")] + ["at (recipe.lr=2)"]
     assert sorted(["stage10", "stage2", "-", "16", "2"], key=natural) == ["-", "2", "16", "stage2", "stage10"]
 
@@ -225,7 +229,7 @@ def test_rows_of_one_method_are_sorted_by_their_values_as_numbers():
 def test_groups_that_look_alike_are_told_apart_by_a_key_never_by_a_hash_alone():
     made = [make("kd", score=0.9), make("kd", score=0.8)]
     made[1]["group"] = "0123456789ab"
-    assert list(groups.labels(made).values()) == [f"kd (group={made[0]['group'][:8]})", "kd (group=01234567)"]
+    assert list(rows.labels(made).values()) == [f"kd (group={made[0]['group'][:8]})", "kd (group=01234567)"]
 
 
 @pytest.mark.parametrize("width", [80, 140])
@@ -235,7 +239,7 @@ def test_no_cell_is_wrapped(records, width):
     records += [
         make("a_method_with_a_long_name+kd", s, x - s / 10, lr=lr) for s, x in enumerate(KD[:2]) for lr in (0.5, 0.7)
     ]
-    said = table.text(records, width=width)
+    said = summary(records, width=width)
     assert max(map(len, said.splitlines())) <= width
     names = [row for row in said.splitlines() if row.startswith("a_method_with_a_long_name+kd (recipe.lr=0.5)")]
     assert len(names) == 1
@@ -244,13 +248,13 @@ def test_no_cell_is_wrapped(records, width):
 
 def test_a_failure_is_one_line_however_long(records):
     bad = make("sp", 2, status="failed", error="x" * 200)
-    assert table.text([*records, bad], width=80).splitlines()[-1] == f"failed      sp resnet8 seed 2: {'x' * 200}"
+    assert summary([*records, bad], width=80).splitlines()[-1] == f"failed      sp resnet8 seed 2: {'x' * 200}"
 
 
 def test_copies_count_once_and_different_results_are_not_averaged(records):
-    assert table.text([*records, copy.deepcopy(records[3])]) == table.text(records)
-    said = table.text([*records, make("kd", 0, 0.95, host="lab2")])
-    assert " ".join(line(table.text(records[:3] + records[4:]), "kd ").split()) in " ".join(said.split())
+    assert summary([*records, copy.deepcopy(records[3])]) == summary(records)
+    said = summary([*records, make("kd", 0, 0.95, host="lab2")])
+    assert " ".join(line(summary(records[:3] + records[4:]), "kd ").split()) in " ".join(said.split())
     assert "91.12" in line(said, "kd seed 0, result 1 of 2")
     assert "95.00" in line(said, "kd seed 0, result 2 of 2")
     assert "different results: 91.12 (lab1" in said
@@ -259,7 +263,7 @@ def test_copies_count_once_and_different_results_are_not_averaged(records):
 def test_mixed_sources_are_said(records):
     records[4]["code"]["method"]["kd"] = sha("edited")
     records[5]["teacher"]["sha256"] = sha("trained again")
-    assert "mixes different sources of kd, weights of teacher resnet14" in table.text(records)
+    assert "mixes different sources of kd, weights of teacher resnet14" in summary(records)
 
 
 def test_protocol_picks_the_difference(records):
@@ -271,25 +275,25 @@ def test_protocol_picks_the_difference(records):
             "loss": 0.1,
             "test_score": record["score"] - 0.1 * len(record["method"][0]),
         }
-    said = table.text(records)
+    said = summary(records)
     assert "+21.45 [" in line(said, "kd ")
     assert "epoch chosen on the holdout" in said
-    assert "+1.45 [" in table.text(records, "last")
+    assert "+1.45 [" in summary(records, "last")
 
 
 def test_unfinished_runs_are_listed_with_their_reason(records):
     bad = make("sp", 2, status="nan", error="loss became NaN at step 4,113 (term sp.similarity)\nTraceback")
-    said = table.text([*records, bad, make("kd", 9, status="interrupted")])
+    said = summary([*records, bad, make("kd", 9, status="interrupted")])
     assert line(said, "nan") == "nan sp resnet8 seed 2: loss became NaN at step 4,113 (term sp.similarity)"
     assert line(said, "interrupted") == "interrupted kd resnet8 seed 9"
     assert "Traceback" not in said
-    assert table.text([]) == "no runs\n"
+    assert summary([]) == "no runs\n"
 
 
 def test_a_run_that_only_taught_is_a_teacher_row(records):
     teacher = make("none", 0, 0.9581, student="resnet14", id="77aa")
-    assert table.text([teacher, *records]) == table.text(records)
-    assert "-> resnet14" in table.text([teacher])
+    assert summary([teacher, *records]) == summary(records)
+    assert "-> resnet14" in summary([teacher])
 
 
 def test_curves(tmp_path, records):
@@ -299,11 +303,11 @@ def test_curves(tmp_path, records):
         points = [{"stage": "hints", "epoch": 1, "test": None}, {"stage": "distil", "epoch": 1, "test": None}]
         points += [{"stage": "distil", "epoch": e, "test": {"score": record["score"] * (1 - 1 / e)}} for e in (2, 3, 4)]
         (folder / "curves.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
-    assert curves.read_curve(runs[0][1]) == {e: pytest.approx(NONE[0] * (1 - 1 / e)) for e in (2, 3, 4)}
+    assert learning.read_curve(runs[0][1]) == {e: pytest.approx(NONE[0] * (1 - 1 / e)) for e in (2, 3, 4)}
     png = curves.curves(runs, tmp_path / "new" / "curves.png")
     assert png.read_bytes().startswith(b"\x89PNG")
     (runs[0][1] / "curves.jsonl").write_text('{"stage": "dis')
-    assert curves.curves(runs, png) == png  # without that run; test_plots.py has what is said of it
+    assert curves.curves(runs, png) == png  # without that run; test_plots.py has the note about it
     with pytest.raises(KdrunError, match="no run is done"):
         curves.curves([], png)
 

@@ -20,6 +20,7 @@ from kdrun.cli import run
 from kdrun.errors import KdrunError
 from kdrun.report import render
 from kdrun.report.against import beside, compare, margin, published
+from kdrun.report.caption import caption
 from kdrun.report.collect import collect
 from kdrun.report.pivot import tables
 from kdrun.report.stats import (
@@ -32,6 +33,7 @@ from kdrun.report.stats import (
     sign_flip,
     sign_flip_seeds,
 )
+from kdrun.report.text import gain, grid
 from kdrun.runs import record as records
 
 
@@ -150,16 +152,15 @@ def test_seeds_that_a_sign_flip_test_needs():
 def test_the_sign_flip_test_stands_beside_the_t_test():
     """Uncorrected and under Holm, in CSV and JSON; the caption says when the seeds are too few for it, and no longer when not."""
     shown = tables(sweep())
-    kd = next(one for one in csv.DictReader(io.StringIO(render.comma(shown))) if one["row"] == "kd")
+    kd = next(one for one in csv.DictReader(io.StringIO(render.as_csv(shown))) if one["row"] == "kd")
     assert (float(kd["p_sign_flip"]), float(kd["p_sign_flip_holm"])) == (0.25, 0.5)
     assert json.loads(render.as_json(shown))[0]["cells"][1]["p_sign_flip"] == 0.25
-    (said,) = [one for one in render.caption(shown[0]) if "sign-flip" in one]
-    assert "with 3 seeds" in said
-    assert said.endswith("cannot go below p = 0.25; 2 methods under Holm need 7 seeds")
+    (said,) = [one for one in caption(shown[0]) if "sign-flip" in one]
+    assert said.endswith("with 3 seeds its p is at least 0.25; for 2 methods (Holm) it needs 7 seeds")
     made = [make(m, s, 0.8 + s / 100 + (m == "kd") / 50) for m in ("none", "kd") for s in range(6)]
     (table,) = tables(made)
     assert table.cells["kd"]["resnet14 -> resnet8"].p_sign_flip == 0.03125
-    assert not any("sign-flip" in one for one in render.caption(table))
+    assert not any("sign-flip" in one for one in caption(table))
 
 
 def test_seeds_that_would_do_are_those_of_the_strictest_comparison():
@@ -177,8 +178,8 @@ def test_seeds_that_would_do_are_those_of_the_strictest_comparison():
     assert ten.cells["m0"][column].needed > one.cells["m0"][column].needed
     cell = ten.cells["m0"][column]
     assert cell.needed == seeds_needed(cell.gain, cell.spread, 1 - 0.05 / 10)
-    assert not any("sign-flip" in said for said in render.caption(one))
-    assert any("with 6 seeds" in said and "10 methods under Holm need 9" in said for said in render.caption(ten))
+    assert not any("sign-flip" in said for said in caption(one))
+    assert any("with 6 seeds" in said and "for 10 methods (Holm) it needs 9" in said for said in caption(ten))
 
 
 # Collecting --------------------------------------------------------------------------------------------------------------
@@ -197,7 +198,7 @@ def test_foreign_and_truncated_records_are_named_and_counted(tmp_path, capsys):
         (tmp_path / name / "record.json").write_text(text)
     assert run(["report", str(tmp_path)]) == 0
     shown = capsys.readouterr()
-    assert "4 files called record.json could not be read and are left out" in shown.out
+    assert "4 files with the name record.json could not be read and are left out" in shown.out
     assert [line.split()[1].split("/")[-2] for line in shown.err.splitlines()] == ["cut", "newer", "other", "thin"]
     assert "schema 2; this kdrun reads schema 1" in shown.err
 
@@ -205,7 +206,7 @@ def test_foreign_and_truncated_records_are_named_and_counted(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message", "status"),
     [
-        (["nowhere"], "nowhere is no folder", 1),
+        (["nowhere"], "nowhere is not a folder", 1),
         (["."], "no record.json of a run below", 1),
         (["runs", "--rows", "recipe.lrr"], "no key 'recipe.lrr' in these runs. Did you mean recipe.lr?", 1),
         (["runs", "--against", "kdzo_cifar10"], "no published table 'kdzo_cifar10'. Did you mean kdzoo_cifar10", 1),
@@ -213,7 +214,7 @@ def test_foreign_and_truncated_records_are_named_and_counted(tmp_path, capsys):
         (["runs", "--copy", "runs/mine"], "--copy runs/mine must lie apart from runs", 1),
         (["runs", "--copy", "."], "--copy . must lie apart from runs", 1),
         (["runs", "--plots", "runs/run0/record.json"], "--plots runs/run0/record.json is a file; give a folder", 1),
-        (["no.db"], "no.db is no study of a search: give the file that hydra.sweeper.study names", 1),
+        (["no.db"], "no.db is no study of a search; give the file that hydra.sweeper.study names", 1),
         (["runs", "no.db"], "a study of a search is reported alone", 1),
         (["runs", "--output", "no/such/folder.md"], "--output no/such/folder.md cannot be written (No such file", 1),
         (["runs", "--format", "pdf"], "argument --format: invalid choice: 'pdf'", 2),
@@ -326,7 +327,7 @@ def test_a_record_of_another_shape_is_named_and_skipped(change, why, tmp_path, c
     assert run(["report", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
     assert f"odd/record.json is not a record of a kdrun run ({why}" in err
-    assert "1 file called record.json could not be read" in out
+    assert "1 file with the name record.json could not be read" in out
 
 
 def test_a_foreign_record_hides_nothing_below_it(tmp_path):
@@ -365,7 +366,7 @@ def test_a_method_without_teacher_stands_in_every_column_of_its_student():
     (table,) = tables([*sweep(), *second])
     assert table.columns == ["resnet14 -> resnet8", "resnet20 -> resnet8"]
     assert set(table.cells["none"]) == set(table.columns)
-    head, rows = render.grid(table)
+    head, rows = grid(table)
     assert head == ["", "resnet14 -> resnet8", "resnet20 -> resnet8"]
     assert "91.53 ± 0.51 (3)  +1.03 [" in rows[1][1]
 
@@ -383,7 +384,7 @@ def test_different_results_of_one_run_are_shown_and_never_averaged():
     (table,) = tables([*runs, {**again, "student": {**again["student"], "sha256": "ff" * 32}}])
     cell = table.cells["kd"]["resnet14 -> resnet8"]
     assert cell.n == 2
-    assert any("kd seed 0 has 2 different results: 9" in line and "50.00 (" in line for line in render.caption(table))
+    assert any("kd seed 0 has 2 different results: 9" in line and "50.00 (" in line for line in caption(table))
 
 
 def test_one_seed_is_told_by_the_test_images(tmp_path):
@@ -399,7 +400,7 @@ def test_one_seed_is_told_by_the_test_images(tmp_path):
     kd, rkd = (table.cells[name]["resnet14 -> resnet8"] for name in ("kd", "rkd"))
     assert (kd.test, kd.equal, rkd.equal) == ("mcnemar", False, True)
     assert kd.p == pytest.approx(2 * mcnemar(30, 0))
-    assert any(line.startswith("one seed has no interval") for line in render.caption(table))
+    assert any(line.startswith("One seed has no interval") for line in caption(table))
     shutil.rmtree(tmp_path / "run1")
     write(tmp_path / "portable", made[1])
     (table,) = tables(collect([tmp_path]).records)
@@ -413,10 +414,13 @@ def test_what_is_no_pair_is_told():
     kd["student"]["init_sha256"] = "aa" * 32
     kd["code"]["method"]["kd"] = "bb" * 32
     (table,) = tables(runs)
-    said = " ".join(render.caption(table))
-    assert f"kd seed {kd['seed']} and none began from different weights: not a pair, left out" in said
+    said = " ".join(caption(table))
+    assert (
+        f"kd seed {kd['seed']} and none seed {kd['seed']} started from different weights, so they are not compared"
+        in said
+    )
     assert "mixes different sources of kd" in said
-    assert "(2 pairs)" in render.against(table.cells["kd"]["resnet14 -> resnet8"])
+    assert "(2 pairs)" in gain(table.cells["kd"]["resnet14 -> resnet8"])
 
 
 def test_a_row_that_is_set_differently_from_column_to_column_is_told():
@@ -426,13 +430,13 @@ def test_a_row_that_is_set_differently_from_column_to_column_is_told():
         record["group"], record["id"] = "c0", f"c{record['seed']}"
         record["identity"]["method"] = {"kd": {"temperature": 2.0}}
     (table,) = tables([*sweep(), *other])
-    assert any(line.startswith("kd is set differently from column to column: method.kd") for line in table.notes)
+    assert any(line.startswith("kd has different settings in different columns: method.kd") for line in table.notes)
 
 
 def test_mixed_devices_and_unfinished_runs_are_told():
     runs = sweep()
     runs[0]["engine"]["device"] = "cuda"
-    lines = render.caption(tables([*runs, make("at", 1, 0.0, status="nan", error="loss became NaN")])[0])
+    lines = caption(tables([*runs, make("at", 1, 0.0, status="nan", error="loss became NaN")])[0])
     assert any("mixes different devices (cpu, cuda)" in line for line in lines)
     assert any(line == "not finished: at seed 1: nan" for line in lines)
 
@@ -442,7 +446,7 @@ def test_mixed_devices_and_unfinished_runs_are_told():
 
 def test_csv_has_the_row_first_and_json_the_same_numbers():
     shown = tables(sweep())
-    lines = list(csv.DictReader(io.StringIO(render.comma(shown))))
+    lines = list(csv.DictReader(io.StringIO(render.as_csv(shown))))
     assert next(iter(lines[0])) == "row"
     assert [line["row"] for line in lines] == ["none", "kd", "rkd"]
     assert float(lines[1]["gain"]) == pytest.approx(0.0103, abs=1e-4)
@@ -462,9 +466,9 @@ def test_markup_is_escaped():
 def test_a_narrow_screen_leaves_out_what_says_least():
     text = render.terminal(tables(sweep()), width=90)
     assert max(map(len, text.splitlines())) <= 90
-    assert "left out for this width: parameters, time" in text
+    assert "The screen is too narrow for parameters, time" in text
     assert "\nkd " in text
-    assert "against none" in text
+    assert "gain over none" in text
 
 
 def test_a_very_narrow_screen_puts_cells_below_their_row():
@@ -555,7 +559,7 @@ def test_other_epochs_and_a_holdout_are_not_judged():
         assert {c.verdict for c in compare(tables(made), "kdzoo_cifar10")} == {why}
     both = list(
         csv.DictReader(
-            io.StringIO(render.comma(tables([*cifar(), *held]), [beside(tables([*cifar(), *held]), "kdzoo_cifar10")]))
+            io.StringIO(render.as_csv(tables([*cifar(), *held]), [beside(tables([*cifar(), *held]), "kdzoo_cifar10")]))
         )
     )
     assert {(line["train_n"], line["verdict"][:3]) for line in both if line["row"] == "kd"} == {
@@ -596,5 +600,5 @@ def test_published_tables_name_models_that_exist(name):
 
 
 def test_a_published_table_of_other_images_is_refused():
-    with pytest.raises(KdrunError, match="scores on other images do not compare"):
+    with pytest.raises(KdrunError, match="scores on different images cannot be compared"):
         compare(tables(sweep()), "crd_cifar100")

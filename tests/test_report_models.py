@@ -13,9 +13,12 @@ from test_report import make, sha
 from test_report_command import write
 
 from kdrun.cli import run
-from kdrun.report import groups, render, table
+from kdrun.report import render, rows
+from kdrun.report.caption import caption
 from kdrun.report.collect import collect
-from kdrun.report.pivot import tables, teachers_of
+from kdrun.report.pivot import tables, tables_by_student, teachers_of
+from kdrun.report.summary import text as summary
+from kdrun.report.text import gain
 
 
 def remade(record: dict, **identity) -> dict:
@@ -74,11 +77,11 @@ def test_two_imported_models_have_a_column_and_a_baseline_each():
     ]
     (shown,) = tables(made)
     assert shown.columns == ["resnet14 -> small", "resnet14 -> large"]
-    for column, none, gain in (("resnet14 -> small", 0.265, 0.04), ("resnet14 -> large", 0.805, 0.05)):
+    for column, none, more in (("resnet14 -> small", 0.265, 0.04), ("resnet14 -> large", 0.805, 0.05)):
         assert round(shown.cells["none"][column].mean["last"], 6) == none
-        assert round(shown.cells["kd"][column].gain, 6) == gain
-    said = table.text(made)
-    assert said.count("-> small") == said.count("-> large") == 1  # a block each
+        assert round(shown.cells["kd"][column].gain, 6) == more
+    said = summary(made)
+    assert said.count("-> small") == said.count("-> large") == 1  # a table each
     assert said.count("\nkd ") == 2
 
 
@@ -94,8 +97,8 @@ def test_an_edited_source_is_another_model_and_a_note_says_so():
     made = [imported("lab:net", m, 0, 0.8, source=sha(version)) for version in (1, 2) for m in ("none", "kd")]
     (shown,) = tables(made)
     assert shown.columns == [f"resnet14 -> net (source={sha(version)[:8]})" for version in (1, 2)]
-    assert "net is 2 different models: source= is a hash of their code" in shown.notes
-    assert any("source= is a hash of their code" in note for block in groups.blocks(made) for note in block.notes)
+    assert "net stands for 2 different models: source= is the hash of their code" in shown.notes
+    assert any("source= is the hash of their code" in note for block in tables_by_student(made) for note in block.notes)
 
 
 def test_labels_name_models_and_data_and_are_no_part_of_what_they_are():
@@ -107,12 +110,12 @@ def test_labels_name_models_and_data_and_are_no_part_of_what_they_are():
         record["dataset"]["label"] = "my leaves"
     (shown,) = tables(made)
     assert shown.columns == ["resnet14 -> tiny"]
-    assert "tiny and small are one model" in shown.notes
-    assert render.caption(shown)[0].startswith("my leaves: 1,200 training")
-    lines = list(csv.DictReader(io.StringIO(render.comma([shown]))))
+    assert "tiny and small are the same model" in shown.notes
+    assert caption(shown)[0].startswith("my leaves: 1,200 training")
+    lines = list(csv.DictReader(io.StringIO(render.as_csv([shown]))))
     assert {(one["dataset"], one["column"]) for one in lines} == {("my leaves", "resnet14 -> tiny")}
-    assert "my leaves 1,200/597 train/test" in table.text(made)
-    assert "resnet14 -> tiny" in table.text(made)
+    assert "my leaves 1,200/597 train/test" in summary(made)
+    assert "resnet14 -> tiny" in summary(made)
 
 
 def test_data_of_one_name_are_told_apart():
@@ -126,7 +129,7 @@ def test_data_of_one_name_are_told_apart():
         "digits (train_n=1200, holdout_n=0, checksum=ab12)", "digits (train_n=1200, holdout_n=0, checksum=cdcdcdcd)",
         "digits (train_n=1000, holdout_n=200)",
     ]  # fmt: skip
-    assert "1,000 training (200 more held out) and 597 test images" in render.caption(shown[2])[0]
+    assert "1,000 training (200 more held out) and 597 test images" in caption(shown[2])[0]
 
 
 def test_a_student_alone_stands_beside_every_teacher_of_its_own_model_only():
@@ -136,7 +139,7 @@ def test_a_student_alone_stands_beside_every_teacher_of_its_own_model_only():
     (shown,) = tables(made)
     narrow = ["resnet14 -> net (arguments.width=8)", "resnet20 -> net (arguments.width=8)"]
     assert shown.columns == [*narrow, "net (arguments.width=16)"]
-    assert [c for c in shown.cells["none"] if shown.cells["none"][c].runs.first is made[0]] == narrow
+    assert [c for c in shown.cells["none"] if shown.cells["none"][c].row.first is made[0]] == narrow
 
 
 def test_a_peer_is_a_teacher_of_its_architecture():
@@ -159,14 +162,14 @@ def test_teachers_of_one_model_are_rows_named_by_their_seed_and_recipe():
     assert shown.columns == ["resnet14 -> resnet8"]
     rows = [f"kd (teacher.seed={s}, teacher.recipe.epochs={e})" for s, e in ((0, 30), (1, 30), (1, 60))]
     assert list(shown.cells) == rows
-    assert "rows differ in teacher.seed, teacher.recipe.epochs: compare only rows that share them" in shown.notes
+    assert "rows differ in teacher.seed, teacher.recipe.epochs: compare only rows with the same values" in shown.notes
 
 
 def test_teachers_whose_record_is_not_there_are_named_by_their_run():
     runs = [teacher(seed=seed) for seed in (0, 1)]
     made = [taught_by(of_run(one)) for one in runs]
     wanted = [f"kd (teacher.run={one['id'][:8]})" for one in runs]
-    assert sorted(groups.labels(made).values()) == sorted(wanted)
+    assert sorted(rows.labels(made).values()) == sorted(wanted)
     (shown,) = tables([runs[0], *made])
     assert sorted(shown.cells) == sorted(wanted)  # one known seed beside an unknown one would compare nothing
 
@@ -190,7 +193,7 @@ def test_a_teacher_from_a_file_and_a_trained_one_are_rows_of_one_column():
     names = {f"kd (teacher.checkpoint={c})" for c in ("null", sha("weights")[:8])}
     assert set(shown.cells) == names
     cells = [line["resnet14 -> resnet8"] for line in shown.cells.values()]
-    assert len({name for name, _ in teachers_of(cells)}) == 2
+    assert len({one.name for one in teachers_of(cells)}) == 2
 
 
 def test_the_record_of_a_teacher_is_read_from_beside_its_students(tmp_path):
@@ -202,7 +205,7 @@ def test_the_record_of_a_teacher_is_read_from_beside_its_students(tmp_path):
         record.rename(record.parents[1] / "record.json")
     found = collect([tmp_path / "runs/digits/kd"]).records
     assert len(found) == 2
-    assert sorted(groups.labels(found).values()) == ["kd (teacher.seed=0)", "kd (teacher.seed=1)"]
+    assert sorted(rows.labels(found).values()) == ["kd (teacher.seed=0)", "kd (teacher.seed=1)"]
 
 
 # Recipes -----------------------------------------------------------------------------------------------------------------
@@ -222,11 +225,11 @@ def test_rows_of_other_recipes_are_compared_within_their_recipe():
     column = "resnet14 -> resnet8"
     assert shown.cells["kd (recipe.lr=0.2)"][column].p == alone.cells["kd"][column].p
     assert shown.cells["kd (recipe.lr=0.2)"][column].family == 2
-    assert render.against(shown.cells["at (recipe.lr=0.3)"][column]) == "no baseline with the same recipe"
-    said = render.caption(shown)
-    assert "note: rows differ in recipe.lr: compare only rows that share it" in said
-    assert any("Holm over one recipe in a column" in one for one in said)
-    assert not any("one recipe" in one for one in render.caption(alone))
+    assert gain(shown.cells["at (recipe.lr=0.3)"][column]) == "no baseline with the same recipe"
+    said = caption(shown)
+    assert "note: rows differ in recipe.lr: compare only rows with the same value" in said
+    assert any("Holm over the rows of one recipe in a column" in one for one in said)
+    assert not any("one recipe" in one for one in caption(alone))
 
 
 def test_a_student_alone_of_another_recipe_stands_in_its_students_columns():
@@ -258,7 +261,7 @@ def test_a_recipe_that_differs_from_column_to_column_is_told_once():
     (shown,) = tables([*(make(m, s) for m in ("none", "kd", "at") for s in (0, 1)), *other])
     assert list(shown.cells) == ["none", "kd", "at"]
     assert [note for note in shown.notes if "differ" in note] == [
-        "columns differ in recipe.lr: compare within a column"
+        "columns differ in recipe.lr: compare only cells of one column"
     ]
 
 
@@ -267,8 +270,8 @@ def test_keys_of_rows_and_columns_are_no_difference():
         remade(make(m, 0, 0.8, lr=lr), method={m: {"temperature": t} if m == "kd" else {}})
         for m, t in (("none", 0), ("kd", 10), ("kd", 2)) for lr in (0.1, 0.2)
     ]  # fmt: skip
-    for rows, columns in (("method", "method.kd.temperature"), ("recipe.lr", "method.kd.temperature")):
-        (shown,) = tables(made, rows=rows, columns=columns)
+    for row_key, columns in (("method", "method.kd.temperature"), ("recipe.lr", "method.kd.temperature")):
+        (shown,) = tables(made, rows=row_key, columns=columns)
         assert shown.columns == ["method.kd.temperature=2", "method.kd.temperature=10"]
         assert not any("differently" in note or "columns differ" in note for note in shown.notes)
     assert not any("differ" in note for note in shown.notes)
@@ -327,8 +330,8 @@ def test_a_sweep_of_imported_models_is_reported_model_by_model(tmp_path, capsys)
         cells = {label: line[column] for label, line in shown.cells.items()}
         assert list(cells) == ["none", "kd (teacher.seed=0)", "kd (teacher.seed=1)"]
         for cell in cells.values():
-            paths = {one["identity"]["student"]["path"] for one in cell.runs.runs.values()}
-            bases = {one["identity"]["student"]["path"] for one in (cell.base or cell.runs).runs.values()}
+            paths = {one["identity"]["student"]["path"] for one in cell.row.runs.values()}
+            bases = {one["identity"]["student"]["path"] for one in (cell.base or cell.row).runs.values()}
             assert paths == bases == {f"{module}:net"}
             assert cell.baseline or cell.pairs == 2
     assert run(["report", str(tmp_path / "outputs/runs"), "--columns", "teacher.seed"]) == 0

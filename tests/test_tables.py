@@ -16,17 +16,17 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from kdrun import train
 from kdrun.config.registry import METHODS, MODELS
 from kdrun.config.schema import Config, conf_folder, register_nodes, validate
 from kdrun.config.tables import Cell, cells, jobs, table_names
+from kdrun.engine.build import term_weights
 from kdrun.errors import KdrunError
 from kdrun.methods.base import DataFacts, Distillation
-from kdrun.report.against import FOLDER, called, published
+from kdrun.report.against import FOLDER, published, published_name
 from kdrun.runs.identity import is_fresh
 from kdrun.runs.plan import settings
 from kdrun.sweep.planning import expand
-from kdrun.tasks.image import task as image
+from kdrun.tasks.image import metrics as image
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "reproduce.sh"
 CLASSES = 100
@@ -57,7 +57,7 @@ def test_every_cell_composes_and_builds(name):
             fresh=lambda i, teacher=cell.teacher: model(teacher, f"peer{i}"),
         )
         assert built.stages, cell
-        train.term_weights(config)  # raises for schedules without a weight
+        term_weights(config)  # raises for schedules without a weight
 
 
 @pytest.mark.parametrize("name", table_names())
@@ -67,7 +67,7 @@ def test_a_table_and_its_published_scores_have_the_same_cells(name):
     def named(cell: Cell) -> tuple[str, ...]:
         config = composed(cell.method, cell.overrides)
         record = {"method": [*config.method], "identity": {"method": settings(config)}}
-        row = called(SimpleNamespace(runs=SimpleNamespace(first=record)))
+        row = published_name(SimpleNamespace(row=SimpleNamespace(first=record)))
         return config.dataset.name, cell.teacher, cell.student, row
 
     ours = [named(cell) for cell in cells(name)]
@@ -257,7 +257,7 @@ def test_reproduce_trains_and_reports(tmp_path):
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[0] == told
         assert "resnet20 -> resnet20" in done.stdout
-        assert "against none" in done.stdout  # the table of the sweep
+        assert "gain over none" in done.stdout  # the table of the sweep
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from last_wins import last_wins
 from test_report import make
 
 from kdrun.cli import run
-from kdrun.report import verify
+from kdrun.report import diff
 from kdrun.runs import record as records
 from kdrun.runs.identity import digest, group
 from kdrun.sweep import status
@@ -88,7 +89,7 @@ def test_status_tells_what_lives_from_what_died(tmp_path, capsys):
         "interrupted sp resnet8 seed 0   epoch 3/30  eta 4:30",
         "nan         rkd resnet8 seed 0  loss became NaN at step 7",
         "running     crd resnet8 seed 0  before its first epoch",
-        "6 runs   2 running   1 done   1 interrupted   1 nan   1 not started   eta of what is running 3:00",
+        "6 runs   2 running   1 done   1 interrupted   1 nan   1 not started   running runs end in 3:00",
     ]
 
 
@@ -165,15 +166,15 @@ def test_status_estimates_the_whole_by_runs_alike(tmp_path, capsys):
     sweep_of(tmp_path, *(asked(folder, f"seed={seed}") for seed, folder in enumerate(places)))
     assert run(["status", str(tmp_path)]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.endswith("1 not started   eta of what is running 3:20   estimate for all 5:00")
+    assert last.endswith("1 not started   running runs end in 3:20   all runs end in 5:00")
     other = asked(tmp_path / "runs/digits/kd/resnet14-resnet20/0b/seed0", "student=resnet20")
     sweep_of(tmp_path, *(asked(folder, f"seed={seed}") for seed, folder in enumerate(places)), other)
     assert run(["status", str(tmp_path)]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.endswith("estimate for all 5:00 without 1 run of which nothing alike has run")
+    assert last.endswith("all runs end in 5:00, without 1 run that no similar run gives a time for")
     sweep_of(tmp_path, other)
     assert run(["status", str(tmp_path)]) == 0
-    assert "estimate" not in capsys.readouterr().out
+    assert "all runs end" not in capsys.readouterr().out
 
 
 def test_watch_looks_again(tmp_path, monkeypatch, capsys):
@@ -205,7 +206,7 @@ def swept(tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_plan_says_what_is_missing_and_trains_nothing(swept):
     before = sorted(swept.rglob("*"))
-    done = kdrun(swept, "plan", *last_wins([*TINY, "teacher=resnet14,resnet20"]), "method=none,kd,sp", "seed=0,1")
+    done = kdrun(swept, "plan", *last_wins([*TINY, "method=none,kd,sp", "seed=0,1", "teacher=resnet14,resnet20"]))
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
     assert said[0] == "12 runs asked for: 3 method x 2 seed x 2 teacher; 3 done, 9 to do, 1 teacher to train first"
@@ -215,7 +216,8 @@ def test_plan_says_what_is_missing_and_trains_nothing(swept):
     assert any(
         text.startswith("  student   sp resnet8 seed 0") and "other methods of this student)" in text for text in said
     )
-    assert "in one process without 1 run of which nothing alike was trained here; about" in said[-1]
+    assert any(text.startswith("  teacher   resnet20") and "(rough: 16 images timed)" in text for text in said)
+    assert re.match(r"left     about [\d:]+ in one process; about \d+ MiB of disk", said[-1])
     assert sorted(swept.rglob("*")) == before
     single = kdrun(swept, "plan", *TINY, "method=kd", "seed=0")
     assert single.stdout.splitlines()[0] == "1 run asked for; 1 done, 0 to do"
@@ -238,7 +240,7 @@ def test_verify_finds_what_was_changed(swept, tmp_path, capsys):
         ("curves.jsonl", "cut", "curves.jsonl has the scores of the record"),
         ("record.json", "seed", "id and group are the hashes of the identity"),
         ("student.safetensors", "other", "student.safetensors has the hash of the record"),
-        ("config.yaml", "temperature", "config.yaml asks for what the identity says: method.kd.temperature is 5, and"),
+        ("config.yaml", "temperature", "config.yaml has the settings of the identity: method.kd.temperature is 5, and"),
     ):
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(source, copy)
@@ -264,11 +266,11 @@ def test_diff_says_what_differs(swept):
     (kd,) = swept.glob("outputs/runs/digits/kd/*/*/seed0")
     (none,) = swept.glob("outputs/runs/digits/none/none-resnet8/*/seed0")
     both = [records.read(path) for path in (kd, none)]
-    told = verify.differences(*both, kd, none)
+    told = diff.differences(*both, kd, none)
     assert any(text.startswith("configuration  method.kd.temperature: 4 | -") for text in told)
-    assert any(text.startswith("curve          first apart at epoch") for text in told)
+    assert any(text.startswith("curve          first difference at epoch") for text in told)
     assert not any("initial student" in text for text in told)  # one seed is one start
-    assert verify.differences(both[0], both[0], kd, kd) == [
+    assert diff.differences(both[0], both[0], kd, kd) == [
         "no difference in configuration, environment, results or curve"
     ]
 
@@ -399,7 +401,7 @@ def test_diff_of_broken_and_missing_curves(tmp_path, capsys):
     [
         (["verify", "nowhere"], "nowhere has no record.json; give a run's folder", 1),
         (["diff", "a"], "the following arguments are required: B", 2),
-        (["status", "nowhere"], "nowhere is no folder", 1),
+        (["status", "nowhere"], "nowhere is not a folder", 1),
         (["statsu"], "no verb 'statsu'. Did you mean status?", 2),
     ],
 )

@@ -1,4 +1,4 @@
-"""Published scores beside ours: report/published/*.csv, with a verdict that takes both sides' noise into account."""
+"""Published scores (report/published/*.csv) beside ours, with a verdict that counts the noise of both."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 from kdrun.config.tables import full_epochs, recipe_of
 from kdrun.errors import KdrunError, choices
-from kdrun.report.pivot import Cell, Table
-from kdrun.report.render import Plain
+from kdrun.report.cells import Cell
+from kdrun.report.pivot import Table
+from kdrun.report.render import ExtraTable
 from kdrun.report.stats import binomial_error
-from kdrun.report.table import percent, spread_text
 
 FOLDER = Path(__file__).with_name("published")
 
@@ -33,7 +33,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A published cell beside ours, like with like: their best epoch beside our best, their last beside our last.
+    """A published cell beside ours: their best epoch beside our best, their last epoch beside our last.
 
     `margin` is half of the 95 % interval of the difference.
     """
@@ -42,18 +42,18 @@ class Comparison:
     dataset: str
     row: str
     column: str
-    protocol: str  # of ours: that of the published score where it says it and our runs have it, else the table's
+    protocol: str  # of ours: the published one where it is known and our runs have it, else that of the table
     n: int
     epochs: int
     ours: float
     sd: float | None
     margin: float
     sizes: tuple[int, int]  # training and test images
-    other: str  # what makes it another experiment; nothing where it is the same
+    other: str  # why it is another experiment; empty where it is the same
 
     @property
     def verdict(self) -> str:
-        """Whether our score lies inside, above or below what the published one allows; why none can be given."""
+        """Whether our score is inside, above or below the margin of the published score; or why this cannot be judged."""
         if self.other:
             return f"not judged: {self.other}"
         if abs(self.ours - self.theirs.score) <= self.margin:
@@ -62,7 +62,7 @@ class Comparison:
 
 
 def published(name: str) -> list[Published]:
-    """The cells of a published table; KdrunError with the names for one that is not there."""
+    """The cells of a published table; KdrunError with the known names for any other."""
     known = sorted(path.stem for path in FOLDER.glob("*.csv"))
     if name not in known:
         raise KdrunError(f"no published table '{name}'. {choices(name, known)}")
@@ -84,17 +84,17 @@ def compare(tables: list[Table], name: str) -> list[Comparison]:
     if not fitting:
         have = ", ".join(sorted({table.dataset["name"] for table in tables}))
         raise KdrunError(
-            f"{name} is about {', '.join(sorted(data))} and these runs are about {have}: scores on other images do not compare"
+            f"{name} is about {', '.join(sorted(data))} and these runs are about {have}: scores on different images cannot be compared"
         )
-    found, full = [], full_epochs(recipe_of(name) or "")
+    comparisons, full = [], full_epochs(recipe_of(name) or "")
     for theirs in cells:
         for table in fitting:
             columns = [column for column, pair in table.pairs.items() if pair == (theirs.teacher, theirs.student)]
             for row, line in table.cells.items():
                 for column in columns:
-                    if column in line and line[column].n and called(line[column]) == theirs.method:
-                        found += _beside(theirs, table, row, column, full)
-    return found
+                    if column in line and line[column].n and published_name(line[column]) == theirs.method:
+                        comparisons += _beside(theirs, table, row, column, full)
+    return comparisons
 
 
 def _beside(theirs: Published, table: Table, row: str, column: str, full: int | None) -> list[Comparison]:
@@ -104,42 +104,43 @@ def _beside(theirs: Published, table: Table, row: str, column: str, full: int | 
         return []
     ours, sd = cell.mean[protocol], cell.sd[protocol]
     half = margin(theirs, ours, sd, cell.n, table.dataset["test_n"])
-    epochs, data = cell.runs.first["recipe"]["epochs"], table.dataset
+    epochs, data = cell.row.first["recipe"]["epochs"], table.dataset
     other = f"{epochs} of {full} epochs" if full and full != epochs else ""
     other = other or (f"{data['holdout_n']:,} images held out" if data["holdout_n"] else "")
     sizes = (data["train_n"], data["test_n"])
     return [Comparison(theirs, data["label"], row, column, protocol, cell.n, epochs, ours, sd, half, sizes, other)]
 
 
-def beside(tables: list[Table], name: str) -> Plain:
-    """The comparison as a table: published, ours and the verdict, a row per cell that we have."""
-    found = compare(tables, name)
-    said = f"against {name}: no cell of it has runs here"
-    if found:
-        said = (
-            f"against {name} ({found[0].theirs.source}), like with like where it says which epoch it reports; rows are matched by method, "
-            "whatever its settings; inside is a difference within the margin, 1.96 standard errors: ours over seeds (with one seed: of the "
-            "test set), theirs, which states none, as that of scores on a test set of this size"
+def beside(tables: list[Table], name: str) -> ExtraTable:
+    """The comparison as a table: published, ours and the verdict, a row for each cell that we have runs for."""
+    comparisons = compare(tables, name)
+    caption = f"Comparison with {name}: there are no runs here for any of its cells"
+    if comparisons:
+        caption = (
+            f"Comparison with {name} ({comparisons[0].theirs.source}). Best epochs are compared with best epochs and last with last, where "
+            "the source says which it reports. Rows are matched by their method, whatever its settings. Inside: the difference is within "
+            "the margin of 1.96 standard errors; ours are over seeds (one seed: of the test set), theirs are not published and taken as "
+            "those of a score on a test set of this size"
         )
-    rows, data = [], []
-    for c in found:
-        ours, epoch, margin = spread_text(c.ours, c.sd), f"{c.protocol} of {c.epochs}", f"± {percent(c.margin)}"
+    rows, data, metric = [], [], tables[0].metric
+    for c in comparisons:
+        ours, epoch, margin = metric.spread(c.ours, c.sd), f"{c.protocol} of {c.epochs}", f"± {metric.text(c.margin)}"
         rows.append(
-            [c.row, c.column, percent(c.theirs.score), c.theirs.protocol, ours, epoch, str(c.n), margin, c.verdict]
+            [c.row, c.column, metric.text(c.theirs.score), c.theirs.protocol, ours, epoch, str(c.n), margin, c.verdict]
         )
         data.append({
             "row": c.row, "dataset": c.dataset, "train_n": c.sizes[0], "test_n": c.sizes[1], "column": c.column,
             "published": c.theirs.score, "published_epoch": c.theirs.protocol, "published_source": c.theirs.source,
             "compared": c.ours, "compared_epoch": c.protocol, "margin": c.margin, "verdict": c.verdict,
         })  # fmt: skip
-    return Plain(
-        said, ["method", "pair", "published", "its epoch", "ours", "our epoch", "n", "margin", "verdict"], rows, data
+    return ExtraTable(
+        caption, ["method", "pair", "published", "its epoch", "ours", "our epoch", "n", "margin", "verdict"], rows, data
     )
 
 
-def called(cell: Cell) -> str:
-    """A row's name in published tables: `ls` for soft targets on standardized logits, else its methods."""
-    first = cell.runs.first
+def published_name(cell: Cell) -> str:
+    """The name of a row in published tables: `ls` for soft targets on standardized logits, else its methods."""
+    first = cell.row.first
     standardized = [name for name in first["method"] if first["identity"]["method"][name].get("standardize")]
     if standardized:
         return "ls" if first["method"] == ["kd"] else f"{standardized[0]}_ls"
@@ -149,9 +150,9 @@ def called(cell: Cell) -> str:
 
 
 def margin(theirs: Published, ours: float, sd: float | None, n: int, images: int) -> float:
-    """1.96 standard errors of the difference: ours over seeds (t quantile), theirs as one score on a test set of this size.
+    """1.96 standard errors of the difference: ours over seeds (t quantile), theirs as that of one score on a test set of this size.
 
-    With one seed of ours its error is that of the test set, too; a published mean over n seeds has 1 / sqrt(n) of it.
+    With one seed, ours is also that of the test set; a published mean over n seeds has 1 / sqrt(n) of it.
     """
     from scipy.special import stdtrit
 

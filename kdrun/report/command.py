@@ -1,4 +1,4 @@
-"""`kdrun report [FOLDER ...]`: the runs below folders as a table, in the format asked for."""
+"""`kdrun report [FOLDER ...]`: the runs below folders as tables, in one of several formats."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from kdrun.errors import KdrunError
 from kdrun.report import render
 from kdrun.report.against import beside
 from kdrun.report.collect import collect
-from kdrun.report.groups import name
 from kdrun.report.pivot import Table, tables
 from kdrun.report.trials import trials
+from kdrun.runs.identity import run_name
 from kdrun.runs.record import NAME, atomically, read
 
-GIVEN = "given"  # the options of a command line so far, in argparse's namespace
+GIVEN = "given"  # where argparse's namespace holds the options that were read so far
 FORMATS = ("terminal", "md", "csv", "latex", "json", "html")
 
 
 class Once(argparse.Action):
-    """Keeps an option's value; the option given again is an error: of two values one would be lost without a word."""
+    """Keeps the value of an option. An option that is given twice is an error, because one of its values would be lost."""
 
     def __call__(
         self,
@@ -55,105 +55,105 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser() -> Parser:
-    found = Parser(
-        "kdrun report", description="The runs below folders as a table: means over seeds, differences to `none`."
-    )
-    found.add_argument(
+    """The options of the verb."""
+    made = Parser("kdrun report", description="The runs below folders as tables: means over seeds, gains over `none`.")
+    made.add_argument(
         "folders",
         nargs="*",
         default=["outputs/runs"],
         metavar="FOLDER",
-        help="default: outputs/runs; or the study of a search, as outputs/study.db",
+        help="default: outputs/runs. Or the study of a search, such as outputs/study.db",
     )
-    found.add_argument("--rows", default="method", metavar="KEY", help="method, pair, or a key such as recipe.lr")
-    found.add_argument("--columns", default="pair", metavar="KEY", help="pair (teacher -> student), method, or a key")
-    found.add_argument(
-        "--protocol", choices=("last", "best", "holdout"), help="which epoch is compared; default: the runs' own"
+    made.add_argument("--rows", default="method", metavar="KEY", help="method, pair, or a key such as recipe.lr")
+    made.add_argument("--columns", default="pair", metavar="KEY", help="pair (teacher -> student), method, or a key")
+    made.add_argument(
+        "--protocol", choices=("last", "best", "holdout"), help="which epoch is compared; default: that of the runs"
     )
-    found.add_argument("--against", metavar="TABLE", help="a published table, as kdzoo_cifar10")
-    found.add_argument("--format", choices=FORMATS, default="terminal")
-    found.add_argument("--output", metavar="FILE", help="write to a file instead of the screen")
-    found.add_argument("--plots", metavar="DIR", help="draw the tables, too: PNG and SVG files into a folder")
-    found.add_argument(
-        "--copy", metavar="DIR", help="copy the records and curves, a few kB a run: they can be reported anywhere"
+    made.add_argument("--against", metavar="TABLE", help="a published table, such as kdzoo_cifar10")
+    made.add_argument("--format", choices=FORMATS, default="terminal")
+    made.add_argument("--output", metavar="FILE", help="write to a file instead of the screen")
+    made.add_argument("--plots", metavar="DIR", help="also draw the tables: PNG and SVG files in a folder")
+    made.add_argument(
+        "--copy",
+        metavar="DIR",
+        help="copy the records and curves, a few kB for each run, so that they can be reported anywhere",
     )
-    return found
+    return made
 
 
 def report(arguments: Sequence[str]) -> int:
     """The verb; returns the exit status."""
-    asked = parser().parse_args(arguments)
-    asked.folders = [os.path.expanduser(folder) for folder in asked.folders]
-    for key in ("output", "plots", "copy"):
-        setattr(asked, key, getattr(asked, key) and os.path.expanduser(getattr(asked, key)))
-    for option, target in (("--plots", asked.plots), ("--copy", asked.copy)):
-        if target and Path(target).exists() and not Path(target).is_dir():
-            raise KdrunError(f"{option} {target} is a file; give a folder")
-    studies = [Path(name) for name in asked.folders if name.endswith(".db")]
+    options = _options(arguments)
+    studies = [Path(name) for name in options.folders if name.endswith(".db")]
     if studies:
-        if len(studies) < len(asked.folders) or asked.plots or asked.copy or asked.against:
-            raise KdrunError(
-                "a study of a search is reported alone, without --plots, --copy and --against: kdrun report outputs/study.db"
-            )
-        _tell(_trials([plain for path in studies for plain in trials(path)], asked.format), asked.output)
+        _report_studies(studies, options)
         return 0
-    if asked.copy:
-        _check_apart(Path(asked.copy), asked.folders)
-    found = collect(asked.folders)
-    for line in found.skipped:
+    if options.copy:
+        _check_apart(Path(options.copy), options.folders)
+    collection = collect(options.folders)
+    for line in collection.skipped:
         print(f"skipped  {line}", file=sys.stderr)
-    shown = tables(found.records, rows=asked.rows, columns=asked.columns, protocol=asked.protocol)
-    more = [beside(shown, asked.against)] if asked.against else []
-    if asked.format == "html":
+    records = collection.records
+    made = tables(records, rows=options.rows, columns=options.columns, protocol=options.protocol)
+    more = [beside(made, options.against)] if options.against else []
+    if options.format == "html":
         from kdrun.report.page.page import page
 
-        place = Path(asked.output).parent if asked.output else Path()
-        _tell(page(shown, found.skipped, found.records, place, more), asked.output)
-    elif asked.format == "csv":
-        _tell(render.comma(shown, more), asked.output)
+        place = Path(options.output).parent if options.output else Path()
+        _write(page(made, collection.skipped, records, place, more), options.output)
     else:
-        _tell(_text(asked.format, shown, len(found.skipped), more), asked.output)
-    if asked.plots:
+        _write(_text(options.format, made, len(collection.skipped), more), options.output)
+    note = sys.stdout if options.output else sys.stderr  # a table on the screen must stay readable for programs
+    if options.plots:
         from kdrun.report.plots import plots
 
-        drawn = plots(shown, asked.plots)
-        print(f"plots    {len(drawn)} files in {asked.plots}", file=sys.stdout if asked.output else sys.stderr)
-    if asked.copy:
-        copy(found.records, Path(asked.copy))
-        done = sum(record["status"] == "done" for record in found.records)
-        print(f"records  {done} in {asked.copy}", file=sys.stdout if asked.output else sys.stderr)
+        print(f"plots    {len(plots(made, options.plots))} files in {options.plots}", file=note)
+    if options.copy:
+        copy(records, Path(options.copy))
+        print(f"records  {sum(one['status'] == 'done' for one in records)} in {options.copy}", file=note)
     return 0
 
 
-def _check_apart(target: Path, folders: Sequence[str]) -> None:
-    """Copies among the runs themselves would be found twice ever after."""
-    there = target.resolve()
-    for folder in map(Path, folders):
-        here = folder.resolve()
-        if here == there or here in there.parents or there in here.parents:
-            raise KdrunError(
-                f"--copy {target} must lie apart from {folder}: the copies would be taken for runs of it; say --copy results/NAME"
-            )
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options, with ~ expanded. KdrunError where a folder to write into is a file."""
+    options = parser().parse_args(arguments)
+    options.folders = [os.path.expanduser(folder) for folder in options.folders]
+    for key in ("output", "plots", "copy"):
+        setattr(options, key, getattr(options, key) and os.path.expanduser(getattr(options, key)))
+    for option, target in (("--plots", options.plots), ("--copy", options.copy)):
+        if target and Path(target).exists() and not Path(target).is_dir():
+            raise KdrunError(f"{option} {target} is a file; give a folder")
+    return options
 
 
-def copy(records: list[dict], target: Path) -> None:
-    """record.json and curves.jsonl of each finished run, in the folders that it has below outputs/runs; again: brought up to date.
+def _report_studies(studies: Sequence[Path], options: argparse.Namespace) -> None:
+    """The trials of searches. KdrunError where an option does not apply to them."""
+    if len(studies) < len(options.folders) or options.plots or options.copy or options.against:
+        raise KdrunError(
+            "a study of a search is reported alone, without --plots, --copy and --against: kdrun report outputs/study.db"
+        )
+    if options.format == "html":
+        raise KdrunError("the trials of a search have no HTML page; use --format terminal, md, csv, latex or json")
+    extras = [extra for path in studies for extra in trials(path)]
+    if options.format == "csv":
+        columns = dict.fromkeys(key for extra in extras for key in extra.data[0])
+        text = render.csv_text([*columns], [line for extra in extras for line in extra.data])
+    else:
+        text = _text(options.format, [], 0, extras)
+    _write(text, options.output)
 
-    KdrunError where another run's record lies at its place.
-    """
-    for record in (record for record in records if record["status"] == "done"):
-        source = Path(record["folder"])
-        there = target.joinpath(*source.resolve().parts[-5:])  # dataset/method/pair/hash/seed
-        old = read(there) if there.is_dir() else None
-        if old is not None and old["student"]["sha256"] != record["student"]["sha256"]:
-            raise KdrunError(f"{there} holds another result of {name(record)}; copy into a folder of its own")
-        there.mkdir(parents=True, exist_ok=True)
-        for file in ("curves.jsonl", NAME):
-            if (source / file).is_file():
-                atomically(there / file, (source / file).read_bytes())
+
+def _text(form: str, made: list[Table], skipped: int, more: list[render.ExtraTable]) -> str:
+    """The tables in any format but HTML."""
+    if form == "terminal":
+        return render.terminal(made, skipped, shutil.get_terminal_size((120, 24)).columns, more)
+    if form == "csv":
+        return render.as_csv(made, more)
+    return {"md": render.markdown, "latex": render.latex, "json": render.as_json}[form](made, skipped, more)
 
 
-def _tell(text: str, output: str | None) -> None:
+def _write(text: str, output: str | None) -> None:
+    """Print a text, or write it into a file."""
     if output is None:
         print(text, end="")
         return
@@ -164,17 +164,29 @@ def _tell(text: str, output: str | None) -> None:
     print(f"table    {output}")
 
 
-def _text(form: str, shown: list[Table], skipped: int, more: list[render.Plain]) -> str:
-    """In a format for readers, or JSON: what a CSV holds depends on the kind of table."""
-    if form == "terminal":
-        return render.terminal(shown, skipped, shutil.get_terminal_size((120, 24)).columns, more)
-    return {"md": render.markdown, "latex": render.latex, "json": render.as_json}[form](shown, skipped, more)
+def _check_apart(target: Path, folders: Sequence[str]) -> None:
+    """KdrunError where copies would lie among the runs themselves: every later report would count them as runs."""
+    there = target.resolve()
+    for folder in map(Path, folders):
+        here = folder.resolve()
+        if here == there or here in there.parents or there in here.parents:
+            raise KdrunError(
+                f"--copy {target} must lie apart from {folder}, because its copies would count as runs; use --copy results/NAME"
+            )
 
 
-def _trials(found: list[render.Plain], form: str) -> str:
-    if form == "html":
-        raise KdrunError("the trials of a search are told in --format terminal, md, csv, latex or json, not html")
-    if form == "csv":
-        columns = dict.fromkeys(key for plain in found for key in plain.data[0]) if found else {}
-        return render.as_csv([*columns], [line for plain in found for line in plain.data])
-    return _text(form, [], 0, found)
+def copy(records: list[dict], target: Path) -> None:
+    """Copy record.json and curves.jsonl of each finished run, into the same folders as below outputs/runs; older copies are updated.
+
+    KdrunError where the copy of another result is in the way.
+    """
+    for record in (record for record in records if record["status"] == "done"):
+        source = Path(record["folder"])
+        there = target.joinpath(*source.resolve().parts[-5:])  # dataset/method/pair/hash/seed
+        old = read(there) if there.is_dir() else None
+        if old is not None and old["student"]["sha256"] != record["student"]["sha256"]:
+            raise KdrunError(f"{there} holds another result of {run_name(record)}; copy into an empty folder")
+        there.mkdir(parents=True, exist_ok=True)
+        for file in ("curves.jsonl", NAME):
+            if (source / file).is_file():
+                atomically(there / file, (source / file).read_bytes())

@@ -1,7 +1,7 @@
-"""What a row of a table is called: its method, and every setting in which the rows of the table differ.
+"""The label of a row of a table: its method, and every setting in which the rows of the table differ.
 
 Settings are written as on the command line, in the order of the config: the method's own, loss, recipe, teacher, student, dataset,
-engine. Two rows that differ are never called the same.
+engine. Two different rows never have the same label.
 """
 
 from __future__ import annotations
@@ -23,65 +23,65 @@ _NEUTRAL = {key: as_text(value) for key, value in NEUTRAL.items()}
 
 @dataclass(frozen=True)
 class Settings:
-    """A group's method and its settings, {key: value as text}, in the order of the config."""
+    """The method of a group and its settings, {key: value as text}, in the order of the config."""
 
     group: str
     method: str
     values: dict[str, str]
 
     def get(self, key: str) -> str:
-        """The value of a key; what a run did without the key where it has none."""
+        """The value of a key; for a key that the run does not have, the value that stands for its absence."""
         return self.values.get(key, _NEUTRAL.get(key, ABSENT))
 
 
 def settings(records: Iterable[dict], models: Models) -> dict[str, Settings]:
-    """The settings of every group. Teachers are named by their seed and recipe where the records of all of them are there."""
+    """The settings of every group. A teacher is described by its seed and recipe where the records of all teachers are known."""
     first = first_of_groups(records)
-    asked = {node["run"] for record in first.values() if "run" in (node := teacher_node(record))}
-    known = models.runs if asked <= models.runs.keys() else {}
-    found = {}
+    teachers = {node["run"] for record in first.values() if "run" in (node := teacher_node(record))}
+    known = models.runs if teachers <= models.runs.keys() else {}
+    by_group = {}
     for group, record in first.items():
-        values = _own(record) | _taught(record, known)
+        values = _own(record) | _teacher(record, known)
         for role in ("teacher", "student"):
             if (name := models.label(record, role)) is not None:
                 values[role] = name
-                values |= {f"{role}.{key}": value for key, value in models.telling(record, role).items()}
+                values |= {f"{role}.{key}": value for key, value in models.differing(record, role).items()}
         ordered = {key: values[key] for key in sorted(values, key=_place)}
-        found[group] = Settings(group, "+".join(record["method"]), ordered)
-    return found
+        by_group[group] = Settings(group, "+".join(record["method"]), ordered)
+    return by_group
 
 
 def _own(record: dict) -> dict[str, str]:
-    """All but the two models, under the keys of the command line."""
-    found = {}
+    """All settings but the two models, under the keys of the command line."""
+    values = {}
     for key, value in flat(record["identity"]).items():
         group = key.partition(".")[0]
         if group not in ("teacher", "student", "task"):
-            found[TYPED.get(key, key)] = short(key, value)
-    return found | _weights("student", record["identity"].get("student") or {})
+            values[TYPED.get(key, key)] = short(key, value)
+    return values | _weights("student", record["identity"].get("student") or {})
 
 
 def _weights(role: str, node: dict) -> dict[str, str]:
-    """What is set of a model beside its architecture: where its weights come from, what its tensors are called."""
+    """The settings of a model that are no part of its architecture: the origin of its weights, and its taps."""
     given = {key: node[key] for key in NOT_ARCHITECTURE if node.get(key)}
     return {key: short(key, value) for key, value in flat({role: given}).items() if value != "{}"}
 
 
-def _taught(record: dict, known: dict[str, dict]) -> dict[str, str]:
-    """How the teacher came to its weights; of a teacher whose record is not there, which run it was."""
+def _teacher(record: dict, known: dict[str, dict]) -> dict[str, str]:
+    """The origin of the teacher's weights: its seed and recipe, or, where its record is not known, the id of its run."""
     node = teacher_node(record)
     if not node or "fresh" in node:
         return {}
     if "checkpoint" in node:
         return _weights("teacher", node)
-    found = {"teacher.checkpoint": "null"}
+    values = {"teacher.checkpoint": "null"}
     if "run" not in node:
-        return found | {key: value for key, value in flat({"teacher": node}).items() if key != "teacher.name"}
+        return values | {key: value for key, value in flat({"teacher": node}).items() if key != "teacher.name"}
     run = known.get(node["run"])
     if run is None:
-        return found | {"teacher.weights": str(node.get("weights")), "teacher.run": short("run", node["run"])}
-    found |= {"teacher.seed": str(run["seed"]), "teacher.weights": str(node.get("weights"))}
-    return found | flat(run["identity"].get("recipe") or {}, "teacher.recipe.")
+        return values | {"teacher.weights": str(node.get("weights")), "teacher.run": short("run", node["run"])}
+    values |= {"teacher.seed": str(run["seed"]), "teacher.weights": str(node.get("weights"))}
+    return values | flat(run["identity"].get("recipe") or {}, "teacher.recipe.")
 
 
 def _place(key: str) -> tuple[int, int]:
@@ -90,11 +90,12 @@ def _place(key: str) -> tuple[int, int]:
     return kind, KINDS.index(part) if part in KINDS else 1
 
 
-class Telling:
-    """Which settings the rows of a table name: those in which rows of one column differ.
+class Naming:
+    """Chooses the settings that stand in the labels of a table: those in which rows of one column differ.
 
-    A setting of a method counts among the rows of that method, one of the teacher among the rows that have one, every other
-    among all rows: where one row says recipe.epochs=12, all say their epochs. `without`: keys that rows or columns stand for.
+    A setting of a method is compared among the rows of that method, a setting of the teacher among the rows with a teacher, every
+    other setting among all rows: where one row names recipe.epochs=12, all rows name their epochs. `without`: keys that the rows or
+    columns of the table stand for.
     """
 
     def __init__(self, columns: Iterable[Sequence[Settings]], without: Iterable[str] = ()):
@@ -102,13 +103,13 @@ class Telling:
         without = sorted(set(without))
         everyone = {one.group: one for members in columns for one in members}.values()
         self.keys = [key for key in _merged(everyone) if key not in without]
-        told: dict[tuple[str, str], None] = {}
+        named: dict[tuple[str, str], None] = {}
         for members in columns:
             for scope, rivals in _scopes(members):
                 for key in self.keys:
                     if _scope(key, rivals[0]) == scope and _differ(key, scope, rivals):
-                        told[scope, key] = None
-        self._told = told
+                        named[scope, key] = None
+        self._named = named
         names = {one.group: (self._label(one), *(one.get(key) for key in without)) for one in everyone}
         twice = set()
         for members in columns:
@@ -121,33 +122,33 @@ class Telling:
         return self._label(one, [f"group={one.group[:8]}"] if one.group in self._twice else [])
 
     def order(self, one: Settings) -> tuple:
-        """Sorts the rows of one method: by the values named, as numbers where they are numbers."""
-        return tuple(natural(one.get(key)) for key in self._named(one))
+        """A key that sorts the rows of one method: by the values in their labels, as numbers where they are numbers."""
+        return tuple(natural(one.get(key)) for key in self._keys(one))
 
     @property
     def shared(self) -> list[str]:
-        """The keys named that are no method's own: rows that differ in them are other experiments."""
-        return list(dict.fromkeys(key for scope, key in self._told if not scope.startswith("method ")))
+        """The named keys that belong to no method: rows that differ in them are different experiments."""
+        return list(dict.fromkeys(key for scope, key in self._named if not scope.startswith("method ")))
 
     @property
     def notes(self) -> list[str]:
-        """That rows of one column are different experiments, if so."""
+        """A note where the rows of one column are different experiments."""
         if not self.shared:
             return []
-        share = "it" if len(self.shared) == 1 else "them"
-        return [f"rows differ in {', '.join(self.shared)}: compare only rows that share {share}"]
+        values = "value" if len(self.shared) == 1 else "values"
+        return [f"rows differ in {', '.join(self.shared)}: compare only rows with the same {values}"]
 
-    def _named(self, one: Settings) -> list[str]:
-        return [key for key in self.keys if (_scope(key, one), key) in self._told]
+    def _keys(self, one: Settings) -> list[str]:
+        return [key for key in self.keys if (_scope(key, one), key) in self._named]
 
     def _label(self, one: Settings, more: Sequence[str] = ()) -> str:
-        keys = [key for key in self._named(one) if self._is_shown(key, one)]
+        keys = [key for key in self._keys(one) if self._is_shown(key, one)]
         prefix = "method." if "+" in one.method else f"method.{one.method}."
         parts = [f"{key.removeprefix(prefix)}={one.get(key)}" for key in keys] + [*more]
         return f"{one.method} ({', '.join(parts)})" if parts else one.method
 
     def _is_shown(self, key: str, one: Settings) -> bool:
-        """A key that a row does not have is named as absent, but not beside `schedules={}` or where it cannot be set."""
+        """A key that a row does not have is shown as absent, but not beside `schedules={}` or where it cannot be set."""
         if key in one.values or key in _NEUTRAL:
             return True
         related = any(key.startswith(f"{own}.") or own.startswith(f"{key}.") for own in one.values)
@@ -155,7 +156,7 @@ class Telling:
 
 
 def _merged(members: Iterable[Settings]) -> list[str]:
-    """All keys, in the order of the config; those that only some have stand where these have them."""
+    """All keys, in the order of the config; a key that only some have stands where these have it."""
     keys = dict.fromkeys(key for one in members for key in one.values)
     return sorted(keys, key=_place)
 
@@ -170,9 +171,9 @@ def _scopes(members: Sequence[Settings]) -> Iterator[tuple[str, list[Settings]]]
     """(scope, the settings that are compared in it)."""
     if members:
         yield "", list(members)
-    taught = [one for one in members if "teacher" in one.values]
-    if taught:
-        yield "teacher", taught
+    with_teacher = [one for one in members if "teacher" in one.values]
+    if with_teacher:
+        yield "teacher", with_teacher
     for method in dict.fromkeys(one.method for one in members):
         yield f"method {method}", [one for one in members if one.method == method]
 
@@ -183,7 +184,7 @@ def _differ(key: str, scope: str, rivals: Sequence[Settings]) -> bool:
 
 
 def natural(text: str) -> tuple:
-    """Sorts texts as a reader does: 2 before 10, stage2 before stage10, what is absent first."""
+    """A key that sorts texts as a reader does: 2 before 10, stage2 before stage10, absent values first."""
     if text in (ABSENT, "None", "null"):
         return ((0, 0.0, ""),)
     try:

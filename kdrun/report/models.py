@@ -1,7 +1,7 @@
-"""Which models stand in a table: what makes two of them one model, and what each is called.
+"""The models of a table: when two of them are the same model, and the name of each.
 
-A model is its architecture: its name or import path, its arguments and, where the record has it, the hash of its source. Where its
-weights come from (a checkpoint, a seed, a recipe) and what its tensors are called (taps) make no other model.
+A model is its architecture: its name or import path, its arguments and, where the record has it, the hash of its source. The origin of
+its weights (a checkpoint, a seed, a recipe) and its taps do not count.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ NOT_ARCHITECTURE = ("checkpoint", "checkpoint_key", "taps")
 
 @dataclass(frozen=True)
 class Model:
-    """One model of a record. `parts`: {dotted key: value} of what it is, sorted; `is_known` is False for a teacher of which
-    only the name and the size are on record (its own record is not among those that are read)."""
+    """One model of a record. `parts`: the sorted pairs (dotted key, value) of its architecture. `is_known` is False for a teacher of
+    which only the name and the size are known, because its own record is not among the records that were read."""
 
     label: str
     parts: tuple[tuple[str, str], ...]
@@ -29,9 +29,9 @@ class Model:
 
 
 class Models:
-    """The teacher and the student of every group of records, and names that tell unlike models of one label apart.
+    """The teacher and the student of every group of records. Different models of one label get different names.
 
-    A model with several labels has the first one. `runs`: {id: record} of all runs that are known, teachers among them.
+    A model with several labels has the first one. `runs`: {id: record} of all known runs, teachers among them.
     """
 
     def __init__(self, records: Iterable[dict]):
@@ -45,46 +45,46 @@ class Models:
             if model is not None:
                 labels.setdefault(model.parts, {})[model.label] = None
         self._notes = [
-            (set(names), f"{' and '.join(names)} are one model") for names in labels.values() if len(names) > 1
+            (set(names), f"{' and '.join(names)} are the same model") for names in labels.values() if len(names) > 1
         ]
         self._label = {parts: next(iter(names)) for parts, names in labels.items()}
-        self._telling = self._tell_apart()
-        called = {parts: self._heading(parts) for parts in self._label}
-        twice = {name for name in called.values() if list(called.values()).count(name) > 1}
-        self._called = {
-            parts: f"{name} (model={_hash(parts)})" if name in twice else name for parts, name in called.items()
+        self._differing = self._differing_keys()
+        names = {parts: self._heading(parts) for parts in self._label}
+        twice = {name for name in names.values() if list(names.values()).count(name) > 1}
+        self._name = {
+            parts: f"{name} (model={_hash(parts)})" if name in twice else name for parts, name in names.items()
         }
 
     def key(self, record: dict, role: str) -> tuple | None:
-        """What the model is; None where nothing taught. Equal for equal models, whatever their labels."""
+        """Equal for the same models, whatever their labels; None where there is no teacher."""
         model = self._of[role, record["group"]]
         return None if model is None else model.parts
 
-    def called(self, record: dict, role: str) -> str | None:
-        """Its label, with the keys that tell it from other models of this label: net (arguments.width=32)."""
+    def name(self, record: dict, role: str) -> str | None:
+        """Its label, with the keys in which it differs from other models of this label: net (arguments.width=32)."""
         key = self.key(record, role)
-        return None if key is None else self._called[key]
+        return None if key is None else self._name[key]
 
     def label(self, record: dict, role: str) -> str | None:
         key = self.key(record, role)
         return None if key is None else self._label[key]
 
-    def telling(self, record: dict, role: str) -> dict[str, str]:
-        """{key: value} that tell this model from others of its label."""
+    def differing(self, record: dict, role: str) -> dict[str, str]:
+        """{key: value} in which this model differs from others of its label."""
         key = self.key(record, role)
-        return {} if key is None else self._telling[key]
+        return {} if key is None else self._differing[key]
 
     def pair(self, record: dict) -> str:
         """teacher -> student; the student alone without a teacher."""
-        return " -> ".join(name for role in ROLES if (name := self.called(record, role)))
+        return " -> ".join(name for role in ROLES if (name := self.name(record, role)))
 
     def notes(self, records: Iterable[dict]) -> list[str]:
-        """What a reader must know of the names of the models of these records."""
+        """Notes for a reader about the names of the models of these records."""
         labels = {self.label(record, role) for record in records for role in ROLES}
         return [note for names, note in self._notes if names & labels]
 
     def _complete(self) -> None:
-        """A teacher of which little is on record is the one known model of this label and size, where there is one."""
+        """A teacher of which little is known is taken for the only known model of this label and size, where there is one."""
         known = {model for model in self._of.values() if model is not None and model.is_known}
         for place, model in self._of.items():
             if model is None or model.is_known:
@@ -99,9 +99,9 @@ class Models:
             if len(like) == 1:
                 (self._of[place],) = like.values()
 
-    def _tell_apart(self) -> dict[tuple, dict[str, str]]:
-        """{parts: the keys in which models of its label differ}; the source only where the same path has several."""
-        found: dict[tuple, dict[str, str]] = {}
+    def _differing_keys(self) -> dict[tuple, dict[str, str]]:
+        """{parts: the keys in which models of its label differ}; the source only where one path has several sources."""
+        differing: dict[tuple, dict[str, str]] = {}
         for label in dict.fromkeys(self._label.values()):
             rivals = {parts: dict(parts) for parts, other in self._label.items() if other == label}
             keys = [key for key in dict.fromkeys(key for own in rivals.values() for key in own)]
@@ -111,33 +111,33 @@ class Models:
                 differ.remove("source")
             if "source" in differ:
                 self._notes.append(
-                    ({label}, f"{label} is {len(rivals)} different models: source= is a hash of their code")
+                    ({label}, f"{label} stands for {len(rivals)} different models: source= is the hash of their code")
                 )
             for parts, own in rivals.items():
-                found[parts] = {key: short(key, own[key]) for key in differ if key in own}
-        return found
+                differing[parts] = {key: short(key, own[key]) for key in differ if key in own}
+        return differing
 
     def _heading(self, parts: tuple) -> str:
-        telling = ", ".join(f"{key}={value}" for key, value in self._telling[parts].items())
-        return f"{self._label[parts]} ({telling})" if telling else self._label[parts]
+        keys = ", ".join(f"{key}={value}" for key, value in self._differing[parts].items())
+        return f"{self._label[parts]} ({keys})" if keys else self._label[parts]
 
 
 def first_of_groups(records: Iterable[dict]) -> dict[str, dict]:
     """{group: its first record}, in the order given."""
-    found: dict[str, dict] = {}
+    first: dict[str, dict] = {}
     for record in records:
-        found.setdefault(record["group"], record)
-    return found
+        first.setdefault(record["group"], record)
+    return first
 
 
 def known_runs(records: Iterable[dict]) -> dict[str, dict]:
-    """{id: record} of the runs that are there, the teachers that `collect` put beside their students among them."""
-    found: dict[str, dict] = {}
+    """{id: record} of all known runs, with the teachers that `collect` put beside their students."""
+    runs: dict[str, dict] = {}
     for record in records:
         for one in (record, record.get("taught_by")):
             if one is not None:
-                found.setdefault(one["id"], one)
-    return found
+                runs.setdefault(one["id"], one)
+    return runs
 
 
 def teacher_node(record: dict) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def teacher_node(record: dict) -> dict[str, Any]:
 
 
 def short(key: str, value: str) -> str:
-    """A hash by its first digits; every other value as it is."""
+    """The first digits of a hash; every other value as it is."""
     is_hash = key.rpartition(".")[2] in ("checkpoint", "source", "run", "checksum", "sha256")
     return value[:8] if is_hash and len(value) > 12 and all(letter in "0123456789abcdef" for letter in value) else value
 
@@ -176,8 +176,8 @@ def _model(record: dict, role: str, runs: dict[str, dict]) -> Model | None:
 
 
 def _parts(node: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    found = flat({"model": {key: value for key, value in node.items() if key not in NOT_ARCHITECTURE}})
-    parts = [(key.removeprefix("model."), value) for key, value in found.items() if value != "{}"]
+    values = flat({"model": {key: value for key, value in node.items() if key not in NOT_ARCHITECTURE}})
+    parts = [(key.removeprefix("model."), value) for key, value in values.items() if value != "{}"]
     return tuple(sorted(parts, key=lambda part: (part[0] not in ("name", "path"), part)))
 
 

@@ -21,7 +21,7 @@ def mean_sd(xs: Sequence[float]) -> tuple[float, float | None]:
 
 
 def deviation(differences: Sequence[float], resolution: float = 0.0) -> float | None:
-    """The sample standard deviation of differences of scores, but never below what rounding alone makes; None for one.
+    """The sample standard deviation of differences of scores, at least as large as that of rounding; None for one difference.
 
     An accuracy on n images is a multiple of 1 / n (`resolution`), so it is rounded with a variance of resolution^2 / 12, a difference of
     two with twice that. Without the floor, two or three differences that happen to agree to the image would be certain.
@@ -92,10 +92,10 @@ def sign_flip(differences: Sequence[float], draws: int = 20_000) -> float:
         return (signed + 1) / (draws // 1000 * 1000 + 1)
 
     def sums(values: Sequence[float]) -> np.ndarray:
-        found = np.zeros(1)
+        totals = np.zeros(1)
         for value in values:
-            found = np.concatenate([found + value, found - value])
-        return found
+            totals = np.concatenate([totals + value, totals - value])
+        return totals
 
     middle = len(differences) // 2
     first, second = sums(differences[:middle]), np.sort(sums(differences[middle:]))
@@ -131,7 +131,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 def seeds_needed(
     difference: float, sd: float, level: float = 0.95, power: float = 0.8, most: int = 10_000
 ) -> int | None:
-    """Paired seeds with which a t test would find `difference` with this power, differences having this deviation.
+    """The number of paired seeds with which a t test detects `difference` with this power, if differences have this deviation.
 
     The smallest n with P(|t| > critical) >= power under the non-central t of n - 1 degrees and difference / sd * sqrt(n). The
     observed difference and deviation stand for the true ones, so with few seeds this is a rough figure. None beyond `most`

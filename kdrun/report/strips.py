@@ -1,37 +1,26 @@
-"""What a strip plot shows, on paper and on the page: a row per method with a ring per seed, their mean and its interval."""
+"""The data of strip charts, for paper and for the page: a row per method with a ring per seed, their mean and its interval."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kdrun.report.groups import difference, score
-from kdrun.report.look import TEACHER, Look, family, looks
-from kdrun.report.pivot import Cell, Table, interval, teachers_of
-from kdrun.report.render import percent, spread
-from kdrun.report.table import gain_text
-from kdrun.runs.identity import label_of
-
-
-def titled(table: Table) -> str:
-    """What the dataset of a table is called."""
-    return label_of((table.runs + table.unfinished)[0], "dataset")
-
-
-def table_looks(table: Table) -> dict[str, Look]:
-    """The look of every row of a table, the same in all of its columns."""
-    return looks({label: family(label, [cell.runs for cell in line.values()]) for label, line in table.cells.items()})
+from kdrun.report.cells import Cell, interval
+from kdrun.report.metric import Metric, score_of
+from kdrun.report.pivot import Table, teachers_of
+from kdrun.report.style import TEACHER, Style
+from kdrun.report.text import spread
 
 
 @dataclass
 class Strip:
-    """A row, in percent or points. `images`: its interval is that of the test images, not of seeds."""
+    """A row, in the numbers that a reader sees. `images`: its interval is that of the test images, not of seeds."""
 
     label: str
     text: str
-    look: Look
+    style: Style
     mean: float
-    dots: list[tuple[str, float]] = field(default_factory=list)  # (seed, value)
+    dots: list[tuple[str, float]] = field(default_factory=list)  # (name of the seed, value)
     low: float | None = None
     high: float | None = None
     images: bool = False
@@ -39,55 +28,93 @@ class Strip:
 
     @property
     def teacher(self) -> bool:
-        return self.look is TEACHER
+        return self.style is TEACHER
 
     def ends(self) -> list[float]:
         return [end for end in (self.low, self.high) if end is not None]
 
 
-def scores(table: Table, cells: Mapping[str, Cell], styles: Mapping[str, Look]) -> list[Strip]:
-    """The accuracy of every cell, highest first, and of the teachers."""
-    found = [
-        Strip(f"teacher {name}", percent(value), TEACHER, 100 * value) for name, value in teachers_of(cells.values())
+@dataclass
+class StripChart:
+    """Strips, highest first, with the window of their axis and a line at the baseline where there is one."""
+
+    strips: list[Strip]
+    base: float | None
+    window: tuple[float, float]
+    axis: str  # the name of the axis
+
+    @property
+    def has_rings(self) -> bool:
+        return any(len(strip.dots) > 1 for strip in self.strips)
+
+    @property
+    def arrows(self) -> list[str]:
+        """The sentence about arrows, where there is one."""
+        is_cut = any(any(beyond(strip, *self.window)) for strip in self.strips)
+        return ["arrow: continues beyond the axis"] * is_cut
+
+
+def score_chart(table: Table, cells: Mapping[str, Cell], styles: Mapping[str, Style]) -> StripChart | None:
+    """The scores of these cells and of their teachers; None where no cell has a score."""
+    metric = table.metric
+    strips = [
+        Strip(f"teacher {teacher.name}", metric.text(teacher.score), TEACHER, metric.shown(teacher.score))
+        for teacher in teachers_of(cells.values())
     ]
+    scored = {label: cell for label, cell in cells.items() if table.protocol in cell.mean}
+    strips += [_score_strip(label, cell, table, styles[label]) for label, cell in scored.items()]
+    if not scored:
+        return None
+    strips.sort(key=lambda strip: -strip.mean)
+    base = baseline_score(table, cells)
+    return StripChart(
+        strips, base, window(strips, base, metric.lowest, metric.highest), f"{metric.name} ({metric.unit})"
+    )
+
+
+def _score_strip(label: str, cell: Cell, table: Table, style: Style) -> Strip:
+    metric, protocol = table.metric, table.protocol
+    mean, low, high, kind = interval(cell, protocol, table.dataset["test_n"])
+    runs = sorted(cell.row.runs.items())
+    dots = [(f"seed {seed}", metric.shown(x)) for seed, run in runs if (x := score_of(run, protocol)) is not None]
+    ends = _shown(metric, low), _shown(metric, high)
+    text = spread(cell, protocol)
+    return Strip(label, text, style, metric.shown(mean), dots, *ends, images=kind == "images", baseline=cell.baseline)
+
+
+def gain_chart(table: Table, cells: Mapping[str, Cell], styles: Mapping[str, Style]) -> StripChart | None:
+    """The gains of these cells over their baselines; None where no cell has one."""
+    metric, strips = table.metric, []
     for label, cell in cells.items():
-        if table.protocol in cell.mean:
-            mean, low, high, kind = interval(cell, table.protocol, table.dataset["test_n"])
-            runs = sorted(cell.runs.runs.items())
-            dots = [(f"seed {seed}", 100 * x) for seed, run in runs if (x := score(run, table.protocol)) is not None]
-            text = spread(cell, table.protocol)
-            strip = Strip(label, text, styles[label], 100 * mean, dots, _hundred(low), _hundred(high), kind == "images")
-            strip.baseline = cell.baseline
-            found.append(strip)
-    return sorted(found, key=lambda strip: -strip.mean)
+        if cell.gain is not None:
+            dots = [(f"seed {seed} against none", metric.shown(gain)) for seed, gain in cell.gains.items()]
+            text = metric.gain(cell.gain, cell.low, cell.high) + " =" * bool(cell.equal)
+            ends = _shown(metric, cell.low), _shown(metric, cell.high)
+            strips.append(Strip(label, text, styles[label], metric.shown(cell.gain), dots, *ends))
+    if not strips:
+        return None
+    strips.sort(key=lambda strip: -strip.mean)
+    base = baseline_score(table, cells)
+    reach = metric.highest - metric.lowest
+    least, most = (-reach, reach) if base is None else (metric.lowest - base, metric.highest - base)
+    return StripChart(strips, 0.0, window(strips, 0.0, least, most), f"gain over none ({metric.points})")
 
 
-def gains(table: Table, cells: Mapping[str, Cell], styles: Mapping[str, Look]) -> list[Strip]:
-    """The difference of every cell to its baseline, highest first."""
-    found = []
-    for label, cell in cells.items():
-        if cell.gain is not None and cell.base is not None:
-            strip = gain(label, difference(cell.runs, cell.base, table.protocol), styles[label])
-            strip.text += " =" if cell.equal else ""
-            found.append(strip)
-    return sorted(found, key=lambda strip: -strip.mean)
+def baseline_score(table: Table, cells: Mapping[str, Cell]) -> float | None:
+    """The score of the only baseline, as shown; None where there is none or several."""
+    means = [cell.mean[table.protocol] for cell in cells.values() if cell.baseline and table.protocol in cell.mean]
+    return table.metric.shown(means[0]) if len(means) == 1 else None
 
 
-def gain(label: str, found: tuple[int, float, float | None, float | None, list[float]], look: Look) -> Strip:
-    """A row of what `difference` returns."""
-    _, mean, low, high, each = found
-    dots = [("against the same seed", 100 * x) for x in each]
-    return Strip(label, gain_text(mean, low, high), look, 100 * mean, dots, _hundred(low), _hundred(high))
-
-
-def _hundred(value: float | None) -> float | None:
-    return None if value is None else 100 * value
+def _shown(metric: Metric, value: float | None) -> float | None:
+    return None if value is None else metric.shown(value)
 
 
 def window(strips: Sequence[Strip], base: float | None, least: float, most: float) -> tuple[float, float]:
-    """What the axis shows, from low to high: all means and seeds; of intervals what leaves them readable and lies in what can be.
+    """The ends of the axis, which shows all means and seeds, and of the intervals as much as leaves the seeds readable.
 
-    An interval of two seeds is a dozen times wider than what it is of; a teacher may stand far above. Those go on beyond.
+    The interval of two seeds is a dozen times wider than the distance of the seeds, and a teacher may be far above: these may continue
+    beyond the axis. No axis goes below `least` or above `most`.
     """
     own = [strip for strip in strips if not strip.teacher] or strips
     core = [value for strip in own for value in (strip.mean, *(dot for _, dot in strip.dots))]
@@ -102,15 +129,15 @@ def window(strips: Sequence[Strip], base: float | None, least: float, most: floa
 
 
 def beyond(strip: Strip, low: float, high: float) -> tuple[bool, bool]:
-    """Whether a row goes on to the left and to the right of the window."""
+    """Whether a row continues to the left and to the right of the window."""
     values = [strip.mean, *strip.ends()]
     return min(values) < low - 1e-9, max(values) > high + 1e-9
 
 
 def stacked(places: Sequence[float], size: float, room: float) -> list[float]:
-    """How far up or down each ring of a row stands, so that none hides another: its distance to the row's line, within ±room.
+    """How far each ring of a row stands above or below the line of the row, within ±room, so that no ring hides another.
 
-    Places and size in one unit. Rings stay where their value is; those too near to each other are stacked around the line.
+    Places and size in one unit. A ring keeps the place of its value; rings that are too near to each other are stacked.
     """
     levels: dict[int, int] = {}
     for i in sorted(range(len(places)), key=lambda i: (places[i], i)):

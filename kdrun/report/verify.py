@@ -1,8 +1,7 @@
-"""`kdrun verify RUN`: whether a run's files are still what its record says; `kdrun diff A B`: what differs between two runs."""
+"""`kdrun verify RUN`: whether the files of a run still agree with its record."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 from kdrun.errors import KdrunError
 from kdrun.report.command import Parser
+from kdrun.report.files import no_record, read_epochs, read_record
 from kdrun.runs import record as records
 from kdrun.runs.identity import canonical, digest, file_sha256, flat, group
 
@@ -25,100 +25,98 @@ BROKEN = (
     ValueError,
     AttributeError,
     RuntimeError,
-)  # what a bad file raises
-SCORED = {"last": "student", "best": "student-best", "holdout": "student-holdout"}  # its weights
+)  # the errors of a damaged file
+WEIGHTS = {
+    "last": "student",
+    "best": "student-best",
+    "holdout": "student-holdout",
+}  # the file with the weights of an epoch
 
 
 @dataclass(frozen=True)
 class Check:
-    """What was checked and how it came out: a file that is not there is absent, a source that has changed since a note."""
+    """One check and its outcome: ok, absent (a file that is not there), note (a source that has changed since), or WRONG."""
 
-    what: str
-    state: str = "ok"  # ok, absent, note, WRONG
-    told: str = ""
+    name: str
+    state: str = "ok"
+    detail: str = ""
 
 
 def verify(arguments: Sequence[str]) -> int:
-    """The verb: a line per check of one run, a line per run of several; exit status 1 where a check is WRONG."""
-    found = Parser("kdrun verify", description="Check that the files of runs are what their records say.")
-    found.add_argument(
-        "runs", nargs="+", metavar="RUN", help="a run's folder (the one of its record.json), or one of many runs"
+    """The verb: for one run a line for each check, for several a line for each run; exit status 1 where a check is WRONG."""
+    parser = Parser("kdrun verify", description="Check that the files of runs agree with their records.")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="the folder of a run (with its record.json), or a folder of many runs"
     )
-    given = found.parse_args(arguments).runs
-    runs = [run for place in given for run in _runs(Path(place))]
-    alone = len(given) == 1 and runs == [Path(given[0])]
+    folders = parser.parse_args(arguments).runs
+    runs = [run for folder in folders for run in _runs(Path(folder))]
+    alone = len(folders) == 1 and runs == [Path(folders[0])]
     is_wrong = _detailed(runs[0]) if alone else _brief(runs)
     return 1 if is_wrong else 0
 
 
 def _runs(place: Path) -> list[Path]:
     """The folders with a record at or below a place."""
-    found = []
+    runs = []
     for root, folders, files in os.walk(place):
         folders.sort()
         if records.NAME in files:
-            found.append(Path(root))
+            runs.append(Path(root))
             folders.clear()
-    if not found:
-        raise _no_record(place)
-    return found
-
-
-def _no_record(place: Path) -> KdrunError:
-    return KdrunError(
-        f"{place} has no {records.NAME}; give a run's folder, as outputs/runs/DATASET/METHOD/PAIR/HASH/seed0"
-    )
+    if not runs:
+        raise no_record(place)
+    return runs
 
 
 def _detailed(run: Path) -> bool:
-    """Every check of a run, a line each; whether one is WRONG."""
+    """Print every check of a run; True where one is WRONG."""
     print(run)
-    found = checks(run)
-    for check in found:
-        print(f"  {check.state:<6} {check.what}" + (f": {check.told}" if check.told else ""))
-    return any(check.state == "WRONG" for check in found)
+    results = checks(run)
+    for check in results:
+        print(f"  {check.state:<6} {check.name}" + (f": {check.detail}" if check.detail else ""))
+    return any(check.state == "WRONG" for check in results)
 
 
 def _brief(runs: list[Path]) -> bool:
-    """A line per run with what is absent or to be noted, below it what is WRONG; the counts last."""
+    """Print a line for each run with its absent files and notes, below it what is WRONG, and at the end the counts."""
     counts: Counter[str] = Counter()
     for run in runs:
-        found = checks(run)
-        by = {state: [check for check in found if check.state == state] for state in ("absent", "note", "WRONG")}
+        results = checks(run)
+        by = {state: [check for check in results if check.state == state] for state in ("absent", "note", "WRONG")}
         state = "WRONG" if by["WRONG"] else "ok"
-        absent = [f"absent: {', '.join(check.what for check in by['absent'])}"] if by["absent"] else []
+        absent = [f"absent: {', '.join(check.name for check in by['absent'])}"] if by["absent"] else []
         print(
             "   ".join(
                 [
                     f"{state:<6} {run}",
                     *absent,
-                    *(f"{note.what}{': ' * bool(note.told)}{note.told}" for note in by["note"]),
+                    *(f"{note.name}{': ' * bool(note.detail)}{note.detail}" for note in by["note"]),
                 ]
             ),
             flush=True,
         )
         for check in by["WRONG"]:
-            print(f"         {check.what}: {check.told}")
+            print(f"         {check.name}: {check.detail}")
         counts.update([state, *(["with files absent"] if absent else [])])
-    told = [f"{counts[what]} {what}" for what in ("ok", "WRONG", "with files absent") if counts[what]]
-    print("   ".join([f"{len(runs)} run{'s' * (len(runs) != 1)}", *told]))
+    each = [f"{counts[name]} {name}" for name in ("ok", "WRONG", "with files absent") if counts[name]]
+    print("   ".join([f"{len(runs)} run{'s' * (len(runs) != 1)}", *each]))
     return counts["WRONG"] > 0
 
 
 def checks(folder: Path) -> list[Check]:
-    """Every check of one run. The scores of other epochs than the last cannot be checked: they need the data."""
+    """Every check of one run. Only the score of the last epoch is computed again: other epochs would need the data."""
     try:
-        record = _record(folder)
+        record = read_record(folder)
     except KdrunError as error:
         return [Check(records.NAME, "WRONG", str(error))]
-    found = [
+    settings = [
         _check("id and group are the hashes of the identity", _ids, record),
-        _file(folder / "config.yaml", "asks for what the identity says", _config, record),
+        _file(folder / "config.yaml", "has the settings of the identity", _config, record),
     ]
     if record["status"] != "done":
-        return [*found, Check(f"{record['status']}: there is no result to check yet", "note")]
+        return [*settings, Check(f"{record['status']}: there is no result to check yet", "note")]
     return [
-        *found,
+        *settings,
         _file(folder / "curves.jsonl", "has the scores of the record", _scores, record),
         *_weights_files(folder, record),
         _file(folder / "test_logits.safetensors", "gives the score of the record", _logits, record),
@@ -127,18 +125,18 @@ def checks(folder: Path) -> list[Check]:
     ]
 
 
-def _check(what: str, look: Callable[..., str | None], *arguments: Any) -> Check:
-    """WRONG with what `look` returns or raises; ok where it finds nothing."""
+def _check(name: str, test: Callable[..., str | None], *arguments: Any) -> Check:
+    """WRONG with the text that `test` returns or raises; ok where it returns None."""
     try:
-        wrong = look(*arguments)
+        wrong = test(*arguments)
     except BROKEN as error:
         wrong = str(error) if isinstance(error, KdrunError) else f"it cannot be read ({type(error).__name__}: {error})"
-    return Check(what, "WRONG" if wrong else "ok", " ".join((wrong or "").split()))
+    return Check(name, "WRONG" if wrong else "ok", " ".join((wrong or "").split()))
 
 
-def _file(path: Path, what: str, look: Callable[..., str | None], *arguments: Any) -> Check:
-    """The same for a file, which may be absent: portable records are without most."""
-    return _check(f"{path.name} {what}", look, path, *arguments) if path.is_file() else Check(path.name, "absent")
+def _file(path: Path, name: str, test: Callable[..., str | None], *arguments: Any) -> Check:
+    """The same for a file, which may be absent: portable records have few files."""
+    return _check(f"{path.name} {name}", test, path, *arguments) if path.is_file() else Check(path.name, "absent")
 
 
 def _ids(record: dict[str, Any]) -> str | None:
@@ -146,10 +144,10 @@ def _ids(record: dict[str, Any]) -> str | None:
 
 
 def _config(path: Path, record: dict[str, Any]) -> str | None:
-    """The first key in which the configuration is not the identity's; the teacher's run stands in it as a hash, by name alone."""
+    """The first key in which configuration and identity differ; the teacher is left out, since the identity has only its hash."""
     config = records.config(path.parent)
     identity = record["identity"]
-    asked = {
+    settings = {
         "dataset": {key: value for key, value in config["dataset"].items() if key in identity["dataset"]},
         "student": {
             key: config["student"].get(key) for key in identity["student"] if key not in ("checkpoint", "source")
@@ -161,34 +159,34 @@ def _config(path: Path, record: dict[str, Any]) -> str | None:
         "precision": config["engine"]["precision"],
         "deterministic": config["engine"]["deterministic"],
     }
-    ours = flat({"config": canonical(asked, "")})
-    theirs = flat({"config": {key: identity[key] for key in asked}})
-    not_in = ("config.dataset.checksum", "config.student.checkpoint", "config.student.source")  # hashes of content
+    ours = flat({"config": canonical(settings, "")})
+    theirs = flat({"config": {key: identity[key] for key in settings}})
+    hashes = ("config.dataset.checksum", "config.student.checkpoint", "config.student.source")
     for key in dict.fromkeys([*ours, *theirs]):
-        if key not in not_in and ours.get(key) != theirs.get(key):
+        if key not in hashes and ours.get(key) != theirs.get(key):
             return f"{key.removeprefix('config.')} is {ours.get(key, 'not there')}, and the identity says {theirs.get(key, 'nothing')}"
     return None
 
 
 def _scores(path: Path, record: dict[str, Any]) -> str | None:
-    """The curve against last, best and holdout: the earliest epoch with the highest score."""
-    curve = [line for line in _curve(path) if line["stage"] == "distil"]
+    """Whether the curve gives last, best and holdout: of equal scores, the earliest epoch."""
+    curve = [line for line in read_epochs(path) if line["stage"] == "distil"]
     if [line["epoch"] for line in curve] != [*range(1, record["last"]["epoch"] + 1)]:
         return f"it has {len(curve)} epochs, and the record says {record['last']['epoch']}"
     chosen = {"last": curve[-1], "best": max(curve, key=lambda line: line["test"]["score"])}
-    found = {key: (line["test"]["score"], line["epoch"]) for key, line in chosen.items()}
+    scores = {key: (line["test"]["score"], line["epoch"]) for key, line in chosen.items()}
     if record["holdout"]:
         line = max(curve, key=lambda line: line["holdout"]["score"])
-        found["holdout"] = (line["holdout"]["score"], line["epoch"])
-    for key, value in found.items():
+        scores["holdout"] = (line["holdout"]["score"], line["epoch"])
+    for key, value in scores.items():
         if wrong := _unequal(value, (record[key]["score"], record[key]["epoch"])):
             return f"{key} is {wrong}"
     return None
 
 
 def _weights_files(folder: Path, record: dict[str, Any]) -> Iterator[Check]:
-    """The hash of the last weights, and of others of that epoch; those of an earlier epoch have the same tensors."""
-    for which, stem in SCORED.items():
+    """The weights of the last epoch have the hash of the record; weights of an earlier epoch have the same names and shapes."""
+    for which, stem in WEIGHTS.items():
         path = folder / f"{stem}.safetensors"
         if record[which] and record[which]["epoch"] == record["last"]["epoch"]:
             yield _file(path, "has the hash of the record", _hash, record["student"]["sha256"])
@@ -203,14 +201,14 @@ def _hash(path: Path, wanted: str) -> str | None:
 
 
 def _tensors(path: Path, last: Path) -> str | None:
-    """Names and shapes; where the last weights are absent, that the file loads."""
+    """Compare names and shapes of tensors with those of the last weights; where these are absent, only load the file."""
     from kdrun.runs.checkpoint import load_weights
 
     ours = {name: tuple(value.shape) for name, value in load_weights(path).items()}
     try:
         theirs = {name: tuple(value.shape) for name, value in load_weights(last).items()}
     except KdrunError:
-        return None  # absent or broken, which its own line says
+        return None  # it is absent or broken: its own line says so
     unlike = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
     return f"{unlike[0]} is {ours.get(unlike[0])}, there {theirs.get(unlike[0])}" if unlike else None
 
@@ -227,7 +225,7 @@ def _logits(path: Path, record: dict[str, Any]) -> str | None:
 
 
 def _teacher(folder: Path, record: dict[str, Any]) -> list[Check]:
-    """The weights of the teacher's run, where it lies among the same runs; one from outside has no run."""
+    """The weights of the teacher's run, where it lies beside this run; a checkpoint from outside has no run."""
     teacher, places = record["teacher"], folder.resolve().parents
     if not teacher or not teacher["run_id"]:
         return []
@@ -237,11 +235,11 @@ def _teacher(folder: Path, record: dict[str, Any]) -> list[Check]:
     elsewhere = places[4].glob(f"*/{runs}") if len(places) > 4 else ()  # below another label of the dataset
     for path in chain(beside, elsewhere):
         try:
-            found = records.read(path.parent) or {}
+            other = records.read(path.parent) or {}
         except KdrunError:
             continue
-        if found.get("id") == teacher["run_id"]:
-            file = path.with_name(f"{SCORED.get(which, 'student')}.safetensors")
+        if other.get("id") == teacher["run_id"]:
+            file = path.with_name(f"{WEIGHTS.get(which, 'student')}.safetensors")
             if file.is_file():
                 wrong = _unequal(file_sha256(file), teacher["sha256"])
                 return [
@@ -254,128 +252,25 @@ def _teacher(folder: Path, record: dict[str, Any]) -> list[Check]:
 
 
 def _code(folder: Path, record: dict[str, Any]) -> list[Check]:
-    """Notes where the source is another by now: what was run stays what it was. The run's plug-ins are imported for it."""
+    """A note where the source has changed since the run. The plug-ins of the run are imported to compare it."""
     from kdrun.config.registry import import_plugins
     from kdrun.runs.source import changed_code
 
     try:
-        asked = records.config(folder)
-        import_plugins(asked.get("plugins") or [])
+        config = records.config(folder)
+        import_plugins(config.get("plugins") or [])
         student = {"path": record["identity"].get("student", {}).get("path"), "name": record["student"]["name"]}
-        nodes = {"student": student, **{key: node for key, node in asked.items() if key == "teacher"}}
+        nodes = {"student": student, **{key: node for key, node in config.items() if key == "teacher"}}
         shape: Any = SimpleNamespace(**{role: SimpleNamespace(**node) for role, node in nodes.items()})
         changed = changed_code(shape, record)
     except Exception as error:  # a plug-in may raise anything
-        said = str(error) if isinstance(error, KdrunError) else f"{type(error).__name__}: {error}"
-        return [Check("the source cannot be compared", "note", " ".join(said.split()))]
+        reason = str(error) if isinstance(error, KdrunError) else f"{type(error).__name__}: {error}"
+        return [Check("the source cannot be compared", "note", " ".join(reason.split()))]
     if changed:
         return [Check(f"the source of {', '.join(changed)} has changed since", "note")]
     return [Check("the source is that of the record")]
 
 
-def diff(arguments: Sequence[str]) -> int:
-    """The verb: configuration, environment, results and curve of two runs, where they differ."""
-    found = Parser(
-        "kdrun diff", description="What differs between two runs: configuration, environment, results, curve."
-    )
-    found.add_argument("first", metavar="A")
-    found.add_argument("second", metavar="B")
-    asked = found.parse_args(arguments)
-    first, second = Path(asked.first), Path(asked.second)
-    for line in differences(_record(first), _record(second), first, second):
-        print(line)
-    return 0
-
-
-def differences(a: dict[str, Any], b: dict[str, Any], a_folder: Path, b_folder: Path) -> list[str]:
-    """A line per difference, under the part that it belongs to; one line where there is none."""
-    lines = []
-    parts = {
-        "configuration": ({**flat(a["identity"]), "seed": a["seed"]}, {**flat(b["identity"]), "seed": b["seed"]}),
-        "environment": (_environment(a), _environment(b)),
-        "weights": (_weights(a), _weights(b)),
-        "results": (_results(a), _results(b)),
-    }
-    for part, (ours, theirs) in parts.items():
-        changed = [key for key in dict.fromkeys([*ours, *theirs]) if ours.get(key) != theirs.get(key)]
-        lines += [f"{part:<14} {key}: {ours.get(key, '-')} | {theirs.get(key, '-')}" for key in changed]
-    lines += _curves_apart(_tested(a_folder), _tested(b_folder))
-    return lines or ["no difference in configuration, environment, results or curve"]
-
-
-def _tested(folder: Path) -> list[tuple[str, int, float]]:
-    """(stage, epoch, test score) of the epochs that were tested; none where there is no curve."""
-    path = folder / "curves.jsonl"
-    if not path.is_file():
-        return []
-    return [(line["stage"], line["epoch"], line["test"]["score"]) for line in _curve(path) if line["test"]]
-
-
-def _curves_apart(first: list[tuple[str, int, float]], second: list[tuple[str, int, float]]) -> list[str]:
-    """Where two curves part, or that one is shorter; nothing where they are the same."""
-    for (stage, epoch, ours), (their_stage, their_epoch, theirs) in zip(first, second, strict=False):
-        if (stage, epoch, ours) != (their_stage, their_epoch, theirs):
-            return [
-                f"{'curve':<14} first apart at epoch {epoch} of {stage}: test {100 * ours:.2f} | {100 * theirs:.2f}"
-            ]
-    if len(first) == len(second):
-        return []
-    if not first or not second:
-        return [
-            f"{'curve':<14} {f'{len(first)} epochs' if first else '-'} | {f'{len(second)} epochs' if second else '-'}"
-        ]
-    alike = min(len(first), len(second))
-    return [f"{'curve':<14} alike for {alike} epochs; {len(first)} | {len(second)} epochs"]
-
-
-def _environment(record: dict[str, Any]) -> dict[str, Any]:
-    found = {f"versions.{key}": value for key, value in record["versions"].items()}
-    found |= {f"engine.{key}": value for key, value in record["engine"].items()}
-    sources = {**record["code"]["method"], **{role: record["code"].get(role) for role in ("student", "teacher")}}
-    found |= {f"code.{key}": value[:12] for key, value in sources.items() if value}
-    return found | {"host": record["host"], "git": (record["git"] or {}).get("commit")}
-
-
-def _weights(record: dict[str, Any]) -> dict[str, Any]:
-    teacher = record["teacher"] or {}
-    return {
-        "initial student": record["student"]["init_sha256"][:12],
-        "student": (record["student"]["sha256"] or "")[:12],
-        "teacher": (teacher.get("sha256") or "")[:12],
-    }
-
-
-def _results(record: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {"status": record["status"], "agreement": _percent(record["agreement"])}
-    for which in ("last", "best"):
-        found[which] = _percent(record[which]["score"]) if record[which] else "-"
-    return found
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"
-
-
-def _record(run: Path) -> dict[str, Any]:
-    """The record of a run; one that lacks a key is an error that names the file."""
-    record = records.read(run)
-    if record is None:
-        raise _no_record(run)
-    return record
-
-
-def _curve(path: Path) -> list[dict[str, Any]]:
-    """The lines of curves.jsonl; one that is broken or lacks a key is an error that names file and line."""
-    found = []
-    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        try:
-            line = json.loads(text)
-            _ = line["stage"], line["epoch"], line["test"] and line["test"]["score"]
-        except (ValueError, LookupError, TypeError) as error:
-            raise KdrunError(f"{path} is broken in line {number} ({type(error).__name__}: {error})") from error
-        found.append(line)
-    return found
-
-
-def _unequal(found: Any, wanted: Any) -> str | None:
-    return None if found == wanted else f"{found}, and the record says {wanted}"
+def _unequal(value: Any, recorded: Any) -> str | None:
+    """None where a value is that of the record."""
+    return None if value == recorded else f"{value}, and the record says {recorded}"

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import unicodedata
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,12 @@ def label_of(record: dict[str, Any], role: str) -> str:
     node = node if isinstance(node, dict) else {}
     node = node.get("fresh", node)  # peers have the teacher's architecture
     return _last_part(node) or str(known.get("name") or node.get("name") or "none")
+
+
+def run_name(run: dict[str, Any] | tuple[Iterable[str], str, Any]) -> str:
+    """The name of a run for a person, `kd resnet8 seed 0`: of its record, or of (methods, label of the student, seed)."""
+    methods, student, seed = (run["method"], label_of(run, "student"), run["seed"]) if isinstance(run, dict) else run
+    return f"{'+'.join(methods)} {student} seed {seed}"
 
 
 def safe(label: str) -> str:

@@ -1,4 +1,4 @@
-"""The end of a sweep: its table, its picture, what failed, and the exit status. Needs the sweep's manifest and the records alone."""
+"""The end of a sweep: its table, its picture, its failures, and the exit status. It reads the manifest and the records only."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from kdrun.errors import KdrunError
 from kdrun.runs import record as records
+from kdrun.runs.identity import label_of
 from kdrun.runs.plan import with_protocol
 from kdrun.screen import about, again
 from kdrun.sweep.folder import states_of
 
-NEXT = ["method=rkd", "teacher=resnet110", "student=resnet20"]  # what the quickstart leads to
+NEXT = ["method=rkd", "teacher=resnet110", "student=resnet20"]  # the command to try after the quickstart
 
 
 def finish(folder: Path, config: DictConfig) -> int:
-    """Print what a sweep came to; returns the exit status: 3 where a run failed."""
+    """Print the results of a sweep; returns the exit status: 3 where a run failed."""
     states = states_of(folder)
     failed = [state for state in states if state["status"] != "done"]
     runs = _runs(states)
@@ -43,17 +44,17 @@ def finish(folder: Path, config: DictConfig) -> int:
 
 
 def _runs(states: list[dict[str, Any]]) -> list[tuple[dict[str, Any], Path]]:
-    """The record of each run that the sweep asked for, once, as the protocol asked for reports it."""
-    found = {}
+    """The record of each run of the sweep, once, with the score that the protocol of its job chooses."""
+    by_folder = {}
     for state in states:
         folder = Path(state["folder"]) if state.get("folder") else None
         try:
             record = records.read(folder) if folder is not None else None
         except KdrunError:
-            continue  # its line below says what is wrong with it
+            continue  # its line among the failures says what is wrong with it
         if record is not None and folder is not None:
-            found[folder] = (with_protocol(record, state["protocol"] or record["protocol"]), folder)
-    return list(found.values())
+            by_folder[folder] = (with_protocol(record, state["protocol"] or record["protocol"]), folder)
+    return list(by_folder.values())
 
 
 def _failures(states: list[dict[str, Any]]) -> list[str]:
@@ -69,15 +70,15 @@ def _failures(states: list[dict[str, Any]]) -> list[str]:
 
 
 def _changed(states: list[dict[str, Any]], runs: dict[Path, dict[str, Any]]) -> list[str]:
-    """The runs whose source is another by now, a line for each that changed: which seeds, and the way out."""
-    found: dict[str, dict[str, list[int]]] = {}
+    """A line for each source that has changed since runs were trained with it: which runs, and how to train them again."""
+    by_source: dict[str, dict[str, list[int]]] = {}
     for state in states:
         for source in state["changed"] if state["status"] == "done" else ():
             record = runs[Path(state["folder"])]
-            name = f"{'+'.join(record['method'])} {record['student']['name']}"
-            found.setdefault(source, {}).setdefault(name, []).append(record["seed"])
+            name = f"{'+'.join(record['method'])} {label_of(record, 'student')}"
+            by_source.setdefault(source, {}).setdefault(name, []).append(record["seed"])
     lines = []
-    for source, names in found.items():
+    for source, names in by_source.items():
         which = "; ".join(
             f"{name} seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(set(seeds))))}"
             for name, seeds in names.items()
@@ -90,7 +91,7 @@ def _print(runs: list[tuple[dict[str, Any], Path]], folder: Path) -> None:
     from rich.console import Console
 
     from kdrun.report.collect import with_teachers
-    from kdrun.report.table import summary
+    from kdrun.report.summary import summary
 
     places = [path for _, path in runs]
     known = with_teachers([{**record, "folder": str(path)} for record, path in runs])
@@ -105,7 +106,7 @@ def _print(runs: list[tuple[dict[str, Any], Path]], folder: Path) -> None:
 
 
 def _picture(done: list[tuple[dict[str, Any], Path]], folder: Path) -> str:
-    """The line that says where the learning curves are. What cannot be drawn costs a picture, not the table."""
+    """The line that says where the learning curves are. A picture that cannot be drawn is no reason to lose the table."""
     from kdrun.config.explain import message
     from kdrun.report.curves import curves
 
@@ -116,7 +117,7 @@ def _picture(done: list[tuple[dict[str, Any], Path]], folder: Path) -> str:
 
 
 def next_step(compose: Callable[[list[str]], DictConfig]) -> str:
-    """The command that follows the quickstart, and what it will cost on this machine."""
+    """The command to try after the quickstart, and the time that it takes on this machine."""
     from kdrun.sweep.estimate import rough
     from kdrun.sweep.job import prepare
 

@@ -1,0 +1,146 @@
+"""The data of learning curves, for paper and for the page: the test score per epoch, read from what the runs wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from kdrun.errors import KdrunError
+from kdrun.report.cells import Cell
+from kdrun.report.metric import Metric
+from kdrun.report.pivot import Table, teachers_of
+from kdrun.report.style import Style
+
+Curve = dict[int, float]  # {epoch: test score as a fraction}
+
+
+@dataclass
+class CurveLine:
+    """A row: per epoch the scores of its seeds, in the numbers that a reader sees."""
+
+    label: str
+    style: Style
+    epochs: list[int]
+    values: list[list[float]]
+
+    @property
+    def means(self) -> list[float]:
+        return [fmean(seeds) for seeds in self.values]
+
+    @property
+    def lowest(self) -> list[float]:
+        return [min(seeds) for seeds in self.values]
+
+    @property
+    def highest(self) -> list[float]:
+        return [max(seeds) for seeds in self.values]
+
+    @property
+    def has_band(self) -> bool:
+        return len(self.values[0]) > 1
+
+    @property
+    def end(self) -> str:
+        """The name at the end of the line, with the last mean."""
+        return f"{self.label}  {self.means[-1]:.2f}"
+
+
+@dataclass
+class CurveChart:
+    """Learning curves with the window of their axis; `missing`: a sentence for every run without a readable curve."""
+
+    lines: list[CurveLine]
+    teachers: list[tuple[str, float]]  # (label, score)
+    window: tuple[float, float]
+    missing: list[str]
+    metric: Metric
+
+    def place(self, value: float) -> int:
+        """-1 below the window, 0 in it, 1 above it."""
+        low, high = self.window
+        return (value > high) - (value < low)
+
+
+def curve_chart(table: Table, cells: Mapping[str, Cell], styles: Mapping[str, Style]) -> CurveChart:
+    """The learning curves of the cells of a column."""
+    curves, missing = read_curves(cells)
+    metric = table.metric
+    lines = [CurveLine(label, styles[label], *over_seeds(cell, curves, metric)) for label, cell in cells.items()]
+    lines = [line for line in lines if line.epochs]
+    teachers = [(f"teacher {one.name}", metric.shown(one.score)) for one in teachers_of(cells.values())]
+    window = metric.lowest, metric.highest
+    if lines:
+        window = curve_window([line.values for line in lines], [score for _, score in teachers], metric)
+    return CurveChart(lines, teachers, window, missing, metric)
+
+
+def read_curves(cells: Mapping[str, Cell]) -> tuple[dict[int, Curve], list[str]]:
+    """({id of a run's dict: its curve}, a sentence for every run whose curve cannot be read)."""
+    curves: dict[int, Curve] = {}
+    missing: list[str] = []
+    for label, cell in cells.items():
+        for seed, run in cell.row.runs.items():
+            try:
+                if not run.get("folder"):
+                    raise KdrunError("its folder is not known")
+                curves[id(run)] = read_curve(run["folder"])
+            except KdrunError as error:
+                missing.append(f"{label} seed {seed} is not in the curves: {error}")
+    return curves, missing
+
+
+def read_curve(folder: str | Path) -> Curve:
+    """The test scores of stage distil, from folder/curves.jsonl. KdrunError that says what is wrong with it, and in which line."""
+    path, scores = Path(folder) / "curves.jsonl", {}
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise KdrunError(f"{path} cannot be read ({reason})") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            if line.strip() and (point := _point(line)):
+                scores[point[0]] = point[1]
+        except KdrunError as error:
+            raise KdrunError(f"{path} cannot be read (line {number}: {error})") from error
+    if not scores:
+        raise KdrunError(f"{path} holds no test score")
+    return scores
+
+
+def _point(line: str) -> tuple[int, float] | None:
+    """(epoch, test score) of a line; None for another stage, or for an epoch without a test. KdrunError if it is broken."""
+    try:
+        point = json.loads(line)
+        if point["stage"] != "distil" or point["test"] is None:
+            return None
+        epoch, score = point["epoch"], point["test"]["score"]
+    except KeyError as error:
+        raise KdrunError(f"no key {error}; was it written by another version?") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise KdrunError("incomplete, or not written by kdrun") from error
+    if not isinstance(epoch, int) or not isinstance(score, int | float) or not 0 <= score <= 1:  # false for NaN
+        raise KdrunError(f"epoch {str(epoch)[:20]}, score {str(score)[:20]}: not the accuracy of an epoch")
+    return epoch, score
+
+
+def over_seeds(cell: Cell, curves: Mapping[int, Curve], metric: Metric) -> tuple[list[int], list[list[float]]]:
+    """(epochs that all seeds have, per epoch the scores of the seeds as shown); empty where no curve is known."""
+    known = [curves[id(run)] for run in cell.row.runs.values() if id(run) in curves]
+    epochs = sorted(set.intersection(*map(set, known))) if known else []
+    return epochs, [[metric.shown(curve[epoch]) for curve in known] for epoch in epochs]
+
+
+def curve_window(values: Sequence[list[list[float]]], teachers: Sequence[float], metric: Metric) -> tuple[float, float]:
+    """The lowest and highest score that the axis shows, within the range of the metric.
+
+    The first half of the epochs may leave the axis below: the end of training is what is compared. A teacher far above is not shown.
+    """
+    late = sorted(min(at) for each in values for at in each[len(each) // 2 :])
+    low, top = late[len(late) // 20], max(max(at) for each in values for at in each)
+    top = max([top, *(value for value in teachers if value < top + 0.6 * max(top - low, 1.0))])
+    room = 0.06 * max(top - low, 0.5)
+    return max(low - room, metric.lowest), min(top + room, metric.highest)

@@ -1,0 +1,31 @@
+"""A row in a column of the page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kdrun.report.cells import Cell
+from kdrun.report.metric import details_of
+from kdrun.report.style import Style
+
+
+@dataclass
+class Line:
+    """A row of one column, and its style. `series`: its name in the page, the same in every picture of the column."""
+
+    label: str
+    cell: Cell
+    series: str
+    style: Style
+
+    @property
+    def calibrations(self) -> list[dict]:
+        """The calibration of each seed that has one; all have images, and the same bins."""
+        known = [details_of(run, "calibration") for _, run in sorted(self.cell.row.runs.items())]
+        runs = [calibration for calibration in known if calibration]
+        runs = [one for one in runs if sum(one["images"]) and _bins(one) == _bins(runs[0])]
+        return [one for one in runs if len(set(_bins(one))) == 1]
+
+
+def _bins(calibration: dict) -> list[int]:
+    return [len(calibration[key]) for key in ("images", "confidence", "accuracy")]
