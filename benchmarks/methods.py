@@ -26,12 +26,12 @@ from hydra import compose, initialize_config_dir
 
 from kdrun.config.registry import METHODS, MODELS
 from kdrun.config.schema import Config, conf_folder, method_names, register_nodes, validate
+from kdrun.engine.build import term_weights
 from kdrun.engine.loop import enter, make_optimizer, stage_recipe, weighted
 from kdrun.engine.precision import resolve
 from kdrun.methods.base import DataFacts, Distillation, Stage
 from kdrun.runs.plan import settings
-from kdrun.tasks.image import task as image
-from kdrun.train import term_weights
+from kdrun.tasks.image import metrics as image
 
 ROWS, CLASSES, BATCH, SIDE = 50_000, 10, 128, 32
 
@@ -149,7 +149,7 @@ def main() -> None:
     if args.write:
         compute = resolve(composed("kd").engine)
         device = torch.cuda.get_device_name() if compute.device.type == "cuda" else processor()
-        about = {"device": device, "engine": compute.said, "torch": torch.__version__, "methods": found}
+        about = {"device": device, "engine": compute.words, "torch": torch.__version__, "methods": found}
         args.write.parent.mkdir(parents=True, exist_ok=True)
         args.write.write_text(json.dumps(about, indent=1) + "\n")
 

@@ -25,10 +25,9 @@ from torchvision import datasets, transforms
 
 from kdrun.config.registry import MODELS
 from kdrun.config.schema import conf_folder, register_nodes, validate
+from kdrun.engine.build import build
 from kdrun.engine.loop import Progress, enter, make_optimizer, train_epoch
 from kdrun.engine.precision import resolve
-from kdrun.tasks.image import task as image
-from kdrun.train import build
 
 
 class Silent:
@@ -49,7 +48,7 @@ def kdrun_rounds(args: argparse.Namespace, outputs: str) -> Iterator[float]:
     with initialize_config_dir(str(conf_folder().resolve()), version_base="1.3"):
         config = validate(compose("config", overrides))
     compute = resolve(config.engine)
-    print(f"kdrun: {compute.said}")
+    print(f"kdrun: {compute.words}")
     parts = build(config, compute)
     parts.train.limit = args.batches
     stage = parts.distillation.stages[0]
@@ -57,10 +56,9 @@ def kdrun_rounds(args: argparse.Namespace, outputs: str) -> Iterator[float]:
     optimizer = make_optimizer(stage, config.recipe)
     for epoch in range(10**6):
         line = train_epoch(
-            parts.distillation, stage, optimizer, parts.train, config.recipe, epoch % config.recipe.epochs, parts.weights, {},
-            Silent(), Progress(), image.correct, 50,
+            parts, stage, config.recipe, optimizer, epoch % config.recipe.epochs, Silent(), Progress()
         )  # fmt: skip
-        yield 1 / line.images_per_s
+        yield 1 / line.samples_per_s
 
 
 def plain_rounds(args: argparse.Namespace) -> Iterator[float]:

@@ -47,13 +47,17 @@ class Screen:
         self.said: list[str] = []
         self.role = "student"
         self.loss: float | None = None
-        self.test: float | None = None
+        self.test: str | None = None  # the last test score, as it is shown
 
     def say(self, line: str) -> None:
         """One line, on the screen and in the log."""
         self.console.print(line, markup=False)
         self.said.append(line)
         self.note(line)
+
+    def say_all(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.say(line)
 
     def note(self, line: str) -> None:
         """A line for the log alone."""
@@ -66,7 +70,7 @@ class Screen:
         self.label = label
         self.epochs, self.steps, self.ticks = epochs, steps, 0
         self.total, self.first = epochs * steps, done * steps
-        self.began, self.told, self.loss, self.test = time.perf_counter(), 0.0, None, None
+        self.began, self.shown, self.loss, self.test = time.perf_counter(), 0.0, None, None
         self.estimated = False
         if done:
             self.note(f"{self.label}: goes on after epoch {done}/{epochs}")
@@ -75,10 +79,10 @@ class Screen:
                 SpinnerColumn(),
                 TextColumn("{task.description}"),
                 BarColumn(),
-                TextColumn("{task.fields[told]}"),
+                TextColumn("{task.fields[words]}"),
             ]
             self.bar = Progress(*columns, console=self.console, transient=True)
-            self.task = self.bar.add_task(self.label, total=self.total, completed=self.first, told="")
+            self.task = self.bar.add_task(self.label, total=self.total, completed=self.first, words="")
             self.bar.start()
 
     def tick(self, epoch: int, loss: float | None) -> None:
@@ -90,23 +94,23 @@ class Screen:
             if not self.brief and self.bar is None:
                 self.say(f"{self.label}: about {clock(eta)} to go, measured over the first {self.ticks} steps")
         if self.bar is not None:
-            told = f"epoch {epoch + 1}/{self.epochs}"
-            told += f"  loss {self.loss:.3f}" if self.loss is not None else ""
-            told += f"  test {100 * self.test:.2f}" if self.test is not None else ""
-            self.bar.update(self.task, completed=self.first + self.ticks, told=f"{told}  eta {clock(eta)}")
+            words = f"epoch {epoch + 1}/{self.epochs}"
+            words += f"  loss {self.loss:.3f}" if self.loss is not None else ""
+            words += f"  test {self.test}" if self.test is not None else ""
+            self.bar.update(self.task, completed=self.first + self.ticks, words=f"{words}  eta {clock(eta)}")
 
-    def end_epoch(self, epoch: Any, test: float | None) -> None:
+    def end_epoch(self, epoch: Any, test: str | None, speed: str) -> None:
         """An epoch is over; off a terminal a line is due every ten seconds at most, and for the last epoch."""
         self.test = test
         parts = [f"{self.label}  epoch {epoch.epoch}/{epoch.epochs}", f"loss {epoch.loss['total']:.4f}"]
-        parts += [f"test {100 * test:.2f}"] if test is not None else []
-        parts += [f"{epoch.images_per_s:,.0f} images/s"]
+        parts += [f"test {test}"] if test is not None else []
+        parts += [speed]
         left = (time.perf_counter() - self.began) / max(self.ticks, 1) * (self.total - self.first - self.ticks)
         parts += [f"eta {clock(left)}"] if epoch.epoch < epoch.epochs else []
         line = "  ".join(parts)
         now = time.perf_counter()
-        if self.bar is None and not self.brief and (now - self.told > 10 or epoch.epoch == epoch.epochs):
-            self.told = now
+        if self.bar is None and not self.brief and (now - self.shown > 10 or epoch.epoch == epoch.epochs):
+            self.shown = now
             self.say(line)
         else:
             self.note(line)

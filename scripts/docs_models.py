@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from kdrun.config.registry import MODELS
-from kdrun.engine.cost import multiply_adds, parameters
 from kdrun.methods.taps import Tapped, evaluate
+from kdrun.tasks.cost import multiply_adds, parameters
 
 FILE = Path(__file__).parents[1] / "docs" / "models.md"
 SIDE = 32

@@ -23,11 +23,12 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from kdrun.config.schema import Config, conf_folder, method_names, register_nodes, validate
-from kdrun.engine.loop import enter, weights_of
+from kdrun.engine.build import build
+from kdrun.engine.loop import enter, weight_of
 from kdrun.engine.precision import resolve
 from kdrun.runs.checkpoint import load_into, load_state, load_weights
+from kdrun.runs.folder import STATE, WEIGHTS
 from kdrun.runs.plan import make_plan
-from kdrun.train import build
 
 ROOT = Path(__file__).parents[1]
 SEEDS = (0, 1)
@@ -77,11 +78,11 @@ def gradients(config: Config, trained: bool, batches: int = 4) -> dict[str, floa
     plan, compute = make_plan(config), resolve(config.engine)
     parts = build(config, compute)
     distillation = parts.distillation
-    if parts.teacher is not None and plan.teacher is not None:
-        path = plan.teacher.folder / "student.safetensors"
-        load_into(parts.teacher, load_weights(path), path, "teacher")
+    if distillation.teacher is not None and plan.teacher is not None:
+        path = plan.teacher.folder / WEIGHTS["last"]
+        load_into(distillation.teacher.module, load_weights(path), path, "teacher")
     if trained:
-        distillation.load_state_dict(load_state(plan.folder / "last.ckpt")["distillation"])
+        distillation.load_state_dict(load_state(plan.folder / STATE)["distillation"])
     number, epoch = len(distillation.stages) - 1, config.recipe.epochs - 1 if trained else 0
     enter(distillation, distillation.stages[number])
     distillation.begin_epoch(number, epoch)
@@ -90,7 +91,7 @@ def gradients(config: Config, trained: bool, batches: int = 4) -> dict[str, floa
     for batch in islice(parts.train.epoch(epoch), batches):
         _, terms = distillation(batch, distillation.stages[number])
         for name, value in terms.items():
-            weighted = weights_of(parts.weights, name) * value
+            weighted = weight_of(parts.weights, name) * value
             found = torch.autograd.grad(weighted, parameters, retain_graph=True, allow_unused=True)
             square = sum(g.float().square().sum() for g in found if g is not None)
             norms.setdefault(name, []).append(float(square) ** 0.5)
@@ -110,7 +111,7 @@ def collect(overrides: list[str]) -> dict[str, Any]:
             print(f"{method}: not finished")
             continue
         lines = [json.loads(line) for line in (plans[0].folder / "curves.jsonl").read_text().splitlines()]
-        speeds = [line["images_per_s"] for line in lines if line["stage"] == "distil"]
+        speeds = [line["samples_per_s"] for line in lines if line["stage"] == "distil"]
         found[method] = {
             "scores": [round(100 * record["last"]["score"], 2) for record in records],
             "agreement": [round(100 * r["agreement"], 2) for r in records if r["agreement"] is not None],

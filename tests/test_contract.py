@@ -225,8 +225,8 @@ def test_identity_is_frozen() -> None:
 
 def test_a_student_depends_on_its_seed_alone(tmp_path: Path) -> None:
     """Initial weights and batches of one seed are those of `none`, whatever method and teacher were built beside them."""
+    from kdrun.engine.build import build
     from kdrun.engine.precision import resolve
-    from kdrun.train import build
 
     def first(*overrides: str) -> tuple[str, Any]:
         config = composed("dataset=digits", "student=resnet8", "recipe=quick", *overrides)

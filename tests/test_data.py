@@ -414,7 +414,7 @@ def test_checksums_import_nothing_heavy(folder, tmp_path):
     code = f"""
 import sys
 from types import SimpleNamespace as N
-from kdrun import data
+from kdrun.tasks.image import data
 for name in data.SOURCES:
     data.checksum(N(**{SETTINGS!r} | {{"name": name, "root": {str(folder)!r} * (name != "digits") or None}}), {str(tmp_path)!r})
 print(sorted({{"torch", "torchvision", "sklearn", "numpy", "PIL"}} & set(sys.modules)))
@@ -426,7 +426,7 @@ print(sorted({{"torch", "torchvision", "sklearn", "numpy", "PIL"}} & set(sys.mod
 def test_two_processes_may_decode_one_folder_at_once(folder, tmp_path):
     code = f"""
 from types import SimpleNamespace
-from kdrun import data
+from kdrun.tasks.image import data
 d = data.load(SimpleNamespace(name="image_folder", **{ {**SETTINGS, "root": str(folder)}!r}), {str(tmp_path / "out")!r})
 print(int(d.train.images.long().sum()), int(d.test.images.long().sum()), d.mean)
 """

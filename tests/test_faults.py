@@ -354,11 +354,11 @@ def test_threads_of_one_job_are_not_those_of_the_next():
     from kdrun.engine.precision import resolve
 
     before = torch.get_num_threads()
-    assert "cpu, 3 threads" in resolve(Engine(device="cpu", threads=3)).said
+    assert "cpu, 3 threads" in resolve(Engine(device="cpu", threads=3)).words
     assert torch.get_num_threads() == 3
     resolve(Engine(device="cpu"))
     assert torch.get_num_threads() == before
-    assert "cpu, 1 thread, " in resolve(Engine(device="cpu", threads=1)).said
+    assert "cpu, 1 thread, " in resolve(Engine(device="cpu", threads=1)).words
     resolve(Engine(device="cpu"))
 
 

@@ -33,4 +33,5 @@ def test_losses_and_weights_of_a_short_run(method: str, place) -> None:
 
 @pytest.mark.parametrize("form", measure.FORMATS)
 def test_report_of_the_committed_benchmark(form: str) -> None:
-    assert measure.report(form) == (measure.HERE / f"report.{form}").read_text(encoding="utf-8")
+    now, held = measure.report(form), (measure.HERE / f"report.{form}").read_text(encoding="utf-8")
+    assert (json.loads(now) == json.loads(held)) if form == "json" else now == held

@@ -28,7 +28,7 @@ from kdrun.report.page.pictures import ticks
 from kdrun.report.pivot import tables
 from kdrun.report.text import spread
 from kdrun.runs import record as records
-from kdrun.tasks.image import task as image
+from kdrun.tasks.image import metrics as image
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'`&amp;"
 
@@ -44,7 +44,7 @@ def sweep(root: Path | None = None, methods=("kd", "none", "rkd", "at"), seeds=3
     for record in made:
         labels = torch.randint(10, (597,), generator=draw)
         logits = torch.randn(597, 10, generator=draw) + 4 * torch.eye(10)[labels]
-        record |= {
+        record["details"] = {
             "calibration": image.calibration(logits, labels),
             "class_scores": image.class_scores(logits, labels),
         }
@@ -121,7 +121,7 @@ def test_the_page_holds_what_the_table_holds(tmp_path):
         for cell in line.values():
             for number in (spread(cell, "last"), spread(cell, "best")):
                 assert number in said
-            assert cell.gain is None or cell.metric.gain(cell.gain, cell.low, cell.high) in said
+            assert cell.gain is None or cell.display.gain(cell.gain, cell.low, cell.high) in said
     assert text.count('class="line" data-series') == 4
     assert text.count('class="band" data-series') == 4
     assert f"{tmp_path}/run0/record.json" in said
@@ -189,7 +189,7 @@ def test_records_without_a_folder_make_a_page_that_says_what_is_missing(tmp_path
     text = Reader(shown(sweep())).text
     assert "none seed 0 is not in the curves: its folder is not known" in text
     assert "and 6 more runs" in text
-    older = [{key: value for key, value in run.items() if key != "calibration"} for run in sweep(tmp_path)]
+    older = [{**run, "details": None} for run in sweep(tmp_path)]
     assert "12 runs without calibration in the record" in Reader(shown(older)).text
 
 
@@ -300,7 +300,7 @@ def test_bins_of_a_few_images_are_faded():
     made = sweep(methods=("none",), seeds=2)
     images = [0, 1, 10, 50, 536]
     for record in made:
-        record["calibration"] = {
+        record["details"]["calibration"] = {
             "ece": 0.1, "images": images, "confidence": [0, 0.3, 0.5, 0.7, 0.9], "accuracy": [0, 0.4, 0.6, 0.8, 1.0]
         }  # fmt: skip
     text = shown(made)
@@ -323,19 +323,19 @@ def test_bins_of_a_few_images_are_faded():
 @pytest.mark.parametrize("change", ["other bins", "torn", "no images"])
 def test_calibrations_that_do_not_fit_are_left_out(change):
     made = sweep(methods=("none", "kd"), seeds=2)
-    old = made[1]["calibration"]
+    old = made[1]["details"]["calibration"]
     new = {
         "other bins": {key: value[:-1] if key != "ece" else value for key, value in old.items()},
         "torn": old | {"accuracy": old["accuracy"][:3]},
         "no images": old | {"images": [0] * len(old["images"])},
     }
-    made[1]["calibration"] = new[change]
+    made[1]["details"]["calibration"] = new[change]
     assert "1 run without calibration in the record" in Reader(shown(made)).text
 
 
 def test_classes_of_another_number_are_left_out():
     made = sweep(methods=("none", "kd"), seeds=1)
-    made[1]["class_scores"] = made[1]["class_scores"][:4]
+    made[1]["details"]["class_scores"] = made[1]["details"]["class_scores"][:4]
     head = re.findall(r'<table id="t0c0k".*?</thead>', shown(made), re.S)[0]
     assert ">none<" in head
     assert ">kd<" not in head

@@ -17,7 +17,7 @@ import pytest
 from last_wins import last_wins
 from omegaconf import OmegaConf
 
-from kdrun.config.explain import message
+from kdrun.config.explain import EXTRAS, message
 from kdrun.sweep import job, launchers
 
 TINY = [
@@ -262,7 +262,7 @@ def test_a_running_ray_cluster_is_asked_for_no_object_store():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "extra"), launchers.EXTRAS.items())
+@pytest.mark.parametrize(("name", "extra"), EXTRAS.items())
 def test_a_launcher_that_is_not_installed_is_one_line(name, extra):
     from hydra.errors import MissingConfigException
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from kdrun.config.registry import METHODS
 from kdrun.config.schema import Recipe, conf_folder
+from kdrun.engine.build import Parts
 from kdrun.engine.journal import RunJournal
 from kdrun.engine.loop import Epoch, Progress, evaluate, fit
 from kdrun.engine.precision import Compute
@@ -24,10 +25,12 @@ from kdrun.engine.schedule import learning_rate
 from kdrun.errors import DivergedError
 from kdrun.methods.base import DataFacts, Distillation
 from kdrun.screen import Screen
-from kdrun.tasks.image import task as image
+from kdrun.tasks.base import Evaluation
+from kdrun.tasks.image import metrics as image
 from kdrun.tasks.image.data.augment import Augment
 from kdrun.tasks.image.data.base import Dataset, Split
 from kdrun.tasks.image.data.loader import Loader
+from kdrun.tasks.image.task import TASK
 
 CLASSES, TRAIN, HELD, TEST, BATCH = 3, 15, 6, 9, 5
 RECIPE = Recipe(**{**OmegaConf.to_container(OmegaConf.load(conf_folder() / "recipe" / "quick.yaml")), "epochs": 3})
@@ -48,8 +51,15 @@ def linear(seed: int = 0) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(48, CLASSES))
 
 
+def evaluation(logits: torch.Tensor, labels: torch.Tensor) -> Evaluation:
+    """What a model scores that gives these logits."""
+    evaluator = TASK.evaluator()
+    evaluator.update(logits, {"label": labels})
+    return evaluator.result()
+
+
 class Run:
-    """One run in a folder: the parts that train.build makes, of small things, and the journal."""
+    """One run in a folder: the parts that engine/build.py makes, of small things, and the journal."""
 
     def __init__(self, folder: Path, method: str = "none", teacher_logits: torch.Tensor | None = None, **changes: Any):
         self.recipe = dataclasses.replace(RECIPE, **changes)
@@ -72,15 +82,26 @@ class Run:
         }
         record = {
             "id": "a" * 16, "method": [method], "code": {}, "teacher": None, "last": None, "best": None, "holdout": None,
-            "agreement": None, "dataset": {"mean": DATASET.mean, "std": DATASET.std}, "student": {"init_sha256": "0"},
+            "agreement": None, "student": {"init_sha256": "0"},
             "resumed": 0, "time": {"peak_memory": 0},
         }  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, labels = folder, {name: loader.labels for name, loader in self.evals.items()}
+        self.folder = folder
         compute = Compute(torch.device("cpu"), "fp32", None, "")
-        self.journal = RunJournal(
-            folder, record, self.distillation, compute, labels, teacher_logits, Screen(brief=True)
+        self.parts = Parts(
+            TASK,
+            self.distillation,
+            self.train,
+            self.evals,
+            self.recipe,
+            self.weights,
+            {},
+            dataset=DATASET,
+            compute=compute,
         )
+        self.journal = RunJournal(folder, record, None, self.parts, Screen(brief=True))
+        if teacher_logits is not None:
+            self.journal.teacher_evaluation = evaluation(teacher_logits, DATASET.test.labels)
 
     def task(self, logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The supervised loss, which keeps what it sees."""
@@ -89,11 +110,9 @@ class Run:
 
     def fit(self, progress: Progress | None = None, schedules: dict[str, Any] | None = None, **settings: Any) -> Run:
         progress = progress or self.journal.resume()
-        fit(
-            self.distillation, self.train, self.evals, self.recipe, self.weights, schedules or {}, self.journal,
-            progress=progress, correct=image.correct, **settings,
-        )  # fmt: skip
-        self.journal.close()
+        self.parts.train, self.parts.weights, self.parts.schedules = self.train, self.weights, schedules or {}
+        fit(dataclasses.replace(self.parts, **settings), self.journal, progress)
+        self.journal.board.close()
         return self
 
     @property
@@ -154,7 +173,7 @@ def test_a_run_that_goes_on_sees_the_epochs_that_are_left(tmp_path):
     stopped.journal.end_epoch = stop
     with pytest.raises(KeyboardInterrupt):
         stopped.fit()
-    stopped.journal.close()
+    stopped.journal.board.close()
     resumed = Run(tmp_path / "stopped").fit()
     assert [batch["index"].tolist() for batch in resumed.seen] == [batch["index"].tolist() for batch in whole.seen[6:]]
     assert resumed.head.equal(whole.head)
@@ -225,7 +244,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_its_first_step(tmp_path):
     )
     with pytest.raises(DivergedError) as caught:
         run.fit()
-    run.journal.close()
+    run.journal.board.close()
     assert (caught.value.stage, caught.value.step, caught.value.term) == ("distil", 2, "task")
     assert run.curve == []
 
@@ -233,7 +252,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_its_first_step(tmp_path):
 def test_evaluation_is_in_order_in_eval_mode_and_leaves_training_as_it_was(tmp_path):
     run = Run(tmp_path)
     dropout = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(48, CLASSES)).train()
-    logits = evaluate(run.distillation, dropout, run.evals["test"])
+    logits = evaluate(TASK, dropout, run.evals["test"]).predictions["logits"]
     x = torch.cat([batch["input"] for batch in run.evals["test"].batches()])
     assert logits.equal(torch.cat([dropout.eval()(part) for part in x.split(4)]))
     assert not logits.requires_grad
@@ -263,7 +282,8 @@ def end(run: Run, epoch: int, **logits: torch.Tensor) -> None:
     """The end of an epoch in which the student gave these logits on each split."""
     run.journal.progress.train_s = 1.0
     line = Epoch("distil", epoch, 9, epoch, 0.1, {"total": 1.0, "task": 1.0}, 0.5, 1.0, 0.0, 1.0)
-    line.logits = {"student": logits}
+    labels = {"test": DATASET.test.labels, "holdout": DATASET.holdout.labels}
+    line.evaluations = {"student": {name: evaluation(value, labels[name]) for name, value in logits.items()}}
     run.journal.end_epoch(line, run.journal.progress)
 
 
@@ -280,7 +300,7 @@ def test_last_best_and_holdout_are_chosen_by_their_own_split(tmp_path):
     run.journal.start_stage(run.distillation.stages[0], 9, 1, 0)
     for epoch, (test, held) in enumerate([(3, 2), (5, 1), (5, 3), (4, 3)], start=1):
         end(run, epoch, test=choosing(*range(test)), holdout=choosing(*range(held), n=HELD))
-    run.journal.close()
+    run.journal.board.close()
     record = run.journal.record
     assert (record["last"]["epoch"], record["last"]["score"]) == (4, pytest.approx(4 / 9))
     assert (record["best"]["epoch"], record["best"]["score"]) == (2, pytest.approx(5 / 9))
@@ -302,7 +322,7 @@ def test_agreement_is_with_the_teacher_and_not_with_the_labels(tmp_path):
     assert run.journal.record["agreement"] == pytest.approx(2 / 9)
     end(run, 2, test=teacher, holdout=choosing(0, n=HELD))
     assert run.journal.record["agreement"] == 1
-    run.journal.close()
+    run.journal.board.close()
     assert "agreement" not in run.curve[0]["holdout"]
     alone = Run(tmp_path / "alone").fit()
     assert alone.journal.record["agreement"] is None
@@ -313,16 +333,14 @@ def test_a_line_of_the_curve_is_the_means_over_its_images(tmp_path):
     run = Run(tmp_path, epochs=1, lr=1e-7)
     run.train = Loader(DATASET.train, DATASET, batch_size=4, device="cpu", augment=Augment("none", 0, False))
     run.fit(log_every=2)
-    logits = evaluate(run.distillation, run.distillation.student.module, run.train)
+    logits = evaluate(TASK, run.distillation.student.module, run.train).predictions["logits"]
     (line,) = run.curve
     assert line["loss"]["task"] == pytest.approx(image.mean_loss(logits, run.train.labels), rel=1e-4)
     assert line["loss"]["total"] == line["loss"]["task"]
     assert line["train_score"] == pytest.approx(image.score(logits, run.train.labels))
     assert (line["step"], line["epoch"]) == (4, 1)
     assert line["test"]["loss"] == pytest.approx(
-        image.mean_loss(
-            evaluate(run.distillation, run.distillation.student.module, run.evals["test"]), DATASET.test.labels
-        )
+        evaluate(TASK, run.distillation.student.module, run.evals["test"]).loss
     )
 
 

@@ -26,7 +26,7 @@ from kdrun.errors import KdrunError
 from kdrun.methods.adapters import connector
 from kdrun.methods.base import DataFacts, Distillation, Method
 from kdrun.runs.checkpoint import weights_sha256
-from kdrun.tasks.image import task as image
+from kdrun.tasks.image import metrics as image
 from kdrun.tasks.image.models.resnet_cifar import ResNet
 
 CLASSES, ROWS, SIZE = 5, 24, 8
@@ -292,7 +292,7 @@ def test_a_method_whose_weights_are_zero_for_now_is_not_called(name):
         enter(model, stage)
         model.begin_epoch(0, 0)
         _, terms = model(batch(), stage, zero)
-        model.after_step()
+        model.after_step(zero)
         assert terms.keys() == {"task"}
     assert same(snapshot(alone.student), snapshot(distillation.student))
     assert distillation(batch(), distillation.stages[0], weights)[1].keys() == set(weights)

@@ -12,9 +12,9 @@ import torchvision
 from torch import nn
 
 from kdrun.config.registry import METHODS, MODELS
-from kdrun.engine.cost import multiply_adds, parameters
 from kdrun.errors import KdrunError
 from kdrun.methods.taps import Tapped, evaluate
+from kdrun.tasks.cost import multiply_adds, parameters
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "docs_models.py"
 BUILT_IN = [name for name in MODELS.entries() if name != "import"]

@@ -45,7 +45,7 @@ from kdrun.runs import record as records
 from kdrun.runs.checkpoint import weights_sha256
 from kdrun.screen import Screen, again, clock
 from kdrun.sweep import job
-from kdrun.sweep import planning as sweep
+from kdrun.sweep.folder import _state
 from kdrun.tasks.image.data.base import Dataset, Split
 from kdrun.tasks.image.data.loader import Loader
 
@@ -176,10 +176,10 @@ def test_choices_know_a_name_in_other_letters():
     assert choices("zzzzzz", ["at", "kd"]) == "Choices: at, kd"
 
 
-@pytest.mark.parametrize("schema", [0, 2, "1"])
+@pytest.mark.parametrize("schema", [0, 3, "1"])
 def test_a_record_of_another_schema_is_refused(schema, tmp_path):
     (tmp_path / "record.json").write_text(json.dumps({"schema": schema}))
-    with pytest.raises(KdrunError, match=f"has schema {schema!r}; this kdrun reads schema 1"):
+    with pytest.raises(KdrunError, match=f"has schema {schema!r}; this kdrun reads schemas 1 and 2"):
         records.read(tmp_path)
 
 
@@ -240,7 +240,7 @@ def test_every_line_to_break_stands_once_and_its_tests_are_there(mutate):
 
 
 def test_a_line_that_is_not_there_names_its_entry(mutate):
-    with pytest.raises(ValueError, match=r"best: .* stands 0 times in kdrun/engine/journal.py, not once"):
+    with pytest.raises(ValueError, match=r"best: .* stands 0 times in kdrun/tasks/metric.py, not once"):
         mutate["broken"]("best", "")
 
 
@@ -501,5 +501,5 @@ def test_a_folder_that_holds_another_run_by_now_is_not_done(tmp_path):
     record = make("kd", 0, 0.9)
     records.write(tmp_path, record)
     line = {"folder": str(tmp_path), "error": None}
-    states = [sweep._state({**line, "id": known}, {})["status"] for known in (record["id"], "another")]
+    states = [_state({**line, "id": known}, {})["status"] for known in (record["id"], "another")]
     assert states == ["done", "failed"]

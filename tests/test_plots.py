@@ -15,8 +15,8 @@ from kdrun.cli import run
 from kdrun.errors import KdrunError
 from kdrun.report.cells import interval
 from kdrun.report.curves import curves
+from kdrun.report.display import Display
 from kdrun.report.learning import curve_window, read_curve
-from kdrun.report.metric import ACCURACY
 from kdrun.report.pivot import tables, teachers_of
 from kdrun.report.plots import plots
 from kdrun.report.rows import Row
@@ -24,6 +24,9 @@ from kdrun.report.stats import binomial_error, paired
 from kdrun.report.strips import Strip, beyond, stacked, window
 from kdrun.report.style import BASELINE, TEACHER, Style, apart, family, shade, styles_of, table_styles
 from kdrun.report.teachers import Teacher
+from kdrun.tasks import metric
+
+ACCURACY = Display(metric.ACCURACY, "images")
 
 
 def words(path) -> str:
@@ -98,7 +101,7 @@ def test_intervals_say_what_they_cover(tmp_path):
     scores = kd.row.scores("last")
     assert interval(kd, "last", 597) == (*paired(scores, [0.0] * 3), "seeds")
     half = 1.96 * binomial_error(0.9, 597)
-    assert interval(at, "last", 597) == (0.9, pytest.approx(0.9 - half), pytest.approx(0.9 + half), "images")
+    assert interval(at, "last", 597) == (0.9, pytest.approx(0.9 - half), pytest.approx(0.9 + half), "samples")
     assert teachers_of([kd, at]) == [Teacher("resnet14", 0.9581, "last")]
 
 
@@ -359,7 +362,7 @@ def test_a_band_reaches_from_the_lowest_seed_to_the_highest(tmp_path, drawn):
     made = sweep(tmp_path, methods=("none",), seeds=3)
     curves([(record, record["folder"]) for record in made], tmp_path / "curves.png")
     (band,) = drawn[0].axes[0].collections
-    each = [100 * read_curve(record["folder"])[30] for record in made]
+    each = [100 * read_curve(record["folder"], ACCURACY)[30] for record in made]
     (path,) = band.get_paths()
     last = [y for x, y in path.vertices if x == 30]
     assert (min(last), max(last)) == pytest.approx((min(each), max(each)))
@@ -428,10 +431,10 @@ def spoil(folder, what: str) -> None:
 @pytest.mark.parametrize("what", BROKEN)
 def test_a_broken_curve_is_one_line(tmp_path, what):
     sweep(tmp_path, methods=("none",), seeds=1)
-    assert len(read_curve(tmp_path / "run0")) == 30
+    assert len(read_curve(tmp_path / "run0", ACCURACY)) == 30
     spoil(tmp_path / "run0", what)
     with pytest.raises(KdrunError, match=r"run0/curves\.jsonl (cannot be read \(|holds no test score)") as caught:
-        read_curve(tmp_path / "run0")
+        read_curve(tmp_path / "run0", ACCURACY)
     assert "\n" not in str(caught.value)
     assert what != "torn" or "line 2" in str(caught.value)
 

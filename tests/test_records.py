@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import re
@@ -14,8 +15,11 @@ import pytest
 
 from kdrun.errors import KdrunError
 from kdrun.runs import record as records
+from kdrun.runs.schema import json_schema
+from kdrun.tasks.metric import ACCURACY
 
-DOCS = (Path(__file__).parents[1] / "docs" / "records.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+DOCS = (ROOT / "docs" / "records.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -25,14 +29,16 @@ def example() -> dict:
 
 
 def key_paths(node: dict, prefix: str = ""):
-    node = records.schema()["$defs"][node["$ref"].removeprefix("#/$defs/")] if "$ref" in node else node
+    node = node.get("items", node)
+    node = next((one for one in node.get("anyOf", ()) if "$ref" in one), node)
+    node = json_schema()["$defs"][node["$ref"].removeprefix("#/$defs/")] if "$ref" in node else node
     for key, value in node.get("properties", {}).items():
         yield prefix + key
         yield from key_paths(value, f"{prefix}{key}.")
 
 
 def test_every_key_is_documented_and_no_other():
-    paths = set(key_paths(records.schema()))
+    paths = set(key_paths(json_schema()))
     assert {"time.train_s", "last.epoch", "holdout.test_score", "git.dirty"} <= paths
     tables = DOCS[DOCS.index("## record.json") : DOCS.index("## curves.jsonl")]
     named = {key for row in re.findall(r"^\| (`.*?) \|", tables, re.MULTILINE) for key in re.findall(r"`(.+?)`", row)}
@@ -41,17 +47,16 @@ def test_every_key_is_documented_and_no_other():
 
 def test_the_example_is_valid_and_complete(example):
     records.validate(example)
-    optional = {"calibration", "class_scores"}  # older records lack them
-    assert list(records.schema()["required"]) == [key for key in records.schema()["properties"] if key not in optional]
+    assert set(json_schema()["required"]) == set(json_schema()["properties"]) == set(example)
 
 
 MUTATIONS = {
     "a key too many": {"accuracy": 0.9},
-    "other schema": {"schema": 2},
+    "other schema": {"schema": 1},
     "id is no hash": {"id": "kd-0"},
     "seed is text": {"seed": "0"},
     "unknown status": {"status": "finished"},
-    "percent": {"agreement": 93.13},
+    "percent": {"time.data_wait": 93.13},
     "unknown protocol": {"protocol": "median"},
     "no method": {"method": []},
     "weight is text": {"weights": {"kd.kl": "1"}},
@@ -62,7 +67,7 @@ MUTATIONS = {
     "epochs count from 1": {"last.epoch": 0},
     "failed without an error": {"status": "failed"},
     "holdout asked for and absent": {"protocol": "holdout"},
-    "half a holdout": {"holdout": {"epoch": 3, "score": 0.9, "loss": 0.1}},
+    "half a holdout": {"holdout": {"epoch": 3, "score": 0.9, "loss": 0.1, "metrics": {}}},
     "unknown key inside": {"engine.cudnn": True},
 }
 
@@ -76,7 +81,7 @@ def test_a_wrong_record_is_refused(example, changes):
         records.validate(example)
 
 
-@pytest.mark.parametrize("key", records.schema()["required"])
+@pytest.mark.parametrize("key", json_schema()["required"])
 def test_a_missing_key_is_named(example, key):
     del example[key]
     with pytest.raises(KdrunError, match=f"'{key}' is a required"):
@@ -86,7 +91,7 @@ def test_a_missing_key_is_named(example, key):
 def test_unfinished_records_are_valid(example):
     nothing = {"score": None, "last": None, "best": None, "agreement": None}
     example |= nothing | {"status": "running", "teacher": None}
-    example["student"]["sha256"] = example["time"]["end"] = example["time"]["images_per_s"] = None
+    example["student"]["sha256"] = example["time"]["end"] = example["time"]["samples_per_s"] = None
     records.validate(example)
     error = {"type": "DivergedError", "message": "loss became NaN", "stage": "distil", "step": 7, "term": "kd.kl"}
     records.validate(example | {"status": "nan", "error": error})
@@ -118,7 +123,7 @@ def test_a_failed_write_leaves_the_old_record_and_nothing_else(tmp_path, example
         (b"\xff\xfe\x00", "truncated or not JSON"),
         (b"[1, 2]", "not a record of a kdrun run"),
         (b'{"epoch": 3}', "not a record of a kdrun run"),
-        (b'{"schema": 2}', "has schema 2; this kdrun reads schema 1"),
+        (b'{"schema": 3}', "has schema 3; this kdrun reads schemas 1 and 2"),
     ],
 )
 def test_foreign_files_are_named(tmp_path, content, message):
@@ -131,7 +136,7 @@ def test_foreign_files_are_named(tmp_path, content, message):
 def test_now_is_utc():
     moment = datetime.fromisoformat(records.now())
     assert moment.utcoffset() == timedelta(0)
-    assert re.match(records.schema()["$defs"]["utc"]["pattern"], records.now())
+    assert re.match(json_schema()["$defs"]["Time"]["properties"]["start"]["pattern"], records.now())
 
 
 def test_git_state(tmp_path, monkeypatch):
@@ -158,7 +163,7 @@ def test_git_state(tmp_path, monkeypatch):
 
 def test_nothing_heavy_is_imported():
     code = (
-        "import sys; from kdrun.engine import record; record.versions()\n"
+        "import sys; from kdrun.runs import record; record.versions()\n"
         "print({'torch', 'numpy', 'hydra', 'jsonschema', 'torchvision'} & set(sys.modules))"
     )
     root = Path(__file__).parents[1]
@@ -167,3 +172,28 @@ def test_nothing_heavy_is_imported():
     versions = records.versions()
     assert {"python", "torch", "hydra"} <= versions.keys()
     assert all(isinstance(version, str) for version in versions.values())
+
+
+def test_a_record_of_schema_1_is_read_as_one_of_schema_2(tmp_path):
+    """The committed benchmark was written in schema 1; reading it loses nothing, and what is read can be written and read again."""
+    (path, *_) = sorted((ROOT / "results" / "cifar10-jpeg").rglob("record.json"))
+    old, new = json.loads(path.read_text()), records.read(path.parent)
+    assert old["schema"] == 1
+    assert new["schema"] == 2
+    records.validate(new)
+    assert new["metrics"] == [ACCURACY.as_dict()]
+    assert new["last"] == {**old["last"], "metrics": {"accuracy": old["last"]["score"]}}
+    assert new["dataset"]["preprocessing"] == {key: old["dataset"][key] for key in ("size", "mean", "std")}
+    assert new["details"] == {key: old[key] for key in ("calibration", "class_scores")}
+    assert new["time"]["samples_per_s"] == old["time"]["images_per_s"]
+    same = set(old) & set(new) - {"schema", "dataset", "time", "last", "best", "holdout"}
+    assert {key: new[key] for key in same} == {key: old[key] for key in same}
+    records.write(tmp_path, new)
+    assert records.read(tmp_path) == new
+
+
+def test_the_schema_on_disk_is_made_from_the_types():
+    spec = importlib.util.spec_from_file_location("docs_record", ROOT / "scripts" / "docs_record.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.FILE.read_text(encoding="utf-8") == script.text(), "run: python scripts/docs_record.py"

@@ -17,7 +17,7 @@ from kdrun.engine.rehearsal import rehearse
 from kdrun.errors import DivergedError, KdrunError
 from kdrun.methods import Method
 from kdrun.methods.base import DataFacts, Distillation
-from kdrun.tasks.image import task as image
+from kdrun.tasks.image import metrics as image
 from kdrun.tasks.image.data.base import Dataset, Split
 from kdrun.tasks.image.data.loader import Augment, Loader
 from kdrun.tasks.image.weak import better_normalisation, weakness

@@ -13,10 +13,12 @@ import pytest
 
 from kdrun.errors import KdrunError
 from kdrun.report import curves, learning, rows
+from kdrun.report.display import Display
 from kdrun.report.labels import natural
 from kdrun.report.stats import mean_sd, paired
 from kdrun.report.summary import text as summary
 from kdrun.runs.record import validate
+from kdrun.tasks.metric import ACCURACY
 
 
 def sha(*parts) -> str:
@@ -39,9 +41,9 @@ def make(method="kd", seed=0, score=0.9, *, status="done", lr=0.1, student="resn
     }
     group = sha(identity)[:12]
     done = status == "done"
-    chosen = {"epoch": 30, "score": score, "loss": 0.3} if done else None
+    chosen = {"epoch": 30, "score": score, "loss": 0.3, "metrics": {"accuracy": score}} if done else None
     record = {
-        "schema": 1,
+        "schema": 2,
         "id": sha(group, seed)[:12],
         "group": group,
         "seed": seed,
@@ -52,7 +54,7 @@ def make(method="kd", seed=0, score=0.9, *, status="done", lr=0.1, student="resn
         "task": "image",
         "dataset": {
             "name": "digits", "checksum": "ab12", "train_n": 1200, "holdout_n": 0, "test_n": 597,
-            "size": 8, "classes": list("0123456789"), "mean": [0.3], "std": [0.4],
+            "classes": list("0123456789"), "preprocessing": {"size": 8, "mean": [0.3], "std": [0.4]},
         },
         "teacher": {"name": "resnet14", "run_id": "77aa", "sha256": sha("t"), "params": 172_000, "score": 0.9581}
         if taught
@@ -65,15 +67,17 @@ def make(method="kd", seed=0, score=0.9, *, status="done", lr=0.1, student="resn
         "weights": {"task": 1.0},
         "recipe": {"name": "quick", "epochs": 30, "lr": lr},
         "protocol": "last",
-        "metric": {"name": "accuracy", "split": "test", "higher_is_better": True},
+        "metrics": [ACCURACY.as_dict()],
+        "unit": "images",
+        "details": None,
         "score": score if done else None,
         "last": chosen,
-        "best": chosen and {"epoch": 27, "score": score + 0.004, "loss": 0.31},
+        "best": chosen and {**chosen, "epoch": 27, "score": score + 0.004, "loss": 0.31},
         "holdout": None,
         "agreement": 0.93 if taught and done else None,
         "time": {
             "start": "2025-01-01T10:00:00+00:00", "end": "2025-01-01T10:00:09+00:00" if done else None, "train_s": 8.5,
-            "images_per_s": 4200.0, "data_wait": 0.01, "peak_memory": 310_000_000,
+            "samples_per_s": 4200.0, "data_wait": 0.01, "peak_memory": 310_000_000,
         },
         "engine": {"device": "cpu", "precision": "fp32", "compile": False, "cache": True, "deterministic": True},
         "code": {"method": {name: sha(name) for name in names}, "student": sha(student)},
@@ -300,7 +304,9 @@ def test_curves(tmp_path, records):
         points = [{"stage": "hints", "epoch": 1, "test": None}, {"stage": "distil", "epoch": 1, "test": None}]
         points += [{"stage": "distil", "epoch": e, "test": {"score": record["score"] * (1 - 1 / e)}} for e in (2, 3, 4)]
         (folder / "curves.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
-    assert learning.read_curve(runs[0][1]) == {e: pytest.approx(NONE[0] * (1 - 1 / e)) for e in (2, 3, 4)}
+    assert learning.read_curve(runs[0][1], Display(ACCURACY)) == {
+        e: pytest.approx(NONE[0] * (1 - 1 / e)) for e in (2, 3, 4)
+    }
     png = curves.curves(runs, tmp_path / "new" / "curves.png")
     assert png.read_bytes().startswith(b"\x89PNG")
     (runs[0][1] / "curves.jsonl").write_text('{"stage": "dis')

@@ -191,7 +191,7 @@ def test_foreign_and_truncated_records_are_named_and_counted(tmp_path, capsys):
     for name, text in (
         ("cut", '{"schema": 1,'),
         ("other", '{"a": 1}'),
-        ("newer", '{"schema": 2}'),
+        ("newer", '{"schema": 3}'),
         ("thin", '{"schema": 1}'),
     ):
         (tmp_path / name).mkdir()
@@ -200,7 +200,7 @@ def test_foreign_and_truncated_records_are_named_and_counted(tmp_path, capsys):
     shown = capsys.readouterr()
     assert "4 files with the name record.json could not be read and are left out" in shown.out
     assert [line.split()[1].split("/")[-2] for line in shown.err.splitlines()] == ["cut", "newer", "other", "thin"]
-    assert "schema 2; this kdrun reads schema 1" in shown.err
+    assert "schema 3; this kdrun reads schemas 1 and 2" in shown.err
 
 
 @pytest.mark.parametrize(
@@ -312,12 +312,12 @@ def test_records_are_copied_without_weights_and_report_the_same(tmp_path, capsys
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"engine": None}, "engine is NoneType, not object"),
-        ({"method": "kd"}, "method is str, not array"),
-        ({"status": None}, "status is None"),
-        ({"teacher": {"name": "x"}}, "no key 'run_id'"),
+        ({"engine": None}, "Expected 'object', got 'null' in 'engine'"),
+        ({"method": "kd"}, "Expected 'array', got 'str' in 'method'"),
+        ({"status": None}, "Expected 'str', got 'null' in 'status'"),
+        ({"teacher": {"name": "x"}}, "Object missing required field 'run_id' in 'teacher'"),
         ({"last": None}, "it is done without a score"),
-        ({"last": {"epoch": 1, "score": "0.9", "loss": 1.0}}, "score is str, not number"),
+        ({"last": {"epoch": 1, "score": "0.9", "loss": 1.0}}, "Expected 'int | float', got 'str' in 'last.score'"),
     ],
 )
 def test_a_record_of_another_shape_is_named_and_skipped(change, why, tmp_path, capsys):
@@ -600,5 +600,5 @@ def test_published_tables_name_models_that_exist(name):
 
 
 def test_a_published_table_of_other_images_is_refused():
-    with pytest.raises(KdrunError, match="scores on different images cannot be compared"):
+    with pytest.raises(KdrunError, match="scores on different data cannot be compared"):
         compare(tables(sweep()), "crd_cifar100")

@@ -100,7 +100,7 @@ def test_resume_is_bit_exact(case: str, whole: Path, tmp_path: Path) -> None:
         assert mine[key] == theirs[key], key
     curves = [[json.loads(line) for line in (f / "curves.jsonl").read_text().splitlines()] for f in (folder, expected)]
     timeless = [
-        [{k: v for k, v in line.items() if k not in ("images_per_s", "data_wait", "seconds")} for line in c]
+        [{k: v for k, v in line.items() if k not in ("samples_per_s", "data_wait", "seconds")} for line in c]
         for c in curves
     ]
     assert timeless[0] == timeless[1]

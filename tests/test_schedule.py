@@ -137,7 +137,7 @@ def test_the_meter_averages_a_term_over_the_images_that_it_was_computed_for():
     meter.add({"task": torch.tensor(4.5)}, torch.tensor(0), 16, 3)
     assert meter.read("distil") == {"task": 4.5}
     assert meter.means() == {"task": 3.5, "kd.soft": 5.0}
-    assert meter.score() == 0.5
+    assert meter.mean_score() == 0.5
     meter.add({"task": torch.tensor(1.0), "kd.soft": torch.tensor(float("nan"))}, torch.tensor(0), 4, 4)
     with pytest.raises(DivergedError, match=r"step 4 .*kd.soft"):
         meter.read("distil")

@@ -15,7 +15,7 @@ from test_sweep import sweep as run_sweep
 
 from kdrun import cli
 from kdrun.errors import KdrunError
-from kdrun.runs.plan import WRITTEN
+from kdrun.runs.folder import WRITTEN
 from kdrun.sweep import planning as sweep
 from kdrun.sweep.folder import job_name, key_of, open_folder
 
@@ -86,9 +86,7 @@ def test_names_say_what_is_swept() -> None:
 
 
 def test_rerun_takes_away_what_a_run_writes_alone(tmp_path: Path) -> None:
-    from types import SimpleNamespace
-
-    from kdrun.runs.plan import clear
+    from kdrun.runs.folder import clear
 
     mine = [
         "notes.md",
@@ -103,7 +101,7 @@ def test_rerun_takes_away_what_a_run_writes_alone(tmp_path: Path) -> None:
     for name in [*mine, *theirs]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    clear(SimpleNamespace(folder=tmp_path))  # type: ignore[arg-type]
+    clear(tmp_path)
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == sorted(mine)
 
 

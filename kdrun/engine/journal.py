@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import resource
 import sys
@@ -10,18 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+import yaml  # comes with omegaconf
 from torch.utils.tensorboard import SummaryWriter
 
 from kdrun.engine import board
+from kdrun.engine.build import Parts
+from kdrun.engine.failure import failure, plain
 from kdrun.engine.loop import Epoch, Progress
-from kdrun.engine.precision import Compute
 from kdrun.errors import KdrunError
-from kdrun.methods.base import Distillation, Stage
+from kdrun.methods.base import Stage
+from kdrun.runs import folder as files
 from kdrun.runs import record as records
 from kdrun.runs.checkpoint import load_state, plain_state, save_state, save_tensors, save_text, weights_sha256
+from kdrun.runs.schema import with_metrics
 from kdrun.screen import Screen
-from kdrun.tasks.image import task as image
+from kdrun.tasks.base import Evaluation
 
 
 class RunJournal:
@@ -29,28 +33,81 @@ class RunJournal:
 
     Order at the end of an epoch: curve line, candidate weights, resume state, record. A kill between any two of them is
     mended by the resume, which cuts the curve back to what the resume state knows.
+
+    As a context it writes the record at its start and, whatever ends the run, the reason at its end. Until `begin` has agreed to
+    go on with a run that was begun before, the record of `before` stands: where it refuses, or the teacher fails, nothing of it is lost.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        record: dict[str, Any],
-        distillation: Distillation,
-        compute: Compute,
-        labels: dict[str, Tensor],
-        teacher_logits: Tensor | None,
-        screen: Screen,
+        self, folder: Path, record: dict[str, Any], before: dict[str, Any] | None, parts: Parts, screen: Screen
     ):
-        self.folder, self.record, self.distillation, self.compute = folder, record, distillation, compute
-        self.labels, self.teacher_logits, self.screen = labels, teacher_logits, screen
+        self.folder, self.record, self.parts, self.screen = folder, record, parts, screen
+        self.standing = record if before is None else {**before, "status": "running", "error": None}
+        self.distillation, self.compute, self.task = parts.distillation, parts.compute, parts.task
+        self.metric = parts.task.metrics[0]
+        self.teacher_evaluation: Evaluation | None = None
+        self.last_test: Evaluation | None = None  # of the student, after the last epoch that was evaluated here
         self.lines = 0
-        self.board: Any = None  # opened by resume
+        self.board: Any = None  # opened by begin
         self.progress = Progress()
         self.place: dict[str, Any] = {"stage": None, "step": None}  # where training is: the position of a failure
 
+    def __enter__(self) -> RunJournal:
+        records.write(self.folder, self.standing)
+        self.log_to_folder()
+        for line in [*self.parts.lines(), *(f"note     {line}" for line in self.parts.dataset.notes)]:
+            self.screen.note(line)
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """The last word: how the run ended, also where the disk is full or the user stopped it."""
+        if error is not None:
+            self.standing |= failure(error, self.place)
+        self.screen.stop()
+        if self.board is not None:
+            with suppress(OSError):  # a full disk has been reported already; the next run must not find the file open
+                self.board.close()
+        if self.standing is self.record:
+            self.record["time"]["end"] = records.now()
+        self._last_word()
+        self.screen.log = None
+        if error is not None and plain(error) is not error:
+            raise plain(error) from error
+
+    def _last_word(self) -> None:
+        """Write the record even where the disk is full: its old space is free again by then, or the old record stays."""
+        try:
+            records.write(self.folder, self.standing)
+        except OSError:
+            if self.standing["status"] == "done":
+                raise
+
+    def log_to_folder(self) -> None:
+        """What the screen says goes into this run's log, too."""
+        self.screen.log = self.folder / files.LOG
+
+    def teacher(self, entry: dict[str, Any], evaluation: Evaluation) -> None:
+        """The teacher is ready: what the record says of it, and what it scored on the test set."""
+        self.record["teacher"], self.teacher_evaluation = entry, evaluation
+
+    def begin(self, config: Any) -> Progress:
+        """Go on with what was trained before, or start: from here on the record is this run's."""
+        if self.compute.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()  # the teacher's own training is not this run's
+        progress = self.resume()
+        self.standing = self.record
+        records.write(self.folder, self.record)
+        save_text(self.folder / files.CONFIG, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+        if progress.step == 0:
+            parts = self.parts
+            self.task.preview(self.board, parts.dataset, parts.train.view(parts.dataset.train.index[:16], 0))
+            if self.record["teacher"] is not None:
+                self.board.add_scalar(f"teacher/test/{self.metric.name}", self.record["teacher"]["score"], 0)
+        return progress
+
     def resume(self) -> Progress:
         """The state of the last finished epoch, loaded into the distillation; a fresh Progress where there is none."""
-        path = self.folder / "last.ckpt"
+        path = self.folder / files.STATE
         progress = Progress()
         if path.is_file():
             state = load_state(path)
@@ -71,18 +128,19 @@ class RunJournal:
                     "half of it would be trained with each. Put the source back, or say rerun=true to start over"
                 )
             self.distillation.load_state_dict(state["distillation"])
-            progress = Progress(**state["progress"])
+            progress = Progress(**_samples(state["progress"]))
             self.lines = state["lines"]
-            for key in ("last", "best", "holdout", "agreement"):
-                self.record[key] = state["record"][key]
+            for key in ("last", "best", "holdout"):
+                self.record[key] = with_metrics(state["record"][key], self.metric.name)
+            self.record["agreement"] = state["record"]["agreement"]
             self.record["student"]["init_sha256"] = state["record"]["init_sha256"]
             self.record["resumed"] += 1
             self._progress_record(progress)
         self._cut_curves()
         if not progress.step:
-            for events in (self.folder / "tb").glob("events.out.tfevents.*"):
+            for events in (self.folder / files.BOARD).glob(files.EVENTS):
                 events.unlink()  # points of a first epoch that was never finished
-        self.board = SummaryWriter(self.folder / "tb", purge_step=progress.step + 1 if progress.step else None)
+        self.board = SummaryWriter(self.folder / files.BOARD, purge_step=progress.step + 1 if progress.step else None)
         self.progress = progress
         return progress
 
@@ -99,16 +157,10 @@ class RunJournal:
         for name, value in values.items():
             self.board.add_scalar(f"{stage.name}/{name}", value, step)
 
-    def samples(self, images_BCHW: Tensor) -> None:
-        board.samples(self.board, images_BCHW, self.record["dataset"]["mean"], self.record["dataset"]["std"])
-
-    def teacher(self, score: float) -> None:
-        self.board.add_scalar(f"teacher/test/{image.METRIC['name']}", score, 0)
-
     def end_epoch(self, epoch: Epoch, progress: Progress) -> None:
         line = self._line(epoch)
         self._points(epoch, line)
-        with open(self.folder / "curves.jsonl", "a", encoding="utf-8") as file:
+        with open(self.folder / files.CURVES, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self.lines += 1
         if line["test"]:
@@ -117,30 +169,26 @@ class RunJournal:
         self._progress_record(progress)
         records.write(self.folder, self.record)
         self.board.flush()
-        self.screen.end_epoch(epoch, line["test"]["score"] if line["test"] else None)
+        self.screen.end_epoch(
+            epoch,
+            self.metric.text(line["test"]["score"]) if line["test"] else None,
+            f"{epoch.samples_per_s:,.0f} {self.task.unit}/s",
+        )
         self._at(epoch.stage, inside=epoch.epoch < epoch.epochs)
 
-    def finish(self, test_logits: Tensor) -> None:
-        """The last files: weights of the last epoch (and of the peers), and its test logits (N, K)."""
+    def finish(self, test: Evaluation) -> None:
+        """The last files: weights of the last epoch (and of the peers), and what the student gives for the test set."""
         student = plain_state(self.distillation.student.module)
-        save_tensors(self.folder / "student.safetensors", student)
+        save_tensors(self.folder / files.WEIGHTS["last"], student)
         for name, model in self.distillation.stages[-1].evaluates.items():
             if name != "student":
                 save_tensors(self.folder / f"{name}.safetensors", plain_state(model))
-        save_tensors(self.folder / "test_logits.safetensors", {"logits": test_logits, "labels": self.labels["test"]})
+        save_tensors(self.folder / files.PREDICTIONS, test.predictions)
         self.record["student"]["sha256"] = weights_sha256(student)
-        self.record["calibration"] = image.calibration(test_logits, self.labels["test"])
-        self.record["class_scores"] = image.class_scores(test_logits, self.labels["test"])
-        names = self.record["dataset"]["classes"]
-        board.classes(self.board, test_logits, self.labels["test"], names, self.progress.step)
+        self.record["details"] = self.task.details(test, self.parts.dataset)
+        self.task.show(self.board, self.parts.dataset, test, self.progress.step)
         board.hyperparameters(self.board, self.record, self.progress.step)
         self.board.close()
-
-    def close(self) -> None:
-        """However training ended: the next run of this process must not find TensorBoard's thread and file still open."""
-        if self.board is not None:
-            with suppress(OSError):  # a full disk has been told already
-                self.board.close()
 
     def _at(self, stage: str, inside: bool) -> None:
         """Training is in `stage`; `inside` the step that follows the last finished one, or outside of steps (evaluation)."""
@@ -149,59 +197,63 @@ class RunJournal:
     def _line(self, epoch: Epoch) -> dict[str, Any]:
         line: dict[str, Any] = {
             "stage": epoch.stage, "epoch": epoch.epoch, "epochs": epoch.epochs, "step": epoch.step, "lr": epoch.lr, "loss": epoch.loss,
-            "test": None, "holdout": None, "train_score": epoch.train_score, "images_per_s": epoch.images_per_s,
+            "test": None, "holdout": None, "train_score": epoch.train_score, "samples_per_s": epoch.samples_per_s,
             "data_wait": epoch.data_wait, "seconds": epoch.seconds, "peers": {},
         }  # fmt: skip
-        for name, splits in epoch.logits.items():
-            scores = {split: self._scores(split, logits) for split, logits in splits.items()}
+        for name, splits in epoch.evaluations.items():
+            scores = {split: self._scores(split, evaluation) for split, evaluation in splits.items()}
             if name == "student":
                 line |= scores
             else:
                 line["peers"][name] = scores["test"]
         return line
 
-    def _scores(self, split: str, logits: Tensor) -> dict[str, float | None]:
-        labels = self.labels[split]
-        found: dict[str, float | None] = {"score": image.score(logits, labels), "loss": image.mean_loss(logits, labels)}
+    def _scores(self, split: str, evaluation: Evaluation) -> dict[str, Any]:
+        scores: dict[str, Any] = {
+            "score": evaluation.score, "loss": evaluation.loss, "metrics": evaluation.metrics,
+        }  # fmt: skip
         if split == "test":
-            found["agreement"] = None if self.teacher_logits is None else image.agreement(logits, self.teacher_logits)
-        return found
+            teacher = self.teacher_evaluation
+            scores["agreement"] = None if teacher is None else self.task.agreement(evaluation, teacher)
+        return scores
 
     def _points(self, epoch: Epoch, line: dict[str, Any]) -> None:
-        metric = image.METRIC["name"]
         points = {
-            f"{epoch.stage}/train/{metric}": epoch.train_score,
-            "speed/images_per_s": epoch.images_per_s,
+            f"{epoch.stage}/train/{self.metric.name}": epoch.train_score,
+            f"speed/{self.task.unit}_per_s": epoch.samples_per_s,
             "speed/data_wait": epoch.data_wait,
         }
         for split in ("test", "holdout"):
             if line[split]:
-                points |= {f"eval/{split}/{metric}": line[split]["score"], f"eval/{split}/loss": line[split]["loss"]}
+                points |= {f"eval/{split}/{name}": value for name, value in line[split]["metrics"].items()}
+                points[f"eval/{split}/loss"] = line[split]["loss"]
         if line["test"] and line["test"]["agreement"] is not None:
             points["eval/test/agreement"] = line["test"]["agreement"]
         for name, scores in line["peers"].items():
-            points[f"eval/test/{name}/{metric}"] = scores["score"]
+            points[f"eval/test/{name}/{self.metric.name}"] = scores["score"]
         for name, value in points.items():
             if value is not None:
                 self.board.add_scalar(name, value, epoch.step)
 
     def _candidates(self, epoch: Epoch, line: dict[str, Any]) -> None:
-        """last, best (highest test score, the earliest of equals) and holdout (highest holdout score, scored on test)."""
+        """last, best (on the test set, the earliest of equals) and holdout (best on the holdout, scored on test)."""
         test, held = line["test"], line["holdout"]
-        self.record["last"] = {"epoch": epoch.epoch, "score": test["score"], "loss": test["loss"]}
+        self.record["last"] = {
+            "epoch": epoch.epoch, "score": test["score"], "loss": test["loss"], "metrics": test["metrics"],
+        }  # fmt: skip
         self.record["agreement"] = test["agreement"]
+        self.last_test = epoch.evaluations["student"]["test"]
         student = plain_state(self.distillation.student.module)
-        if self.record["best"] is None or test["score"] > self.record["best"]["score"]:
+        best, chosen = self.record["best"], self.record["holdout"]
+        if self.metric.is_better(test["score"], best and best["score"]):
             self.record["best"] = dict(self.record["last"])
-            save_tensors(self.folder / "student-best.safetensors", student)
-        if held and (self.record["holdout"] is None or held["score"] > self.record["holdout"]["score"]):
+            save_tensors(self.folder / files.WEIGHTS["best"], student)
+        if held and self.metric.is_better(held["score"], chosen and chosen["score"]):
             self.record["holdout"] = {
-                "epoch": epoch.epoch,
-                "score": held["score"],
-                "loss": held["loss"],
-                "test_score": test["score"],
-            }
-            save_tensors(self.folder / "student-holdout.safetensors", student)
+                "epoch": epoch.epoch, "score": held["score"], "loss": held["loss"], "metrics": held["metrics"],
+                "test_score": test["score"], "test_metrics": test["metrics"],
+            }  # fmt: skip
+            save_tensors(self.folder / files.WEIGHTS["holdout"], student)
 
     def _save(self, progress: Progress) -> None:
         kept = {key: self.record[key] for key in ("last", "best", "holdout", "agreement")}
@@ -212,7 +264,7 @@ class RunJournal:
             "progress": dict(progress.__dict__), "distillation": self.distillation.state_dict(),
             "record": {**kept, "init_sha256": self.record["student"]["init_sha256"]},
         }  # fmt: skip
-        save_state(self.folder / "last.ckpt", state)
+        save_state(self.folder / files.STATE, state)
 
     def _progress_record(self, progress: Progress) -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -220,16 +272,21 @@ class RunJournal:
             peak = torch.cuda.max_memory_allocated()
         self.record["time"] |= {
             "train_s": round(progress.train_s, 3),
-            "images_per_s": round(progress.images / progress.train_s, 1),
+            "samples_per_s": round(progress.samples / progress.train_s, 1),
             "data_wait": round(progress.wait_s / progress.train_s, 4),
             "peak_memory": max(peak, self.record["time"]["peak_memory"] or 0),  # of all starts
         }
 
     def _cut_curves(self) -> None:
-        path = self.folder / "curves.jsonl"
+        path = self.folder / files.CURVES
         kept = path.read_text(encoding="utf-8").splitlines(keepends=True)[: self.lines] if path.is_file() else []
         save_text(path, "".join(kept))
 
     def _label(self, stage: Stage) -> str:
         """The role, and the stage where there are several: "student hints"."""
         return self.screen.role + (f" {stage.name}" if len(self.distillation.stages) > 1 else "")
+
+
+def _samples(progress: dict[str, Any]) -> dict[str, Any]:
+    """The progress in a resume state; states from before schema 2 counted `images`."""
+    return {"samples" if key == "images" else key: value for key, value in progress.items()}

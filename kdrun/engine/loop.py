@@ -1,10 +1,10 @@
-"""fit and evaluate: the only optimiser loop. It knows stages, terms and weights, and nothing of any method."""
+"""fit and evaluate: the only optimiser loop. It knows stages, terms and weights, and nothing of any method or task."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,9 +12,26 @@ import torch
 from torch import Tensor, nn
 
 from kdrun.config.schema import Recipe
+from kdrun.engine.meter import Meter
 from kdrun.engine.schedule import factor, learning_rate
 from kdrun.errors import DivergedError, KdrunError, choices
 from kdrun.methods.base import Distillation, Stage
+from kdrun.methods.taps import as_float, device_of
+from kdrun.tasks.base import Evaluation, Loader, Task
+
+
+@dataclass
+class Training:
+    """All that `fit` trains with; built by kdrun/engine/build.py."""
+
+    task: Task
+    distillation: Distillation
+    train: Loader
+    evals: Mapping[str, Loader]  # split -> its batches
+    recipe: Recipe
+    weights: dict[str, float]  # term -> weight
+    schedules: dict[str, dict[str, Any]]  # term -> how its weight moves
+    log_every: int = 50
 
 
 @dataclass
@@ -26,13 +43,13 @@ class Progress:
     step: int = 0  # optimiser steps over all stages
     train_s: float = 0.0
     wait_s: float = 0.0
-    images: int = 0
+    samples: int = 0
     optimizer: dict[str, Any] | None = None
 
 
 @dataclass
 class Epoch:
-    """What one epoch of one stage left: means over its images; a line of curves.jsonl."""
+    """What one epoch of one stage left: means over its samples; a line of curves.jsonl."""
 
     stage: str
     epoch: int  # counts from 1
@@ -41,10 +58,10 @@ class Epoch:
     lr: float
     loss: dict[str, float]  # total, and each term unweighted
     train_score: float | None
-    images_per_s: float
+    samples_per_s: float
     data_wait: float
     seconds: float
-    logits: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # model -> split -> (N, K) on the device
+    evaluations: dict[str, dict[str, Evaluation]] = field(default_factory=dict)  # model -> split -> what it scored
 
 
 class Journal(Protocol):
@@ -56,78 +73,43 @@ class Journal(Protocol):
     def end_epoch(self, epoch: Epoch, progress: Progress) -> None: ...
 
 
-def fit(
-    distillation: Distillation,
-    train: Any,  # kdrun.tasks.image.data.loader.Loader
-    evals: Mapping[str, Any],  # split -> Loader
-    recipe: Recipe,
-    weights: Mapping[str, float],
-    schedules: Mapping[str, Mapping[str, Any]],
-    journal: Journal,
-    *,
-    progress: Progress,
-    correct: Callable[[Any, Tensor], Tensor],
-    log_every: int = 50,
-) -> None:
-    """Train every stage of the distillation, from where `progress` says, and leave the best that it knows in the journal."""
+def fit(training: Training, journal: Journal, progress: Progress) -> None:
+    """Train every stage of the distillation, from where `progress` says; the journal keeps what comes of it."""
+    distillation = training.distillation
     for number, stage in enumerate(distillation.stages):
         if number < progress.stage:
             continue
         if number > progress.stage:
             progress.stage, progress.epoch, progress.optimizer = number, 0, None
-        settings = stage_recipe(recipe, stage)
+        recipe = stage_recipe(training.recipe, stage)
         enter(distillation, stage)
-        optimizer = make_optimizer(stage, settings)
+        optimizer = make_optimizer(stage, recipe)
         if progress.optimizer is not None:
             optimizer.load_state_dict(progress.optimizer)
-        journal.start_stage(stage, settings.epochs, len(train), progress.epoch)
-        for epoch in range(progress.epoch, settings.epochs):
+        journal.start_stage(stage, recipe.epochs, len(training.train), progress.epoch)
+        for epoch in range(progress.epoch, recipe.epochs):
             distillation.begin_epoch(number, epoch)
-            line = train_epoch(
-                distillation,
-                stage,
-                optimizer,
-                train,
-                settings,
-                epoch,
-                weights,
-                schedules,
-                journal,
-                progress,
-                correct,
-                log_every,
-            )
-            for name, model in stage.evaluates.items():
-                line.logits[name] = {split: evaluate(distillation, model, loader) for split, loader in evals.items()}
-            if not all(logits.isfinite().all() for splits in line.logits.values() for logits in splits.values()):
-                raise DivergedError(
-                    stage.name, progress.step, "weights"
-                )  # the last update broke them, after a finite loss
-            if not stage.evaluates:
-                line.train_score = None  # the head is not trained: its accuracy says nothing
+            line = train_epoch(training, stage, recipe, optimizer, epoch, journal, progress)
+            line.evaluations = _evaluate_all(training, stage, progress.step)
             enter(distillation, stage)
             progress.epoch, progress.optimizer = epoch + 1, optimizer.state_dict()
             journal.end_epoch(line, progress)
 
 
 def train_epoch(
-    distillation: Distillation,
+    training: Training,
     stage: Stage,
-    optimizer: torch.optim.Optimizer,
-    train: Any,
     recipe: Recipe,
+    optimizer: torch.optim.Optimizer,
     epoch: int,
-    weights: Mapping[str, float],
-    schedules: Mapping[str, Mapping[str, Any]],
     journal: Journal,
     progress: Progress,
-    correct: Callable[[Any, Tensor], Tensor],
-    log_every: int,
 ) -> Epoch:
-    """One pass over the training images. The device is waited for on logging steps alone."""
-    steps, began = len(train), time.perf_counter()
+    """One pass over the training samples by the stage's own `recipe`. The device is waited for on logging steps alone."""
+    distillation, task = training.distillation, training.task
+    steps, began = len(training.train), time.perf_counter()
     meter = Meter()
-    batches = iter(train.epoch(epoch))
+    batches = iter(training.train.epoch(epoch))
     for i in range(steps):
         waited = time.perf_counter()
         batch = next(batches)
@@ -137,36 +119,64 @@ def train_epoch(
         for group in optimizer.param_groups:
             group["lr"] = lr
 
-        now = {name: weight * factor(schedules.get(name), share) for name, weight in weights.items()}
-        output, terms = distillation(batch, stage, now)
-        now = {name: weights_of(now, name) for name in terms}
-        if any(now.values()):
-            total = weighted(terms, now)
+        weights = {name: w * factor(training.schedules.get(name), share) for name, w in training.weights.items()}
+        output, terms = distillation(batch, stage, weights)
+        own = {name: weight_of(weights, name) for name in terms}
+        if any(own.values()):
+            total = weighted(terms, own)
             optimizer.zero_grad(set_to_none=True)
             total.backward()
             optimizer.step()
         else:  # schedules hold every term at 0 as yet: no update, not even of weight decay
             total = torch.zeros_like(next(iter(terms.values())))
-        distillation.after_step()
+        distillation.after_step(weights)
 
         progress.step += 1
-        hits = correct(output.logits.detach(), batch["label"])
-        meter.add({"total": total, **terms}, hits, len(batch["label"]), progress.step)
+        score_sum = task.train_sum(output.logits.detach(), batch)
+        meter.add({"total": total, **terms}, score_sum, len(batch["index"]), progress.step)
         logged = None
-        if progress.step % log_every == 0 or i + 1 == steps:
+        if progress.step % training.log_every == 0 or i + 1 == steps:
             logged = meter.read(stage.name)
-            points = {f"loss/{name}": value for name, value in logged.items()} | {
-                f"weight/{name}": value for name, value in now.items()
-            }
+            points = {f"loss/{name}": value for name, value in logged.items()}
+            points |= {f"weight/{name}": value for name, value in own.items()}
             journal.point(stage, progress.step, {**points, "lr": lr})
         journal.tick(stage, epoch, logged)
     seconds = time.perf_counter() - began
     progress.train_s, progress.wait_s = progress.train_s + seconds, progress.wait_s + meter.wait_s
-    progress.images += meter.images
+    progress.samples += meter.samples
+    # A stage that evaluates nothing does not train the head: its score says nothing.
+    train_score = task.train_score(meter.mean_score()) if stage.evaluates else None
     return Epoch(
-        stage.name, epoch + 1, recipe.epochs, progress.step, lr, meter.means(), meter.score(),
-        meter.images / seconds, meter.wait_s / seconds, seconds,
+        stage.name, epoch + 1, recipe.epochs, progress.step, lr, meter.means(), train_score,
+        meter.samples / seconds, meter.wait_s / seconds, seconds,
     )  # fmt: skip
+
+
+def _evaluate_all(training: Training, stage: Stage, step: int) -> dict[str, dict[str, Evaluation]]:
+    """What every model that the stage evaluates scores on every split."""
+    evaluations = {
+        name: {
+            split: evaluate(training.task, model, loader, training.distillation.student.autocast)
+            for split, loader in training.evals.items()
+        }
+        for name, model in stage.evaluates.items()
+    }
+    if not all(one.is_finite() for splits in evaluations.values() for one in splits.values()):
+        raise DivergedError(stage.name, step, "weights")  # the last update broke them, after a finite loss
+    return evaluations
+
+
+def evaluate(task: Task, model: nn.Module, loader: Loader, autocast: torch.dtype | None = None) -> Evaluation:
+    """What a model scores on a split, in eval mode and without gradients; its outputs are float32."""
+    model.eval()
+    evaluator = task.evaluator()
+    with torch.no_grad():
+        for batch in loader.batches():
+            x = batch["input"]
+            with torch.autocast(device_of(x).type, autocast or torch.bfloat16, enabled=autocast is not None):
+                output = model(x)
+            evaluator.update(as_float(output), batch)
+    return evaluator.result()
 
 
 def enter(distillation: Distillation, stage: Stage) -> None:
@@ -210,7 +220,7 @@ def make_optimizer(stage: Stage, recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
-def weights_of(weights: Mapping[str, float], term: str) -> float:
+def weight_of(weights: Mapping[str, float], term: str) -> float:
     """The weight of a term; one without a weight is an error."""
     if term not in weights:
         method, _, name = term.partition(".")
@@ -224,79 +234,3 @@ def weighted(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tenso
     if not parts:
         raise KdrunError(f"every term has weight 0 ({', '.join(terms)}): there is nothing to train on")
     return sum(parts[1:], parts[0])
-
-
-def evaluate(distillation: Distillation, model: nn.Module, loader: Any) -> Tensor:
-    """The logits (N, K) in float32 of a model over a split, in order, in eval mode."""
-    model.eval()
-    dtype = distillation.student.autocast
-    logits = []
-    with torch.no_grad():
-        for batch in loader.batches():
-            x = batch["input"]
-            with torch.autocast(x.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-                logits.append(model(x).float())
-    return torch.cat(logits)
-
-
-class Meter:
-    """Sums over images, kept on the device until someone reads them; by the names of the terms, which a schedule may change."""
-
-    def __init__(self) -> None:
-        self.sums: dict[tuple[str, ...], Tensor] = {}  # since the last read
-        self.epoch_sums: dict[tuple[str, ...], Tensor] = {}
-        self.counts: dict[tuple[str, ...], int] = {}
-        self.epoch_counts: dict[tuple[str, ...], int] = {}
-        self.bad: dict[tuple[str, ...], Tensor] = {}  # first step at which a term was not finite, or -1
-        self.hits = torch.zeros(())
-        self.images = 0
-        self.wait_s = 0.0
-
-    def add(self, terms: Mapping[str, Tensor], hits: Tensor, size: int, step: int) -> None:
-        names, values = tuple(terms), torch.stack([value.detach() for value in terms.values()])
-        if not self.images:
-            self.hits = torch.zeros_like(hits)
-        if names not in self.sums:
-            self.sums[names] = self.epoch_sums[names] = torch.zeros_like(values, dtype=torch.float64)
-            self.counts[names] = self.epoch_counts[names] = 0
-            self.bad[names] = torch.full_like(values, -1, dtype=torch.long)
-        self.bad[names] = torch.where((self.bad[names] < 0) & ~values.isfinite(), step, self.bad[names])
-        self.sums[names] = self.sums[names] + values * size
-        self.hits = self.hits + hits
-        self.counts[names] += size
-        self.images += size
-
-    def read(self, stage: str) -> dict[str, float]:
-        """Means since the last read; raises DivergedError for the first term that was not finite."""
-        steps = [
-            (step, name) for names, bad in self.bad.items() for name, step in zip(names, bad.tolist(), strict=True)
-        ]
-        first = min((step for step, _ in steps if step >= 0), default=None)
-        if first is not None:
-            # `total` is bad wherever a term is. Where the task loss is bad beside a method's term, the model's weights are broken,
-            # and the method is the likelier cause.
-            bad_terms = [name for step, name in steps if step == first and name != "total"] or ["total"]
-            raise DivergedError(stage, first, next((name for name in bad_terms if name != "task"), "task"), bad_terms)
-        means = _means(self.sums, self.counts)
-        for names, sums in self.sums.items():
-            self.epoch_sums[names] = self.epoch_sums[names] + sums
-            self.epoch_counts[names] += self.counts[names]
-            self.sums[names], self.counts[names] = torch.zeros_like(sums), 0
-        return means
-
-    def means(self) -> dict[str, float]:
-        return _means(self.epoch_sums, self.epoch_counts)
-
-    def score(self) -> float:
-        return self.hits.item() / self.images
-
-
-def _means(sums: Mapping[tuple[str, ...], Tensor], counts: Mapping[tuple[str, ...], int]) -> dict[str, float]:
-    """Each term's mean over the images that it was computed for."""
-    totals: dict[str, float] = {}
-    images: dict[str, int] = {}
-    for names, values in sums.items():
-        for name, value in zip(names, values.tolist(), strict=True):
-            totals[name] = totals.get(name, 0.0) + value
-            images[name] = images.get(name, 0) + counts[names]
-    return {name: total / images[name] for name, total in totals.items() if images[name]}

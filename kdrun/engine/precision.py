@@ -1,4 +1,4 @@
-"""Which device and which number format a run computes in, and how the choice is told."""
+"""Which device and which number format a run computes in, and how the choice is put into words."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Compute:
     device: torch.device
     precision: str
     autocast: torch.dtype | None
-    said: str  # for the log's first lines
+    words: str  # for the log's first lines
 
 
 def resolve(engine: Engine) -> Compute:
@@ -44,8 +44,8 @@ def resolve(engine: Engine) -> Compute:
     torch.backends.cudnn.deterministic = engine.deterministic
     torch.backends.cudnn.allow_tf32 = precision != "fp32"
     on = f"cpu, {threads} thread{'s' * (threads != 1)}" if device.type == "cpu" else device.type
-    said = f"{on}, {precision}{' (losses fp32)' if precision != 'fp32' else ''}"
-    return Compute(device, precision, torch.bfloat16 if precision == "bf16" else None, said)
+    words = f"{on}, {precision}{' (losses fp32)' if precision != 'fp32' else ''}"
+    return Compute(device, precision, torch.bfloat16 if precision == "bf16" else None, words)
 
 
 def _native_bf16(device: torch.device) -> bool:

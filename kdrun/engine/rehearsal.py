@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdrun.config.explain import LABEL_LOSSES
 from kdrun.config.schema import Recipe, check_recipe
-from kdrun.engine.loop import enter, stage_recipe, weighted, weights_of
+from kdrun.engine.loop import enter, stage_recipe, weight_of, weighted
 from kdrun.errors import KdrunError, choices
 from kdrun.methods.base import Distillation, Stage
 
@@ -152,7 +152,7 @@ class _Pass:
         if not terms:
             raise KdrunError(f"stage {stage.name} has no loss: there is nothing to train on")
         weighted(
-            terms, {term: weights_of(self.weights, term) for term in terms}
+            terms, {term: weight_of(self.weights, term) for term in terms}
         )  # every term has a weight, and one is not 0
         trained = list(dict.fromkeys(p for module in stage.trains for p in module.parameters() if p.requires_grad))
         self.trained.update(trained)

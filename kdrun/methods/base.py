@@ -6,7 +6,6 @@ tapped models and the methods at work on them; composition is its only business.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from kdrun.errors import KdrunError, choices
-from kdrun.methods.taps import Output, Tapped, evaluate
+from kdrun.methods.taps import Output, Tapped, device_of, evaluate
 from kdrun.seeds import stream
 
-Batch = Mapping[str, Tensor]  # input (B, 3, H, W) float32, label (B,) int64, index (B,) int64: row in the training set
+# input (a tensor, or a dict of tensors), label (B, ...), index (B,) int64: the row in the training set; mask where inputs are padded
+Batch = Mapping[str, Any]
 Terms = dict[str, Tensor]  # scalars in float32, unweighted
 
 
@@ -64,13 +64,10 @@ class Stage:
     """A phase of training with an optimiser of its own. The key of its settings is method.<name>.stages.<stage>."""
 
     name: str
-    terms: Callable[[Batch], tuple[Output, Terms]]
-    trains: list[
-        nn.Module
-    ]  # exactly the modules that learn: thawed and in train mode; all else is frozen, in eval mode
-    evaluates: dict[str, nn.Module] = field(
-        default_factory=dict
-    )  # after an epoch; the one called "student" is selected on
+    terms: Callable[[Batch], tuple[Output, Terms]] | None  # None: the supervised loss and the losses of every method
+    trains: list[nn.Module]  # exactly the modules that learn: thawed, in train mode; all else is frozen, in eval mode
+    # After an epoch; the one called "student" is selected on.
+    evaluates: dict[str, nn.Module] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)  # overrides of the recipe; epochs is a share of its epochs
     owner: str = ""  # the method whose own stage it is; set by the Distillation, which puts it before the stage's terms
 
@@ -80,7 +77,7 @@ class Side:
     """One model of the pair as a method sees it at construction: the shapes of its taps, of its logits, and its parts."""
 
     shapes: list[tuple[int, ...]]  # per tap, in the order asked for, with a batch of 2: (2, C, H, W) or (2, D)
-    logits: tuple[int, ...]
+    logits: tuple[int, ...]  # of the output, with a batch of 2
     until: Callable[[str], list[nn.Module]]  # tap -> the modules that fire before it
 
 
@@ -89,9 +86,9 @@ class DataFacts:
     """What a method may know of the training data."""
 
     train_n: int  # rows of the training set before any split: the size of a memory bank
-    labels: Tensor  # (train_n,) int64; -1 where a row belongs to the holdout
-    classes: int
-    example: Tensor  # (2, 3, H, W) float32
+    labels: Tensor  # (train_n, ...); -1 where a row belongs to the holdout
+    classes: int  # numbers that a model gives for one sample
+    example: Any  # two inputs
 
 
 @dataclass
@@ -133,6 +130,7 @@ class Distillation(nn.Module):
         self._differentiates = [name for name, (cls, _) in methods.items() if cls.teacher == "gradients"]
         self.wants_gradients = bool(self._differentiates)
         self._taps = {name: _tap_names(name, settings.get("taps") or []) for name, (_, settings) in methods.items()}
+        self._slices = _slices(self._taps)
         self.student = Tapped(student, [tap for taps, _ in self._taps.values() for tap in taps], autocast)
         self.student.second = self.wants_gradients
         self._teacher: list[Tapped] = []
@@ -140,7 +138,6 @@ class Distillation(nn.Module):
             tapped = Tapped(teacher, [tap for _, taps in self._taps.values() for tap in taps], autocast)
             tapped.second = self.wants_gradients
             self._teacher.append(tapped.requires_grad_(False).eval())
-        self._idle: set[str] = set()  # methods whose terms have weight 0 in this step
         self._make_peer = lambda i: Tapped(_required(fresh)(i), (), autocast)
         self.methods: Mapping[str, Method] = nn.ModuleDict()  # type: ignore[assignment]
         self._build(methods)
@@ -153,7 +150,7 @@ class Distillation(nn.Module):
         outputs = evaluate(self.student, self._data.example), None
         if self.teacher is not None:
             outputs = outputs[0], evaluate(self.teacher, self._data.example)
-        pairs = {}
+        pairs, device = {}, device_of(self._data.example)
         for name, (cls, settings) in methods.items():
             if cls.teacher not in TEACHERS:
                 raise KdrunError(f"method {name} has teacher = {cls.teacher!r}. {choices(str(cls.teacher), TEACHERS)}")
@@ -165,13 +162,13 @@ class Distillation(nn.Module):
             torch.manual_seed(stream(self.seed, "method", name))  # layers start alike whatever was built before them
             method = cls()
             method.build(pair, **{k: v for k, v in settings.items() if k not in RESERVED})
-            method.generator = torch.Generator(self._data.example.device)
+            method.generator = torch.Generator(device)
             self.methods[name] = method  # type: ignore[index]
-        self.to(self._data.example.device)
+        self.to(device)
         evaluates = {"student": self.student.module}
         for method in self.methods.values():
             evaluates.update(method.evaluates())
-        distil = Stage("distil", self.distil, [self.student, *self.methods.values()], evaluates)
+        distil = Stage("distil", None, [self.student, *self.methods.values()], evaluates)
         self.stages = [distil]
         for name, (_, settings) in methods.items():
             stages = self.methods[name].stages(pairs[name], distil)
@@ -181,7 +178,7 @@ class Distillation(nn.Module):
                 )
             self.stages = stages
             for stage in stages:
-                stage.owner = "" if stage.terms == distil.terms else name
+                stage.owner = "" if stage.terms is None else name
             _apply_settings(name, stages, settings.get("stages") or {})
 
     def keep_frozen(self) -> None:
@@ -192,8 +189,8 @@ class Distillation(nn.Module):
             module.training = False
 
     @property
-    def example(self) -> Tensor:
-        """Two images, as the models take them."""
+    def example(self) -> Any:
+        """Two inputs, as the models take them."""
         return self._data.example
 
     @property
@@ -201,21 +198,15 @@ class Distillation(nn.Module):
         return self._teacher[0] if self._teacher else None
 
     def forward(self, batch: Batch, stage: Stage, weights: Mapping[str, float] | None = None) -> tuple[Output, Terms]:
-        """The stage's output and its unweighted terms, losses in float32.
+        """The stage's output and its unweighted terms, <method>.<term>, in float32; `task` is the supervised loss.
 
         Of the default stage's methods, one whose terms all have weight 0 in `weights`, those of this step, is not called: it costs
         nothing, moves no statistics, and leaves no term.
         """
-        own = {name: [w for term, w in (weights or {}).items() if term.startswith(f"{name}.")] for name in self.methods}
-        self._idle = {name for name, mine in own.items() if mine and not any(mine)}
-        output, terms = stage.terms(batch)
-        if stage.owner:
-            terms = {f"{stage.owner}.{term}": value for term, value in scalars(stage.owner, terms).items()}
-        return output, {name: value.float() for name, value in terms.items()}
-
-    def distil(self, batch: Batch) -> tuple[Output, Terms]:
-        """The default stage: the supervised loss and every loss of every method, as <method>.<term>."""
-        working = {name: m for name, m in self.methods.items() if m.distils and name not in self._idle}
+        if stage.terms is not None:
+            output, own = stage.terms(batch)
+            return output, {f"{stage.owner}.{term}": v.float() for term, v in scalars(stage.owner, own).items()}
+        working = {name: self.methods[name] for name in self._at_work(weights) if self.methods[name].distils}
         student, teacher = self.run(batch, taught=any(m.teacher in ("outputs", "gradients") for m in working.values()))
         task = next(
             (t for m in self.methods.values() if (t := m.task(student, batch, self.supervised)) is not None), None
@@ -225,7 +216,7 @@ class Distillation(nn.Module):
             mine = self._view(name, student, 0), self._view(name, teacher, 1)
             for term, value in scalars(name, method.loss(*mine, batch)).items():
                 terms[f"{name}.{term}"] = value
-        return student, terms
+        return student, {name: value.float() for name, value in terms.items()}
 
     def run(self, batch: Batch, taught: bool = True) -> tuple[Output, Output | None]:
         """Both models on one batch: the teacher without gradients, unless a method asks for those of its input.
@@ -238,7 +229,7 @@ class Distillation(nn.Module):
         teacher = self._run_teacher(x) if self.teacher is not None and taught else None
         return self.student(x), teacher
 
-    def _run_teacher(self, x: Tensor) -> Output:
+    def _run_teacher(self, x: Any) -> Output:
         with torch.set_grad_enabled(self.wants_gradients and torch.is_grad_enabled()):
             return self._teacher[0](x)
 
@@ -248,10 +239,17 @@ class Distillation(nn.Module):
         for name, method in self.methods.items():
             method.generator.manual_seed(stream(self.seed, "method", name, stage, epoch))
 
-    def after_step(self) -> None:
-        for name, method in self.methods.items():
-            if name not in self._idle:
-                method.after_step()
+    def after_step(self, weights: Mapping[str, float] | None = None) -> None:
+        """After the optimiser's step: memory banks of the methods that were at work with the weights of this step."""
+        for name in self._at_work(weights):
+            self.methods[name].after_step()
+
+    def _at_work(self, weights: Mapping[str, float] | None) -> list[str]:
+        """The methods that have a term with a weight other than 0, and those of which no weight is known."""
+        mine = {
+            name: [w for term, w in (weights or {}).items() if term.startswith(f"{name}.")] for name in self.methods
+        }
+        return [name for name, own in mine.items() if any(own) or not own]
 
     def _view(self, name: str, output: Output | None, side: int) -> Any:
         """The output as one method sees it: without a graph in the teacher where a neighbour alone wishes for one."""
@@ -263,11 +261,10 @@ class Distillation(nn.Module):
 
     def _own(self, name: str, output: Output, side: int) -> Output:
         """With the taps of one method only, here and in what `again` gives."""
-        before = itertools.takewhile(lambda other: other != name, self._taps)
-        start = sum(len(self._taps[other][side]) for other in before)
-        mine, again = slice(start, start + len(self._taps[name][side])), output.again
-        taps, live = output.taps[mine], output.live[mine]
-        return Output(output.logits, taps, live, output.input, lambda x: self._own(name, again(x), side))
+        mine, again = self._slices[name][side], output.again
+        return Output(
+            output.logits, output.taps[mine], output.live[mine], output.input, lambda x: self._own(name, again(x), side)
+        )
 
     def _pair(self, name: str, outputs: tuple[Output, Output | None]) -> Pair:
         def side(index: int, tapped: Tapped | None, output: Output | None) -> Any:
@@ -289,6 +286,16 @@ class Distillation(nn.Module):
 
 TEACHERS = ("none", "outputs", "gradients", "fresh")
 RESERVED = ("taps", "weights", "stages", "schedules")  # keys of a method's yaml that are not hyper-parameters
+
+
+def _slices(taps: Mapping[str, tuple[list[str], list[str]]]) -> dict[str, tuple[slice, slice]]:
+    """Where each method's taps stand among those of all methods, on the student's and on the teacher's side."""
+    slices, starts = {}, [0, 0]
+    for name, sides in taps.items():
+        ends = [start + len(side) for start, side in zip(starts, sides, strict=True)]
+        slices[name] = slice(starts[0], ends[0]), slice(starts[1], ends[1])
+        starts = ends
+    return slices
 
 
 def _tap_names(name: str, taps: Any) -> tuple[list[str], list[str]]:

@@ -21,8 +21,8 @@ class Output:
     logits: Any  # the model's output: (B, classes) for images
     taps: tuple[Tensor, ...]  # in the order asked for
     live: tuple[Tensor, ...]  # the same as the model made them, in its precision: what a gradient can be taken of
-    input: Tensor  # requires a gradient where a method wants input gradients
-    again: Callable[[Tensor], Output]  # the same model on other inputs
+    input: Any  # a tensor, or a dict of tensors; requires a gradient where a method wants input gradients
+    again: Callable[[Any], Output]  # the same model on other inputs
 
     def detach(self) -> Output:
         """The same values without their graph."""
@@ -53,7 +53,7 @@ class Tapped(nn.Module):
         self._cloned: set[str] = set()
         self._handles = [self._hook(name) for name in dict.fromkeys(self.names)]
 
-    def forward(self, x: Tensor) -> Output:
+    def forward(self, x: Any) -> Output:
         raw = self._run(x)
         changed = [
             n
@@ -70,15 +70,15 @@ class Tapped(nn.Module):
             )
         live = tuple(self._caught[name][0] for name in self.names)
         self._caught.clear()
-        return Output(_float(raw), tuple(_float(tap) for tap in live), live, x, self.forward)
+        return Output(as_float(raw), tuple(as_float(tap) for tap in live), live, x, self.forward)
 
-    def _run(self, x: Tensor) -> Any:
+    def _run(self, x: Any) -> Any:
         self._caught.clear()
         self._armed = True
         second = self.second and torch.is_grad_enabled()
         try:
             with (
-                torch.autocast(x.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None),
+                torch.autocast(device_of(x).type, self.autocast or torch.bfloat16, enabled=self.autocast is not None),
                 sdpa_kernel(SDPBackend.MATH) if second else nullcontext(),  # of attention's kernels, it alone has them
             ):
                 return self.module(x)
@@ -113,7 +113,7 @@ class Tapped(nn.Module):
     def _kind(self) -> str:
         return type(self.module).__name__
 
-    def until(self, tap: str, example: Tensor) -> list[nn.Module]:
+    def until(self, tap: str, example: Any) -> list[nn.Module]:
         """The modules with parameters or buffers that fire before `tap` does, in order: "the student up to the hint"."""
         path, _, side = paths(self.module).get(tap, tap).partition(":")
         target = self.module.get_submodule(path)
@@ -152,7 +152,13 @@ class Tapped(nn.Module):
         return found
 
 
-def evaluate(model: nn.Module, x: Tensor) -> Any:
+def device_of(x: Any) -> torch.device:
+    """Where a model's input lies: a tensor, or a dict of tensors."""
+    one: Tensor = x if isinstance(x, Tensor) else next(iter(x.values()))
+    return one.device
+
+
+def evaluate(model: nn.Module, x: Any) -> Any:
     """Run in eval mode without gradients and put the modes back: a look at a model leaves no trace in it."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -164,7 +170,8 @@ def evaluate(model: nn.Module, x: Tensor) -> Any:
             module.training = mode
 
 
-def _float(value: Any) -> Any:
+def as_float(value: Any) -> Any:
+    """A floating tensor in float32; anything else as it is."""
     if isinstance(value, Tensor) and value.is_floating_point():
         return value.float()
     return value

@@ -9,11 +9,12 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from kdrun.report.display import display_of, score_of
 from kdrun.report.labels import Naming, Settings, settings
-from kdrun.report.metric import metric_of, score_of
 from kdrun.report.models import Models
 from kdrun.report.stats import paired
 from kdrun.runs.identity import flat, label_of
+from kdrun.tasks.metric import metric_of
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Difference:
-    """A row against its baseline, over the seeds of both, as fractions."""
+    """A row against its baseline, over the seeds of both."""
 
     mean: float
     low: float | None  # the 95 % interval; None for a single pair
@@ -107,15 +108,15 @@ def is_pair(run: dict, other: dict) -> bool:
 
 
 def resolution(row: Row) -> float:
-    """The smallest step of a test accuracy."""
-    return 1 / max(row.first["dataset"]["test_n"], 1)
+    """The smallest step between two test scores; 0 where there is no such step."""
+    return metric_of(row.first).resolution(max(row.first["dataset"]["test_n"], 1)) or 0.0
 
 
 # From records to rows ----------------------------------------------------------------------------------------------------
 
 
 def data_key(record: dict) -> tuple:
-    """Equal for runs with the same training and test images, which stand in one table."""
+    """Equal for runs with the same training and test data, which stand in one table."""
     return tuple(record["dataset"][key] for key in ("name", "checksum", "train_n", "holdout_n"))
 
 
@@ -170,7 +171,7 @@ def notes(rows: Sequence[Row], base_of: Callable[[Row], Row | None]) -> list[str
     for row in rows:
         for seed, results in row.disputed.items():
             each = ", ".join(
-                f"{metric_of(run).text(run['last']['score'])} ({run['host']}, {run['time']['end']})" for run in results
+                f"{display_of(run).text(run['last']['score'])} ({run['host']}, {run['time']['end']})" for run in results
             )
             lines.append(
                 f"{row.label} seed {seed} has {len(results)} different results: {each}; they are left out of the mean"

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from kdrun.config.registry import MODELS
 from kdrun.config.schema import Config
-from kdrun.errors import HeldError, KdrunError
+from kdrun.errors import KdrunError
 from kdrun.runs import record as records
+from kdrun.runs.folder import held_by
 from kdrun.runs.identity import (
     dataset_label,
     digest,
@@ -28,7 +22,7 @@ from kdrun.runs.identity import (
     label,
     teacher_config,
 )
-from kdrun.tasks.image import data
+from kdrun.tasks import task_of
 
 
 @dataclass
@@ -70,8 +64,9 @@ class Plan:
 def make_plan(config: Config) -> Plan:
     """Identity and folder of a run and of its teacher; reads the dataset's checksum, trains nothing."""
     _check_files(config)
-    checksum = data.checksum(config.dataset, config.outputs)
-    config.dataset.size = data.own_size(config.dataset, config.outputs)  # size=8 of 8 px images is the run of null
+    task = task_of(config)
+    checksum = task.checksum(config.dataset, config.outputs)
+    task.settle(config.dataset, config.outputs)
     found = identity(config, checksum)
     teacher = None
     if config.teacher.name != "none" and not config.teacher.checkpoint and not is_fresh(config):
@@ -94,55 +89,6 @@ def _check_files(config: Config) -> None:
         raise KdrunError(f"outputs={config.outputs} cannot be written: {place} is a file; say outputs=FOLDER")
 
 
-@contextmanager
-def held(plan: Plan, wait: bool, say: Any = print) -> Iterator[None]:
-    """Hold a run's folder. Another holder is an error of exit code 4, or is waited for (a teacher, a job of a sweep)."""
-    try:
-        plan.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise KdrunError(
-            f"outputs={plan.config.outputs} cannot be written ({error.strerror}: {error.filename}); say outputs=FOLDER"
-        ) from error
-    lock, holder = FileLock(plan.folder / ".lock"), plan.folder / ".holder.json"
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        who = _holder(holder)
-        if not wait:
-            raise HeldError(f"{plan.folder} is being trained by {who}. Wait for it, or ask for another run") from None
-        config = plan.config
-        say(
-            f"{'+'.join(config.method)} {label(config.student)} seed {config.seed} is being trained by {who}; waiting for it"
-        )
-        lock.acquire()
-    try:
-        holder.write_text(
-            json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": records.now()}), encoding="utf-8"
-        )
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
-
-
-# What a run writes into its folder: nothing else is ever removed from it.
-WRITTEN = (
-    "last.ckpt", "record.json", "config.yaml", "curves.jsonl", "log.txt", "student.safetensors", "student-best.safetensors",
-    "student-holdout.safetensors", "peer[0-9]*.safetensors", "test_logits.safetensors", "tb/events.out.tfevents.*", ".*.[0-9]*.tmp",
-)  # fmt: skip
-
-
-def clear(plan: Plan) -> None:
-    """Take away the files of a run (rerun=true); what the user has put beside them stays.
-
-    A kill in between is harmless by the order: without the resume state nothing goes on from half a folder, and without the
-    record nothing takes the folder for a finished run; until the record is gone, all that it names is there.
-    """
-    for pattern in WRITTEN:
-        for path in sorted(plan.folder.glob(pattern)):
-            path.unlink(missing_ok=True)
-
-
 def describe(plan: Plan, sizes: str) -> list[str]:
     """The plan as lines: what will be trained and what is already there; `sizes` is train/test."""
     config = plan.config
@@ -158,7 +104,7 @@ def describe(plan: Plan, sizes: str) -> list[str]:
     if weights:
         lines.append("weights  " + ", ".join(f"{term} {weight:g}" for term, weight in weights.items()))
     before = None if config.rerun else plan.record()
-    holder = _held_by(plan)
+    holder = held_by(plan.folder)
     if holder:
         lines.append(f"held     by {holder}")
     elif before is not None:
@@ -184,26 +130,6 @@ def _teacher(plan: Plan) -> str:
 def _recipe(recipe: Any) -> str:
     epochs = f"{recipe.epochs} epoch{'s' * (recipe.epochs != 1)}"
     return f"{recipe.name}: {epochs}, batch {recipe.batch_size}, lr {recipe.lr:g}"
-
-
-def _held_by(plan: Plan) -> str | None:
-    """Who holds the run's folder now; None where nobody does."""
-    path = plan.folder / ".lock"
-    if not path.is_file():
-        return None
-    try:
-        with FileLock(path, timeout=0):
-            return None
-    except Timeout:
-        return _holder(plan.folder / ".holder.json")
-
-
-def _holder(path: Path) -> str:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return f"process {found['pid']} on {found['host']} since {found['since']}"
-    except (OSError, ValueError, KeyError):
-        return "another process"
 
 
 def model_arguments(node: Any) -> dict[str, Any]:

@@ -9,19 +9,20 @@ import platform
 import subprocess
 from contextlib import suppress
 from datetime import datetime, timezone
-from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from kdrun.errors import KdrunError
+import msgspec
 
-SCHEMA = 1
+from kdrun.errors import KdrunError
+from kdrun.runs.schema import SCHEMA, check, json_schema, upgrade
+
 NAME = "record.json"
 PACKAGES = ("kdrun", "torch", "torchvision", "hydra-core", "omegaconf", "numpy", "safetensors")
 
 
-def write(folder: str | Path, record: dict) -> Path:
+def write(folder: str | Path, record: dict[str, Any]) -> Path:
     """Write `record` to folder/record.json and return its path; a reader sees the old file or the new one, whole.
 
     Non-finite numbers become null: JSON has no NaN, and a run that diverged must still be able to say so.
@@ -49,11 +50,14 @@ def atomically(path: Path, content: bytes | memoryview) -> None:
         raise
 
 
-def read(folder: str | Path) -> dict | None:
-    """The record in `folder`, None if there is none; KdrunError, naming the file, if it is no record of this schema."""
+def read(folder: str | Path) -> dict[str, Any] | None:
+    """The record in `folder`, in schema 2 whichever it was written in; None if there is none.
+
+    KdrunError, naming the file, if it is no record of a run.
+    """
     path = Path(folder) / NAME
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError) as error:  # json and unicode errors are ValueErrors
@@ -62,8 +66,12 @@ def read(folder: str | Path) -> dict | None:
         raise KdrunError(f"{path} cannot be read ({error.strerror})") from error
     if not isinstance(record, dict) or "schema" not in record:
         raise KdrunError(f"{path} is not a record of a kdrun run (no key 'schema')")
-    if record["schema"] != SCHEMA:
-        raise KdrunError(f"{path} has schema {record['schema']!r}; this kdrun reads schema {SCHEMA}")
+    if record["schema"] not in (1, SCHEMA):
+        raise KdrunError(f"{path} has schema {record['schema']!r}; this kdrun reads schemas 1 and {SCHEMA}")
+    try:
+        record = upgrade(record) if record["schema"] == 1 else record
+    except (KeyError, TypeError, AttributeError) as error:
+        raise KdrunError(f"{path} is not a record of a kdrun run (no key {error})") from error
     wrong = misfit(record)
     if wrong:
         raise KdrunError(f"{path} is not a record of a kdrun run ({wrong})")
@@ -88,64 +96,27 @@ def config(folder: str | Path) -> dict:
     return config
 
 
-def misfit(record: dict) -> str | None:
-    """The first key of a record that is missing or of another type than the schema says; None where a report can read it all.
-
-    A part of `validate`, without jsonschema and fast: a report reads thousands.
-    """
-    wrong = _misfit(record, _loaded(), "record")
-    if wrong is None and record["status"] == "done" and not (record["last"] and record["best"]):
-        wrong = "it is done without a score"
-    return wrong
-
-
-_TYPES: dict[str, Any] = {
-    "object": dict, "array": list, "string": str, "number": (int, float), "integer": int, "boolean": bool, "null": type(None),
-}  # fmt: skip
-
-
-@cache
-def _loaded() -> dict:
-    return schema()
-
-
-def _misfit(value: Any, rule: dict, name: str) -> str | None:
-    if "$ref" in rule:
-        rule = _loaded()["$defs"][rule["$ref"].rpartition("/")[2]]
-    if "anyOf" in rule:
-        found = [_misfit(value, one, name) for one in rule["anyOf"]]
-        return None if None in found else found[0]
-    if "enum" in rule and value not in rule["enum"]:
-        return f"{name} is {value!r}"
-    kinds = rule.get("type", [])
-    kinds = [kinds] if isinstance(kinds, str) else kinds
-    if kinds and not any(isinstance(value, _TYPES[kind]) for kind in kinds):
-        return f"{name} is {type(value).__name__}, not {' or '.join(kinds)}"
-    if isinstance(value, dict):
-        for key in rule.get("required", ()):
-            if key not in value:
-                return f"no key '{key}'"
-        for key, inner in rule.get("properties", {}).items():
-            if key in value and (wrong := _misfit(value[key], inner, key)):
-                return wrong
+def misfit(record: dict[str, Any]) -> str | None:
+    """The first key of a record that is missing or of another type than its schema says; None where a report can read it all."""
+    try:
+        check(record)
+    except msgspec.ValidationError as error:
+        return str(error).replace("`", "'").replace("$.", "").replace(" - at", " in")
+    if record["status"] == "done" and not (record["last"] and record["best"]):
+        return "it is done without a score"
     return None
 
 
-def validate(record: dict) -> None:
-    """Raise KdrunError with every departure of `record` from record.schema.json. Needs jsonschema, a dev dependency."""
+def validate(record: dict[str, Any]) -> None:
+    """Raise KdrunError with every departure of `record` from its JSON schema. Needs jsonschema, a dev dependency."""
     try:
         import jsonschema
     except ImportError as error:
         raise KdrunError("checking a record needs jsonschema: pip install 'kdrun[dev]'") from error
-    found = jsonschema.Draft202012Validator(schema()).iter_errors(record)
-    lines = [f"{error.json_path.removeprefix('$.')}: {error.message}" for error in found]
+    departures = jsonschema.Draft202012Validator(json_schema()).iter_errors(record)
+    lines = [f"{error.json_path.removeprefix('$.')}: {error.message}" for error in departures]
     if lines:
         raise KdrunError(f"not a valid record: {'; '.join(sorted(lines))}")
-
-
-def schema() -> dict:
-    """The JSON schema of record.json (draft 2020-12)."""
-    return json.loads(Path(__file__).with_name("record.schema.json").read_text(encoding="utf-8"))
 
 
 def now() -> str:
@@ -173,11 +144,11 @@ def git_state(folder: str | Path) -> dict | None:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result can depend on, from their metadata: imports none of them."""
-    found = {"python": platform.python_version()}
+    numbers = {"python": platform.python_version()}
     for package in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
-            found[package.removesuffix("-core")] = metadata.version(package)
-    return found
+            numbers[package.removesuffix("-core")] = metadata.version(package)
+    return numbers
 
 
 def _finite(value):

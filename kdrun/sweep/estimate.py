@@ -8,13 +8,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from kdrun.config.schema import Config
 from kdrun.errors import KdrunError
 from kdrun.runs import record as records
 from kdrun.runs.plan import Plan
-from kdrun.tasks.image import data
+from kdrun.tasks import task_of
 
-IMAGES = 16  # of a timed step
+SAMPLES = 16  # of a timed step
 EVALUATION = 1 / 3  # of a training step's time, per image: forward without backward
 
 
@@ -44,17 +43,17 @@ def finished_runs(outputs: str) -> list[dict[str, Any]]:
 def estimate(plan: Plan, finished: list[dict[str, Any]]) -> Estimate | None:
     """From the runs most like it; None where there is none.
 
-    Runs are alike that learn the same images at the same size with the same student, first those of the same methods. Their time for
-    one image is scaled by images and by epochs, those of all stages.
+    Runs are alike that learn the same samples with the same student, first those of the same methods. Their time for one sample is
+    scaled by samples and by epochs, those of all stages.
     """
     config, student = plan.config, plan.identity["student"]
     checksum = plan.identity["dataset"]["checksum"]
-    side = _sizes(config)[2]
+    task = task_of(config)
     alike = [
         record
         for record in finished
         if record["dataset"]["checksum"] == checksum
-        and side in (None, record["dataset"]["size"])
+        and task.costs_alike(config.dataset, config.outputs, record)
         and record["identity"].get("student") == student
     ]
     same_methods = [record for record in alike if record["method"] == [*config.method]]
@@ -67,30 +66,33 @@ def estimate(plan: Plan, finished: list[dict[str, Any]]) -> Estimate | None:
         for record in chosen
     )
     kept = chosen[0]["dataset"]
-    images = kept["train_n"] + kept["holdout_n"] - config.dataset.holdout
+    samples = kept["train_n"] + kept["holdout_n"] - config.dataset.holdout
     methods = {name: {"stages": values.stages} for name, values in config.method.items()}
-    seconds = each * images * _epochs(vars(config.recipe), methods)
+    seconds = each * samples * _epochs(vars(config.recipe), methods)
     source = f"{len(chosen)} {'runs like it' if same_methods else 'other methods of this student'}"
     return Estimate(seconds, median(record["size"] for record in chosen), source)
 
 
 def rough(plan: Plan) -> Estimate | None:
-    """Where nothing like it was trained: two steps of its student, and of its teacher forward, on a few random images.
+    """Where nothing like it was trained: two steps of its student, and of its teacher forward, on a few random inputs.
 
     None where the data set is not here and its size is not known. Takes a few seconds, and torch.
     """
-    config = plan.config
-    train_n, test_n, side = _sizes(config)
-    if not train_n or not side:
+    config, task = plan.config, task_of(plan.config)
+    try:
+        train_n, test_n = task.sizes(config.dataset, config.outputs)
+        x = task.timing_input(SAMPLES, config.dataset, config.outputs)
+    except KdrunError:
+        return None
+    if not train_n or x is None:
         return None
     import torch
 
     from kdrun.runs.plan import model_arguments
     from kdrun.tasks.model import build_model
 
-    def per_image(node: Any, backward: bool) -> float:
+    def per_sample(node: Any, backward: bool) -> float:
         model = build_model(node.name, 10, model_arguments(node), node.output)
-        x = torch.rand(IMAGES, 3, side, side).to(memory_format=torch.channels_last)
         took = []
         for _ in range(2):  # the first one warms up
             began = time.perf_counter()
@@ -99,13 +101,13 @@ def rough(plan: Plan) -> Estimate | None:
             if backward:
                 output.sum().backward()
             took.append(time.perf_counter() - began)
-        return min(took) / IMAGES
+        return min(took) / SAMPLES
 
-    student = per_image(config.student, backward=True)
-    teacher = per_image(config.teacher, backward=False) if config.teacher.name != "none" else 0.0
+    student = per_sample(config.student, backward=True)
+    teacher = per_sample(config.teacher, backward=False) if config.teacher.name != "none" else 0.0
     epochs = _epochs(vars(config.recipe), {name: {"stages": values.stages} for name, values in config.method.items()})
     seconds = epochs * (train_n * (student + teacher) + test_n * student * EVALUATION)
-    return Estimate(seconds, 0.0, f"rough: {IMAGES} images timed")
+    return Estimate(seconds, 0.0, f"rough: {SAMPLES} {task.unit} timed")
 
 
 def _epochs(recipe: dict[str, Any], methods: dict[str, Any]) -> float:
@@ -114,12 +116,3 @@ def _epochs(recipe: dict[str, Any], methods: dict[str, Any]) -> float:
     shares = [stage["epochs"] for stage in stages if isinstance(stage, dict) and stage.get("epochs")]
     epochs: float = recipe["epochs"] * (1 + sum(shares))
     return epochs
-
-
-def _sizes(config: Config) -> tuple[int, int, int | None]:
-    """Training images without the holdout, test images, and the side in px (None: not known without decoding)."""
-    try:
-        train_n, test_n, side = data.sizes(config.dataset, config.outputs)
-    except KdrunError:
-        return 0, 0, None
-    return train_n - config.dataset.holdout, test_n, config.dataset.size or side

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from kdrun.config.registry import MODELS
 from kdrun.errors import KdrunError, choices
-from kdrun.methods.taps import evaluate
-from kdrun.tasks.image.task import check_logits
+from kdrun.methods.taps import device_of, evaluate
+from kdrun.tasks.base import Task
 
 
-def build_model(name: str, classes: int, arguments: Mapping[str, Any], output: str | None = None) -> nn.Module:
+def build_model(name: str, outputs: int, arguments: Mapping[str, Any], output: str | None = None) -> nn.Module:
     """The model `name`; `output` is the item that stands for the logits where it returns a container (tuple, dict, object).
 
     The item is chosen by a hook: the model keeps its class, its names and its taps.
     """
-    model = MODELS.get(name)(classes, **arguments)
+    model = MODELS.get(name)(outputs, **arguments)
     if output is not None:
         called = title(name, arguments)
         model.register_forward_hook(lambda _, inputs, returned: item(returned, output, called))
@@ -63,10 +63,12 @@ def described(returned: Any) -> str:
     return f"a {type(returned).__name__} of {', '.join(shapes) or 'nothing'}"
 
 
-def rehearse_output(model: nn.Module, example: Tensor, classes: int, role: str, name: str, trains: bool) -> str | None:
-    """Look at what the model gives for two images, in eval mode and, where it `trains`, in train mode.
+def rehearse_output(
+    model: nn.Module, example: Any, task: Task, outputs: int, role: str, name: str, trains: bool
+) -> str | None:
+    """Look at what the model gives for two inputs, in eval mode and, where it `trains`, in train mode.
 
-    Anything but logits (B, classes) is an error that names the way out. Returns a remark where they look like probabilities.
+    Anything but the task's output is an error that names the way out. Returns what the task remarks of it.
     Weights, statistics and random streams stay as they are.
     """
     returned = {"": evaluate(model, example)}
@@ -74,32 +76,27 @@ def rehearse_output(model: nn.Module, example: Tensor, classes: int, role: str, 
         returned[" (in train mode)"] = training(model, example)
     for mode, value in returned.items():
         if not isinstance(value, Tensor) and items(value):
-            fits = [k for k, v in items(value).items() if isinstance(v, Tensor) and tuple(v.shape)[1:] == (classes,)]
+            fits = [k for k, v in items(value).items() if isinstance(v, Tensor) and tuple(v.shape)[1:] == (outputs,)]
             way = fits[0] if fits else next(iter(items(value)))
             raise KdrunError(
-                f"model {name}{mode} gives {described(value)} where logits (batch, {classes}) are wanted; {role}.output={way} "
+                f"model {name}{mode} gives {described(value)} where {task.wanted(outputs)} are wanted; {role}.output={way} "
                 f"takes one of them. {choices('', items(value))}"
             )
-        wrong = check_logits(value, classes)
+        wrong = task.check_output(value, outputs)
         if wrong:
             raise KdrunError(f"model {name}{mode} {wrong}")
-    logits = returned[""].float()
-    if (
-        classes > 1
-        and (logits >= 0).all()
-        and torch.allclose(logits.sum(1), torch.ones(len(logits), device=logits.device))
-    ):
-        return f"{role} {name} gives numbers that sum to 1, like probabilities; kdrun wants logits: take the softmax out of it"
-    return None
+    return task.remark(returned[""], f"{role} {name}")
 
 
-def training(model: nn.Module, x: Tensor) -> Any:
+def training(model: nn.Module, x: Any) -> Any:
     """What the model returns in train mode, without gradients; modes, buffers and random streams are put back."""
-    x = torch.cat([x, x]) if len(x) == 1 else x  # batch norm needs two values
+    if isinstance(x, Tensor) and len(x) == 1:
+        x = torch.cat([x, x])  # batch norm needs two values
+    device = device_of(x)
     modes = {module: module.training for module in model.modules()}
     buffers = [(m, n, b, b.clone()) for m in modes for n, b in m.named_buffers(recurse=False)]
     try:
-        with torch.no_grad(), torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
             model.train()
             return model(x)
     finally:

@@ -19,10 +19,11 @@ class Line:
 
     @property
     def calibrations(self) -> list[dict]:
-        """The calibration of each seed that has one; all have images, and the same bins."""
-        runs = [run["calibration"] for _, run in sorted(self.cell.row.runs.items()) if run.get("calibration")]
-        runs = [one for one in runs if sum(one["images"]) and _bins(one) == _bins(runs[0])]
-        return [one for one in runs if len(set(_bins(one))) == 1]
+        """The calibration of each seed that has one; all have samples, and the same bins."""
+        details = [run["details"] or {} for _, run in sorted(self.cell.row.runs.items())]
+        known = [one["calibration"] for one in details if one.get("calibration")]
+        known = [one for one in known if sum(one["images"]) and _bins(one) == _bins(known[0])]
+        return [one for one in known if len(set(_bins(one))) == 1]
 
 
 def _bins(calibration: dict) -> list[int]:

@@ -1,78 +1,142 @@
-"""Image classification: the supervised loss, the metric, and what agreement with the teacher means."""
+"""Image classification: the Task of images with one class each.
+
+Imports in the functions keep start-up light: plans and reports read names and metrics without torch.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from kdrun.errors import KdrunError
+from kdrun.tasks.base import Batch, Evaluation, Evaluator, Loader, Task
+from kdrun.tasks.image import data
+from kdrun.tasks.metric import ACCURACY
 
-from kdrun.methods.base import Batch
-
-METRIC = {"name": "accuracy", "higher_is_better": True}
-
-
-def loss(logits_BK: Tensor, batch: Batch) -> Tensor:
-    """Cross-entropy with the labels, mean over the batch."""
-    return F.cross_entropy(logits_BK, batch["label"])
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from torch.utils.tensorboard import SummaryWriter
 
 
-def correct(logits_BK: Tensor, label_B: Tensor) -> Tensor:
-    """How many of a batch are right, as a scalar on the device; rows without a label are negative and never right."""
-    return (logits_BK.argmax(1) == label_B).sum()
+class ImageTask(Task):
+    """Images in, one class out."""
+
+    name = "image"
+    unit = "images"
+    metrics = (ACCURACY,)
+
+    def checksum(self, cfg: Any, outputs: str) -> str:
+        return data.checksum(cfg, outputs)
+
+    def settle(self, cfg: Any, outputs: str) -> None:
+        cfg.size = data.own_size(cfg, outputs)  # size=8 of 8 px images is the run of null
+
+    def sizes(self, cfg: Any, outputs: str) -> tuple[int, int]:
+        train_n, test_n, _ = data.sizes(cfg, outputs)
+        return train_n - cfg.holdout, test_n
+
+    def costs_alike(self, cfg: Any, outputs: str, record: Mapping[str, Any]) -> bool:
+        """Of the same side."""
+        try:
+            side = cfg.size or data.sizes(cfg, outputs)[2]
+        except KdrunError:
+            return True  # not known
+        return side in (None, record["dataset"]["preprocessing"]["size"])
+
+    def load(self, cfg: Any, outputs: str) -> Any:
+        return data.load(cfg, outputs)
+
+    def loaders(
+        self, dataset: Any, config: Any, device: torch.device, layout: torch.memory_format
+    ) -> tuple[Loader, Mapping[str, Loader]]:
+        from kdrun.tasks.image.data.loader import loaders
+
+        return loaders(dataset, config.recipe, config.seed, config.engine.workers, device, layout)
+
+    def preprocessing(self, dataset: Any) -> dict[str, Any]:
+        """The side in px, and what normalises pixels in [0, 1]."""
+        return {"size": dataset.size, "mean": list(dataset.mean), "std": list(dataset.std)}
+
+    def preprocessor(self, model: nn.Module, record: Mapping[str, Any]) -> nn.Module:
+        from kdrun.tasks.image.preprocess import Normalised
+
+        wanted = record["dataset"]["preprocessing"]
+        return Normalised(model, wanted["mean"], wanted["std"])
+
+    def check_output(self, output: Any, outputs: int) -> str | None:
+        from kdrun.tasks.image import metrics
+
+        return metrics.check_logits(output, outputs)
+
+    def wanted(self, outputs: int) -> str:
+        return f"logits (batch, {outputs})"
+
+    def remark(self, output: Any, model: str) -> str | None:
+        from kdrun.tasks.image import metrics
+
+        return metrics.remark(output, model)
+
+    def timing_input(self, count: int, cfg: Any, outputs: str) -> Any | None:
+        import torch
+
+        side = cfg.size or data.sizes(cfg, outputs)[2]
+        return torch.rand(count, 3, side, side).to(memory_format=torch.channels_last) if side else None
+
+    def loss(self, output: Any, batch: Batch) -> Tensor:
+        from kdrun.tasks.image import metrics
+
+        return metrics.loss(output, batch)
+
+    def evaluator(self) -> Evaluator:
+        from kdrun.tasks.image.metrics import LogitsEvaluator
+
+        return LogitsEvaluator()
+
+    def train_sum(self, output: Any, batch: Batch) -> Tensor:
+        from kdrun.tasks.image import metrics
+
+        return metrics.correct(output, batch["label"])
+
+    def agreement(self, student: Evaluation, teacher: Evaluation) -> float:
+        from kdrun.tasks.image import metrics
+
+        return metrics.agreement(student.predictions["logits"], teacher.predictions["logits"])
+
+    def details(self, evaluation: Evaluation, dataset: Any) -> dict[str, Any]:
+        from kdrun.tasks.image import metrics
+
+        logits, labels = evaluation.predictions["logits"], evaluation.predictions["labels"]
+        return {
+            "calibration": metrics.calibration(logits, labels),
+            "class_scores": metrics.class_scores(logits, labels),
+        }
+
+    def weakness(
+        self, evaluation: Evaluation, recorded: float | None, dataset: Any, model: Any, test: Loader
+    ) -> str | None:
+        from kdrun.tasks.image import weak
+
+        return weak.weakness(
+            evaluation.predictions["logits"], evaluation.predictions["labels"], dataset.classes, recorded,
+            lambda: weak.better_normalisation(model, test.batches(), dataset.mean, dataset.std),
+        )  # fmt: skip
+
+    def is_near_chance(self, evaluation: Evaluation) -> bool:
+        from kdrun.tasks.image import weak
+
+        return weak.is_near_chance(evaluation.predictions["logits"], evaluation.predictions["labels"])
+
+    def preview(self, board: SummaryWriter, dataset: Any, inputs: Any) -> None:
+        from kdrun.tasks.image import pictures
+
+        pictures.samples(board, inputs, dataset.mean, dataset.std)
+
+    def show(self, board: SummaryWriter, dataset: Any, evaluation: Evaluation, step: int) -> None:
+        from kdrun.tasks.image import pictures
+
+        logits, labels = evaluation.predictions["logits"], evaluation.predictions["labels"]
+        pictures.classes(board, logits, labels, dataset.classes, step)
 
 
-def score(logits_NK: Tensor, labels_N: Tensor) -> float:
-    """Top-1 accuracy in [0, 1]."""
-    return correct(logits_NK, labels_N).item() / len(labels_N)
-
-
-def agreement(logits_NK: Tensor, other_NK: Tensor) -> float:
-    """Share of images on which two models choose the same class, right or wrong."""
-    return (logits_NK.argmax(1) == other_NK.argmax(1)).float().mean().item()
-
-
-def mean_loss(logits_NK: Tensor, labels_N: Tensor) -> float:
-    """Cross-entropy over a whole split."""
-    return F.cross_entropy(logits_NK.float(), labels_N).item()
-
-
-def calibration(logits_NK: Tensor, labels_N: Tensor, bins: int = 15) -> dict[str, Any]:
-    """Is a network as often right as it is sure? The images by confidence, the highest softmax probability, in bins of equal width.
-
-    {"ece", "images", "confidence", "accuracy"}: how many images have a confidence in ((m - 1) / bins, m / bins], their mean
-    confidence and accuracy (null for an empty bin), and the expected calibration error, sum over bins of
-    (images / all images) |accuracy - confidence| (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017).
-    """
-    logits_NK, labels_N = logits_NK.cpu().double(), labels_N.cpu()  # a GPU's weighted bincount is not deterministic
-    sure_N, said_N = logits_NK.softmax(1).max(1)
-    bin_N = (sure_N * bins).ceil().long().sub(1).clamp(0, bins - 1)
-    images_M = torch.bincount(bin_N, minlength=bins)
-    sure_M, right_M = (torch.bincount(bin_N, x.double(), minlength=bins) for x in (sure_N, said_N == labels_N))
-    return {
-        "ece": round((sure_M - right_M).abs().sum().item() / len(labels_N), 6), "images": images_M.tolist(),
-        "confidence": _shares(sure_M, images_M), "accuracy": _shares(right_M, images_M),
-    }  # fmt: skip
-
-
-def class_scores(logits_NK: Tensor, labels_N: Tensor) -> list[float | None]:
-    """The accuracy on the images of each class, null for a class without any."""
-    kinds = logits_NK.shape[1]
-    right_N = logits_NK.argmax(1) == labels_N
-    all_K, right_K = (torch.bincount(x, minlength=kinds) for x in (labels_N.long(), labels_N[right_N].long()))
-    return _shares(right_K, all_K)
-
-
-def _shares(parts: Tensor, wholes: Tensor) -> list[float | None]:
-    """Quotients with six digits; None where there is nothing to divide by."""
-    pairs = zip(parts.tolist(), wholes.tolist(), strict=True)
-    return [round(part / whole, 6) if whole else None for part, whole in pairs]
-
-
-def check_logits(logits: Tensor, classes: int) -> str | None:
-    """What is wrong with a model's output for this task, or None."""
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.shape[1] != classes:
-        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        return f"gives {shape} where (batch, {classes}) logits are wanted"
-    return None
+TASK = ImageTask()

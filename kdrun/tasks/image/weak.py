@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from kdrun.tasks.image import task as image
+from kdrun.tasks.base import Batch
+from kdrun.tasks.image import metrics as image
 
 # What models were trained with elsewhere: (name, mean, std) of images in [0, 1].
 NORMALISATIONS = (
@@ -67,7 +68,7 @@ def is_near_chance(logits_NK: Tensor, labels_N: Tensor) -> bool:
 
 def better_normalisation(
     logits_of: Callable[[Tensor], Tensor],
-    batches: Iterable[dict[str, Tensor]],
+    batches: Iterable[Batch],
     mean: Sequence[float],
     std: Sequence[float],
 ) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from kdrun.seeds import stream
 from kdrun.tasks.image.data.augment import Augment, augment
 from kdrun.tasks.image.data.base import Dataset, Split
 
-__all__ = ["Augment", "Loader"]
+__all__ = ["Augment", "Loader", "loaders"]
 
 
 class Loader:
@@ -85,6 +86,11 @@ class Loader:
         rows = self.position[index]
         return self._prepare(next(self._read([rows.cpu()] if self.images is None else [rows], workers=0)), index, epoch)
 
+    def first(self, count: int) -> Tensor:
+        """The inputs of the first images, not augmented."""
+        rows = torch.arange(count, device="cpu" if self.images is None else self.device)
+        return self._prepare(next(self._read([rows], workers=0)), self.index[:count], None)
+
     def _batches(self, order: Tensor, sizes: list[int], epoch: int | None) -> Iterator[dict[str, Tensor]]:
         order = order[: sum(sizes)]
         chunks, on_cpu = order.to(self.device).split(sizes), order.split(sizes)
@@ -125,3 +131,18 @@ class Loader:
                 f"batch size {self.batch_size} is above the {len(self.split):,} training images; "
                 f"recipe.batch_size={len(self.split)} or less"
             )
+
+
+def loaders(
+    dataset: Dataset, recipe: Any, seed: int, workers: int, device: torch.device, layout: torch.memory_format
+) -> tuple[Loader, dict[str, Loader]]:
+    """The training loader with the recipe's augmentation, and one loader for each split to evaluate on."""
+    padding = recipe.padding if recipe.padding is not None else dataset.size // 8
+    augment = Augment(recipe.crop, padding, recipe.flip and dataset.flip)
+    common: dict[str, Any] = {
+        "device": device, "channels_last": layout is torch.channels_last, "workers": workers,
+    }  # fmt: skip
+    train = Loader(dataset.train, dataset, batch_size=recipe.batch_size, seed=seed, augment=augment, **common)
+    splits = {"test": dataset.test} | ({"holdout": dataset.holdout} if dataset.holdout is not None else {})
+    evals = {name: Loader(split, dataset, batch_size=512, augment=None, **common) for name, split in splits.items()}
+    return train, evals

@@ -1,0 +1,56 @@
+"""The record of a run that begins."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from kdrun.engine.build import Parts
+from kdrun.runs import record as records
+from kdrun.runs.checkpoint import plain_state, weights_sha256
+from kdrun.runs.identity import dataset_label, label
+from kdrun.runs.plan import Plan
+from kdrun.runs.source import code
+from kdrun.tasks.cost import parameters
+
+
+def first_record(plan: Plan, parts: Parts, before: dict[str, Any] | None) -> dict[str, Any]:
+    """The record of a run that begins; of a start before this one it keeps how it was started, when, and its peak memory."""
+    config, dataset, task, student = plan.config, parts.dataset, parts.task, parts.distillation.student.module
+    record: dict[str, Any] = {
+        "schema": records.SCHEMA, "id": plan.id, "group": plan.group, "seed": config.seed, "command": command(),
+        "identity": plan.identity, "status": "running", "error": None, "task": task.name,
+        "dataset": {
+            "name": dataset.name, "label": dataset_label(config.dataset), "checksum": dataset.checksum,
+            "train_n": len(dataset.train.labels),
+            "holdout_n": len(dataset.holdout.labels) if dataset.holdout else 0, "test_n": len(dataset.test.labels),
+            "classes": list(dataset.classes), "preprocessing": task.preprocessing(dataset),
+        },
+        "teacher": None,
+        "student": {
+            "name": config.student.name, "label": label(config.student),
+            "init_sha256": weights_sha256(plain_state(student)), "sha256": None,
+            "params": parameters(student), "multiply_adds": task.cost(student, parts.distillation.example),
+        },
+        "method": list(config.method), "weights": parts.weights, "recipe": dict(vars(config.recipe)), "protocol": config.protocol,
+        "metrics": [metric.as_dict() for metric in task.metrics], "unit": task.unit,
+        "score": None, "last": None, "best": None, "holdout": None, "agreement": None, "details": None,
+        "time": {"start": records.now(), "end": None, "train_s": 0.0, "samples_per_s": 0.0, "data_wait": 0.0, "peak_memory": 0},
+        "engine": {
+            "device": parts.compute.device.type, "precision": parts.compute.precision, "compile": False, "cache": False,
+            "deterministic": config.engine.deterministic,
+        },
+        "code": code(config), "versions": records.versions(), "git": records.git_state(Path.cwd()), "host": socket.gethostname(),
+        "resumed": 0,
+    }  # fmt: skip
+    if before is not None:
+        record |= {key: before[key] for key in ("command", "resumed")}
+        record["time"] |= {key: before["time"][key] for key in ("start", "peak_memory")}
+    return record
+
+
+def command() -> str:
+    """The command line as typed."""
+    return " ".join([Path(sys.argv[0]).name.replace("__main__.py", "kdrun"), *sys.argv[1:]])

@@ -1,0 +1,213 @@
+"""Task: everything that is about what is learned. Nothing outside kdrun/tasks/<task>/ knows images, sentences or boxes.
+
+The loop, the journal and the report work with batches, evaluations and metrics. A batch is a dict: `input` (a tensor, or a dict of
+tensors), `index` (N,) int64, `label` where there is one, and `mask` where inputs are padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from kdrun.tasks.metric import Metric
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from torch.utils.tensorboard import SummaryWriter
+
+Batch = Mapping[str, Any]
+
+
+class Split(Protocol):
+    """One of train, holdout and test."""
+
+    labels: Tensor  # (N, ...) on the CPU
+    index: Tensor  # (N,) int64: row in the training set before any split
+
+    def __len__(self) -> int: ...
+
+
+class Dataset(Protocol):
+    """Three splits of one kind of sample."""
+
+    name: str
+    classes: list[str]  # names in the order of the labels; empty where labels are no classes
+    checksum: str
+    train: Split
+    holdout: Split | None
+    test: Split
+    notes: list[str]  # what the user should know before training, a line each
+
+
+class Loader(Protocol):
+    """The batches of one split, on the device. Order and augmentation are functions of (seed, epoch, index)."""
+
+    split: Any
+    batch_size: int
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+
+    @property
+    def smallest(self) -> int:
+        """Samples of the smallest batch of an epoch."""
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The augmented batches of one epoch, in an order of its own."""
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches in the split's order, not augmented: for evaluation."""
+
+    def view(self, index: Tensor, epoch: int) -> Any:
+        """The inputs that these rows of the training set have at `epoch`, bit for bit those of epoch()."""
+
+    def first(self, count: int) -> Any:
+        """The inputs of the first samples, not augmented."""
+
+
+@dataclass
+class Evaluation:
+    """What a model scored on a split."""
+
+    metrics: dict[str, float]  # by name, in the task's order; the first selects and is reported
+    loss: float  # the mean supervised loss
+    predictions: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # "logits": what the model gave, in order; what belongs to it
+
+    @property
+    def score(self) -> float:
+        """The value of the first metric."""
+        return next(iter(self.metrics.values()))
+
+    def is_finite(self) -> bool:
+        """False where a prediction is not finite: the model's weights are broken."""
+        return all(bool(value.isfinite().all()) for value in self.predictions.values() if value.is_floating_point())
+
+
+class Evaluator(Protocol):
+    """Collects what a model gives for a split, batch by batch, and never waits for the device before the end."""
+
+    def update(self, output: Any, batch: Batch) -> None: ...
+    def result(self) -> Evaluation: ...
+
+
+class Task:
+    """What is learned. One object per task; `name`, `unit` and `metrics` are readable without torch."""
+
+    name: str
+    unit: str  # samples in the plural: "images"
+    metrics: tuple[Metric, ...]  # the first selects and is reported
+
+    # Data --------------------------------------------------------------------------------------------------------------------
+
+    def checksum(self, cfg: Any, outputs: str) -> str:
+        """What identifies the content of the dataset that `cfg` describes. Light: no torch. KdrunError for impossible settings."""
+        raise NotImplementedError
+
+    def settle(self, cfg: Any, outputs: str) -> None:
+        """Give settings that mean the same the same value, so that both are one run. Light."""
+
+    def sizes(self, cfg: Any, outputs: str) -> tuple[int, int]:
+        """Training samples without the holdout, and test samples; nothing is downloaded. KdrunError where they are not known."""
+        raise NotImplementedError
+
+    def costs_alike(self, cfg: Any, outputs: str, record: Mapping[str, Any]) -> bool:
+        """Whether a sample costs a model as much as one of a finished run on the same content."""
+        return True
+
+    def load(self, cfg: Any, outputs: str) -> Any:
+        """The Dataset that `cfg` describes."""
+        raise NotImplementedError
+
+    def loaders(
+        self, dataset: Any, config: Any, device: torch.device, layout: torch.memory_format
+    ) -> tuple[Loader, Mapping[str, Loader]]:
+        """The training loader with the recipe's augmentation, and one loader for each split to evaluate on."""
+        raise NotImplementedError
+
+    def preprocessing(self, dataset: Any) -> dict[str, Any]:
+        """What a record must hold to give a model its inputs again."""
+        raise NotImplementedError
+
+    def preprocessor(self, model: nn.Module, record: Mapping[str, Any]) -> nn.Module:
+        """A trained model with its preprocessing, for kdrun.load."""
+        raise NotImplementedError
+
+    # Models ------------------------------------------------------------------------------------------------------------------
+
+    def outputs(self, dataset: Any) -> int:
+        """How many numbers a model gives for one sample: its builder's first argument."""
+        return len(dataset.classes)
+
+    def outputs_of(self, record: Mapping[str, Any]) -> int:
+        """The same from a record."""
+        return len(record["dataset"]["classes"])
+
+    def check_output(self, output: Any, outputs: int) -> str | None:
+        """What is wrong with what a model gives for a batch, or None."""
+        raise NotImplementedError
+
+    def wanted(self, outputs: int) -> str:
+        """What a model must give, for a message: "logits (batch, 10)"."""
+        return f"outputs (batch, {outputs})"
+
+    def remark(self, output: Any, model: str) -> str | None:
+        """A line on an output that is allowed and may not be what the user meant; `model` names it: "teacher resnet20"."""
+        return None
+
+    def cost(self, model: nn.Module, example: Any) -> int:
+        """Multiply-adds for one sample."""
+        from kdrun.tasks.cost import multiply_adds  # needs torch
+
+        return multiply_adds(model, example)
+
+    def timing_input(self, count: int, cfg: Any, outputs: str) -> Any | None:
+        """Random inputs of the dataset's shape, to time a model on; None where the shape is not known."""
+        return None
+
+    # Learning ----------------------------------------------------------------------------------------------------------------
+
+    def loss(self, output: Any, batch: Batch) -> Tensor:
+        """The supervised loss, mean over the batch."""
+        raise NotImplementedError
+
+    def evaluator(self) -> Evaluator:
+        """For one model on one split."""
+        raise NotImplementedError
+
+    def train_sum(self, output: Any, batch: Batch) -> Tensor:
+        """A scalar on the device, summed over the batch's samples; its mean over an epoch is what `train_score` takes."""
+        raise NotImplementedError
+
+    def train_score(self, mean: float) -> float:
+        """The first metric on the training samples as they went by, from the mean of `train_sum`."""
+        return mean
+
+    def agreement(self, student: Evaluation, teacher: Evaluation) -> float:
+        """How far two models say the same, right or wrong; 1 where they do everywhere."""
+        raise NotImplementedError
+
+    def details(self, evaluation: Evaluation, dataset: Any) -> dict[str, Any]:
+        """What the record and the page show of the last epoch beside the metrics."""
+        return {}
+
+    def weakness(
+        self, evaluation: Evaluation, recorded: float | None, dataset: Any, model: Any, test: Loader
+    ) -> str | None:
+        """Why a teacher is too weak to be what the user meant; None where it is not. `recorded`: the score of its own run."""
+        return None
+
+    def is_near_chance(self, evaluation: Evaluation) -> bool:
+        """Whether a model is hardly better than one that learned nothing."""
+        return False
+
+    # Pictures ----------------------------------------------------------------------------------------------------------------
+
+    def preview(self, board: SummaryWriter, dataset: Any, inputs: Any) -> None:
+        """A few inputs of the first epoch, for TensorBoard."""
+
+    def show(self, board: SummaryWriter, dataset: Any, evaluation: Evaluation, step: int) -> None:
+        """What TensorBoard shows of the last epoch beside its curves."""
