@@ -17,6 +17,8 @@ from kdrun.errors import KdrunError
 VALUE_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c")
 REPORTS = {"report": "report.command", "status": "sweep.status", "verify": "report.verify", "diff": "report.diff"}
 HELP = ("--help", "-h")
+SWEEPERS = ("kdrun", "search")  # those of hydra_plugins/kdrun_sweeper.py
+ONLY_PLAN = "hydra.sweeper.only_plan=true"  # of kdrun's sweepers: print the plan, train nothing
 VERBS = ("methods", "models", "plan", "report", "status", "verify", "diff")
 
 
@@ -37,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
     if os.getcwd() not in sys.path:  # console scripts lack it; users' models and methods lie there
         sys.path.insert(0, os.getcwd())
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold what is no text
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold bytes that are no text
     try:
         return _dispatch([_expand_home(argument) for argument in arguments])
     except SystemExit as error:
@@ -51,10 +53,10 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         return 1
     except Exception as error:
-        return _say(error, debug, arguments)
+        return _report(error, debug, arguments)
 
 
-def _say(error: Exception, debug: bool, arguments: Sequence[str]) -> int:
+def _report(error: Exception, debug: bool, arguments: Sequence[str]) -> int:
     if debug:
         traceback.print_exc()
     from kdrun.config.explain import message
@@ -70,7 +72,7 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments and "=" not in arguments[0] and not arguments[0].startswith(("-", "+", "~")):
         return _verb(arguments[0], arguments[1:])
     if not [argument for argument in arguments if argument not in ("-m", "--multirun")]:
-        arguments = ["--help"]  # what a bare command would train takes hours
+        arguments = ["--help"]  # a bare command would train for hours
     _check_twice(arguments)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what happened instead of printing it
     arguments = _flags_first(arguments)
@@ -90,13 +92,13 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _job(composed: Any) -> Any:
-    """Errors end here in one line: Hydra would add words of its own to them."""
+    """One job. Its error is reported here in one line, because Hydra would add lines of its own."""
     from kdrun.sweep.job import job
 
     try:
         return job(composed)
     except Exception as error:
-        raise SystemExit(_say(error, composed.engine.get("debug"), ())) from None
+        raise SystemExit(_report(error, composed.engine.get("debug"), ())) from None
 
 
 def _verb(verb: str, rest: list[str]) -> int:
@@ -106,10 +108,7 @@ def _verb(verb: str, rest: list[str]) -> int:
         run_verb = getattr(importlib.import_module(f"kdrun.{REPORTS[verb]}"), verb)
         return int(run_verb(rest))
     if verb == "plan":
-        from kdrun.sweep import planning as sweep
-
-        sweep.ONLY_PLAN = True
-        return _dispatch(["-m", *rest])
+        return _plan(rest)
     strange = [argument for argument in rest if argument not in HELP and not argument.startswith("plugins=")]
     if verb not in VERBS or strange:
         from kdrun.errors import choices
@@ -132,8 +131,16 @@ def _verb(verb: str, rest: list[str]) -> int:
     return 0
 
 
+def _plan(rest: list[str]) -> int:
+    """`kdrun plan`: a sweep whose sweeper prints what is missing, and trains nothing."""
+    sweeper = next((argument for argument in rest if argument.startswith("hydra/sweeper=")), "hydra/sweeper=kdrun")
+    if sweeper.partition("=")[2] not in SWEEPERS:
+        raise KdrunError(f"kdrun plan needs kdrun's own sweeper; leave out {sweeper}")
+    return _dispatch(["-m", ONLY_PLAN, *rest] if set(rest) - {"-m", "--multirun"} else ["--help"])
+
+
 def _check_usage(arguments: Sequence[str]) -> str | None:
-    """What argparse would refuse in ten lines, in one (exit code 2); returns the folder of --config-dir."""
+    """Refuse in one line what argparse would refuse in ten (exit code 2); returns the folder of --config-dir."""
     from hydra._internal.utils import get_args_parser
 
     def refuse(message: str) -> None:
@@ -149,19 +156,19 @@ def _check_usage(arguments: Sequence[str]) -> str | None:
 
 
 def _check_twice(arguments: Sequence[str]) -> None:
-    """Of a key that stands twice, Hydra takes the last value without a word."""
-    seen: dict[str, str] = {}
+    """Refuse a key that stands twice: Hydra would take the last value and not mention the other."""
+    earlier: dict[str, str] = {}
     for argument in arguments:
         key = argument.lstrip("+").partition("=")[0].strip()
         if "=" not in argument and argument not in VALUE_FLAGS:
             continue
-        if key in seen:
+        if key in earlier:
             error = KdrunError(
-                f"{key} stands twice: {seen[key]} and {argument}. Say it once; several values are {key}=A,B with -m"
+                f"{key} stands twice: {earlier[key]} and {argument}. Say it once; several values are {key}=A,B with -m"
             )
             error.status = 2
             raise error
-        seen[key] = argument
+        earlier[key] = argument
 
 
 def _expand_home(argument: str) -> str:

@@ -18,6 +18,7 @@ from last_wins import last_wins
 from kdrun.errors import KdrunError
 from kdrun.sweep.search import _distribution
 from kdrun.sweep.search import _open as open_study
+from kdrun.tasks.metric import ACCURACY
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="pip install 'kdrun[search]'")
 
@@ -105,7 +106,7 @@ def test_what_cannot_be_searched_is_one_line_and_leaves_nothing(arguments, messa
 def test_a_file_that_is_no_study_is_named_and_kept(tmp_path):
     (tmp_path / "notes.txt").write_text("no database, and longer than the header of one" * 3)
     with pytest.raises(KdrunError, match=r"notes.txt cannot be opened \(file is not a database\)"):
-        open_study(str(tmp_path / "notes.txt"), "a")
+        open_study(str(tmp_path / "notes.txt"), "a", ACCURACY)
     assert (tmp_path / "notes.txt").read_text().startswith("no database")
 
 

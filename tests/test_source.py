@@ -1,10 +1,9 @@
-"""What counts as the source of a run: of methods as it always did, of imported models by what their modules mean."""
+"""What counts as the source of a run: what its methods, and the modules of its imported models, mean."""
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import json
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -234,30 +233,16 @@ def test_older_records_of_imported_models_can_be_compared(project):
 # Methods -----------------------------------------------------------------------------------------------------------------
 
 
-def hash_of_before(file: Path) -> str:
-    """What records hold for a method: over its file and, by name, those of kdrun's methods that it imports from."""
-    seen: dict[str, str] = {}
-
-    def visit(file: Path) -> None:
-        seen[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kdrun.methods."):
-                other = source.OURS / f"{node.module.rpartition('.')[2]}.py"
-                if other.name != "base.py" and other.name not in seen and other.is_file():
-                    visit(other)
-
-    visit(file)
-    return (
-        next(iter(seen.values()))
-        if len(seen) == 1
-        else hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
-    )
-
-
 @pytest.mark.parametrize("name", METHODS.entries())
-def test_a_built_in_method_keeps_its_hash(name):
-    """Finished runs hold it: another one would say that each of them has changed."""
-    assert source.method_sha256(name) == hash_of_before(METHODS.entry(name).file)
+def test_every_method_has_a_hash_of_its_meaning(name):
+    assert re.fullmatch("tree:[0-9a-f]{64}", source.method_sha256(name))
+
+
+def test_a_hash_without_tree_cannot_be_compared():
+    """Records of schema 1 hold the hash of a text: a file that was moved since would look changed."""
+    assert not source.is_other(source.method_sha256("kd"), "ab12")
+    assert source.is_other(source.method_sha256("kd"), "tree:ab12")
+    assert not source.is_other(source.method_sha256("kd"), source.method_sha256("kd"))
 
 
 MINE = """
@@ -280,9 +265,12 @@ def mine(project, imports: str, module: str = "mine") -> str:
     return source.method_sha256("mine")
 
 
-@pytest.mark.parametrize("imports", ["", KD, f"import json, torch\n{KD}\nfrom kdrun.errors import KdrunError"])
-def test_a_method_of_a_users_keeps_its_hash(imports, project):
-    assert mine(project, imports) == hash_of_before(Path(sys.modules["mine"].__file__))
+def test_words_layout_imports_and_the_name_of_the_file_do_not_count(project):
+    before = mine(project, "")
+    assert mine(project, "import json, torch\nfrom kdrun.errors import KdrunError") == before
+    assert mine(project, '"""What it does."""\n# and why') == before
+    assert mine(project, "", "renamed") == before
+    assert mine(project, "POWER = 2") != before
 
 
 @pytest.fixture
@@ -317,7 +305,7 @@ def test_the_maths_that_a_method_uses_counts(imports, module, project, shipped):
 def test_local_modules_of_a_method_count(project):
     """What it imports from the user's project, by what that means; the package around it does not, and an empty one never."""
     project(**{"my_lab.__init__": "", "my_lab.maths": "POWER = 2"})
-    assert mine(project, KD, "my_lab.mine") == hash_of_before(Path(sys.modules["my_lab.mine"].__file__))
+    assert mine(project, KD, "my_lab.mine") == mine(project, KD)
     before = mine(project, "from my_lab import maths")
     project(**{"my_lab.maths": "# how steep\nPOWER = 2"})
     assert mine(project, "from my_lab import maths") == before

@@ -1,4 +1,4 @@
-"""`kdrun methods` and `kdrun models`: what there is, read from the sources in a few milliseconds; and what plug-ins add."""
+"""`kdrun methods` and `kdrun models`: all methods and models, read from the sources in a few milliseconds, and those of plug-ins."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def show_methods() -> None:
     """A line per choice of the group `method`, by family: name, what it does, paper and year. Those of plug-ins come last."""
     console = Console(highlight=False)
     for family, title in {**FAMILIES, "": "of plug-ins (each needs method/NAME.yaml in --config-dir FOLDER)"}.items():
-        found = method_choices(family) if family else plugin_methods()
-        if not found:
+        methods = method_choices(family) if family else plugin_methods()
+        if not methods:
             continue
         table = Table(box=None, pad_edge=False, show_header=False)
         table.add_column(min_width=15)
         table.add_column(overflow="fold")
-        for name, (paper, summary) in found.items():
+        for name, (paper, summary) in methods.items():
             table.add_row(name, f"{escape(summary)} [dim]{escape(paper)}[/dim]")
         console.print(f"[bold]{title}[/bold]")
         console.print(table)
@@ -63,21 +63,21 @@ def method_choices(family: str) -> dict[str, tuple[str, str]]:
 
     A file conf/method/NAME.yaml whose key is another method's is a variant of that one; its first line says which.
     """
-    found, entries = {}, METHODS.entries()
+    of_family, entries = {}, METHODS.entries()
     for name in sorted(method_names(), key=lambda name: (name != "none", name)):
         lines = (conf_folder() / "method" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
         key = next(line for line in lines if line and not line.startswith("#")).partition(":")[0]
         entry = entries[key]
         if entry.attributes.get("family") == family:
             variant = f"{key}: {lines[0].removeprefix('# ').partition('. ')[0]}."
-            found[name] = (entry.attributes.get("paper", ""), entry.summary) if key == name else ("", variant)
-    return found
+            of_family[name] = (entry.attributes.get("paper", ""), entry.summary) if key == name else ("", variant)
+    return of_family
 
 
 def plugin_methods() -> dict[str, tuple[str, str]]:
     """What plug-ins registered: name -> (paper, one line with its module)."""
-    found = {name: METHODS.entry(name) for name in sorted(METHODS.plugins)}
-    return {name: (e.attributes.get("paper", ""), f"{e.summary} ({e.module})".strip()) for name, e in found.items()}
+    entries = {name: METHODS.entry(name) for name in sorted(METHODS.plugins)}
+    return {name: (e.attributes.get("paper", ""), f"{e.summary} ({e.module})".strip()) for name, e in entries.items()}
 
 
 def show_models() -> None:

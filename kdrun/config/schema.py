@@ -5,14 +5,14 @@ Nothing here imports torch: a typo is answered before anything heavy is loaded.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, get_type_hints
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -110,6 +110,10 @@ class Config:
     plugins: list[str] = field(default_factory=list)
 
 
+_NODES: dict[str, tuple[Entry, type]] = {}  # the schemas of models and methods, each with what it was made from
+_TYPED: dict[tuple[str, type, str], Any] = {}  # parts of configs that were checked, by their place, schema and values
+PROVIDER = "kdrun"  # of the schema in Hydra's ConfigStore
+ROLES = ("teacher", "student")  # the groups whose choices are models
 CHOICES = {
     "protocol": ("last", "best", "holdout"),
     "phase": ("all", "teacher"),
@@ -149,13 +153,29 @@ def check_user_folder(folder: str) -> None:
 
 
 def register_nodes() -> None:
-    """Put the schema and a node per model and role into Hydra's ConfigStore."""
-    store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
-    for name, entry in MODELS.entries().items():
-        store.store(group="student", name=name, node=model_node(entry, "student"))
-        store.store(group="teacher", name=name, node=model_node(entry, "teacher"))
-    store.store(group="teacher", name="none", node=_no_teacher())
+    """Put the schema into Hydra's ConfigStore. The nodes of models come from hydra_plugins/kdrun_models.py.
+
+    Those of plug-ins are made here once, so that an error in one is reported whichever model is chosen.
+    """
+    from hydra.core.config_store import ConfigStore  # 0.1 s that `kdrun methods` does not need
+
+    ConfigStore.instance().store(name="schema", node=Config, provider=PROVIDER)
+    # Hydra deep-copies its sources, and the store with them, at every composition and for every group that it lists. The store hands out
+    # copies of its nodes anyway.
+    ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
+    for name in sorted(MODELS.plugins):
+        for role in ROLES:
+            model_node(MODELS.entry(name), role)
+
+
+def model_choices(group: str) -> list[str]:
+    """The choices of the groups `teacher` and `student` that the registry of models gives; none for another group."""
+    return [*MODELS.entries(), *["none"] * (group == "teacher")] if group in ROLES else []
+
+
+def model_choice(group: str, name: str) -> type:
+    """The typed node of one choice: `teacher` or `student`, and the model's name."""
+    return _no_teacher() if name == "none" else model_node(MODELS.entry(name), group)
 
 
 def model_node(entry: Entry, role: str) -> type:
@@ -192,6 +212,8 @@ def _schema(name: str, parts: list[Any], entry: Entry) -> type:
         raise KdrunError(
             f"{where} has an option '{taken[0]}', which is a key of every {name.partition('_')[0]}; rename it"
         )
+    if name in _NODES and _NODES[name][0] == entry:
+        return _NODES[name][1]
     node = make_dataclass(name, parts + [_field(option, argument) for option, argument in entry.arguments.items()])
     try:
         if not entry.module.startswith("kdrun."):  # kdrun's own are held by tests
@@ -200,6 +222,7 @@ def _schema(name: str, parts: list[Any], entry: Entry) -> type:
         raise KdrunError(
             f"{where} has a default that does not fit its type: {wrong_value(str(error.full_key), str(error).splitlines()[0])}"
         ) from error
+    _NODES[name] = entry, node
     return node
 
 
@@ -272,13 +295,21 @@ def _methods(given: Any) -> dict[str, Any]:
         raise KdrunError(
             f"method={'+'.join(methods)}: none is the student alone and combines with nothing; leave it out"
         )
-    found = {name: _typed(f"method.{name}", methods[name], method_schema(name)) for name in sorted(methods)}
-    for values in found.values():
+    typed = {name: _typed(f"method.{name}", methods[name], method_schema(name)) for name in sorted(methods)}
+    for values in typed.values():
         values.taps = [] if values.taps is None else values.taps
-    return found
+    return typed
 
 
 def _typed(where: str, values: dict[str, Any], node: type) -> Any:
+    """A part of the config as an object of its own. The jobs of a sweep mostly share it, so it is checked once and then copied."""
+    key = (where, node, repr(values))
+    if key not in _TYPED:
+        _TYPED[key] = _checked(where, values, node)
+    return copy.deepcopy(_TYPED[key])
+
+
+def _checked(where: str, values: dict[str, Any], node: type) -> Any:
     try:
         merged = OmegaConf.merge(OmegaConf.structured(node), values)
         missing = OmegaConf.missing_keys(merged)
@@ -303,12 +334,24 @@ def _typed(where: str, values: dict[str, Any], node: type) -> Any:
 
 def _scalars(values: dict[str, Any]) -> dict[str, Any]:
     """seed, protocol, outputs and the like, typed."""
-    given = {f.name: values[f.name] for f in fields(Config) if f.name in values}
-    try:
-        merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(Config), given))
-        return {name: merged[name] for name in given}  # type: ignore[index, call-overload]
-    except OmegaConfBaseException as error:
-        raise KdrunError(wrong_value(str(error.full_key or error.key), str(error).splitlines()[0])) from error
+    return {one.name: _scalar(one.name, values[one.name]) for one in fields(Config) if one.name in values}
+
+
+def _scalar(name: str, value: Any) -> Any:
+    key = (name, object, repr(value))
+    if key not in _TYPED:
+        try:
+            merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(_scalar_schema(name)), {name: value}))
+        except OmegaConfBaseException as error:
+            raise KdrunError(wrong_value(str(error.full_key or error.key), str(error).splitlines()[0])) from error
+        _TYPED[key] = merged[name]  # type: ignore[index, call-overload]
+    return copy.deepcopy(_TYPED[key])
+
+
+@lru_cache
+def _scalar_schema(name: str) -> type:
+    """One key of Config alone: most jobs of a sweep bring a new value of a single key."""
+    return make_dataclass("Scalar", [(name, get_type_hints(Config)[name], MISSING)])
 
 
 def _check(config: Config) -> None:

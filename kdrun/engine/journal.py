@@ -24,6 +24,7 @@ from kdrun.runs import folder as files
 from kdrun.runs import record as records
 from kdrun.runs.checkpoint import load_state, plain_state, save_state, save_tensors, save_text, weights_sha256
 from kdrun.runs.schema import with_metrics
+from kdrun.runs.source import is_other_code
 from kdrun.screen import Screen
 from kdrun.tasks.base import Evaluation
 
@@ -122,7 +123,7 @@ class RunJournal:
                 raise KdrunError(
                     f"{self.folder} was begun as another run or with another teacher; rerun=true starts it over"
                 )
-            if any(self.record["code"].get(key) != value for key, value in state["code"].items()):
+            if is_other_code(self.record["code"], state["code"]):
                 raise KdrunError(
                     f"the source of {'+'.join(self.record['method'])} or of its model has changed since {self.folder} was begun: "
                     "half of it would be trained with each. Put the source back, or say rerun=true to start over"

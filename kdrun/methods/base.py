@@ -34,6 +34,7 @@ class Method(nn.Module):
     teacher = "outputs"
     distils = True  # False: all of it happens in its own stages, and the student's is the supervised loss alone
     needs: tuple[str, ...] = ("label",)  # batch keys it must have
+    needs_classes = False  # True: labels and outputs must be classes; it says nothing of numbers to be predicted
     generator: torch.Generator  # the method's own random stream, on the device, reseeded every epoch
 
     def build(self, pair: Pair) -> None:
@@ -90,6 +91,11 @@ class DataFacts:
     classes: int  # numbers that a model gives for one sample
     example: Any  # two inputs
 
+    @property
+    def are_classes(self) -> bool:
+        """Whether labels are classes, one for each sample."""
+        return not self.labels.is_floating_point() and self.labels.ndim == 1
+
 
 @dataclass
 class Pair:
@@ -101,9 +107,9 @@ class Pair:
     taps: tuple[list[str], list[str]]  # names on the student's and the teacher's side
     run: Callable[[Batch], tuple[Output, Any]]  # both models on a batch, as the method's own stages need it
     run_teacher: Callable[[Batch], Output]  # the teacher alone
-    fresh: Callable[
-        [int], Tapped
-    ]  # a new peer with a random stream of its own: the teacher's architecture, or the student's
+    # A new peer with a random stream of its own: the teacher's architecture, or the student's.
+    fresh: Callable[[int], Tapped]
+    supervised: Callable[[Any, Batch], Tensor]  # the task's loss: output, batch -> mean over the batch
 
 
 class Distillation(nn.Module):
@@ -158,6 +164,7 @@ class Distillation(nn.Module):
                 raise KdrunError(
                     f"method '{name}' needs a teacher and teacher=none was asked for; say teacher=MODEL or method=none"
                 )
+            _check_kind(name, cls, self._data)
             pairs[name] = pair = self._pair(name, outputs)
             torch.manual_seed(stream(self.seed, "method", name))  # layers start alike whatever was built before them
             method = cls()
@@ -281,11 +288,26 @@ class Distillation(nn.Module):
             return self._view(name, self._run_teacher(batch["input"]), 1)
 
         sides = side(0, self.student, outputs[0]), side(1, self.teacher, outputs[1])
-        return Pair(*sides, self._data, self._taps[name], run, run_teacher, self._make_peer)
+        return Pair(*sides, self._data, self._taps[name], run, run_teacher, self._make_peer, self.supervised)
 
 
 TEACHERS = ("none", "outputs", "gradients", "fresh")
 RESERVED = ("taps", "weights", "stages", "schedules")  # keys of a method's yaml that are not hyper-parameters
+
+
+def _check_kind(name: str, cls: type[Method], data: DataFacts) -> None:
+    """A method that cannot work on these tensors stops here."""
+    if cls.needs_classes and not data.are_classes:
+        raise KdrunError(
+            f"method '{name}' compares classes, and the labels here are numbers to be predicted; method=logits compares outputs, "
+            "method=mimic, at, rkd and others compare layers"
+        )
+    example = data.example
+    if cls.teacher == "gradients" and not (isinstance(example, Tensor) and example.is_floating_point()):
+        kind = f"a dict of {', '.join(example)}" if isinstance(example, Mapping) else f"of type {example.dtype}"
+        raise KdrunError(
+            f"method '{name}' takes gradients with respect to the input, which is {kind} here; choose another"
+        )
 
 
 def _slices(taps: Mapping[str, tuple[list[str], list[str]]]) -> dict[str, tuple[slice, slice]]:

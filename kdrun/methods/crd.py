@@ -122,6 +122,7 @@ class CRD(Method):
 
     family = "relations"
     paper = "Tian et al., 2020"
+    needs_classes = True
     needs = ("label", "index")
     bank_student: Tensor
     bank_teacher: Tensor

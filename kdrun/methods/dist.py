@@ -45,6 +45,7 @@ class DIST(Method):
 
     family = "logits"
     paper = "Huang et al., 2022"
+    needs_classes = True
 
     def build(self, pair: Pair, *, temperature: float, standardize: bool) -> None:
         self.temperature, self.standardize = check_temperature("dist", temperature), standardize

@@ -47,6 +47,7 @@ class DKD(Method):
 
     family = "logits"
     paper = "Zhao et al., 2022"
+    needs_classes = True
 
     def build(self, pair: Pair, *, temperature: float, standardize: bool) -> None:
         self.temperature, self.standardize = check_temperature("dkd", temperature), standardize

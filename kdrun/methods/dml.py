@@ -36,6 +36,7 @@ class DML(Method):
 
     family = "online"
     paper = "Zhang et al., 2018"
+    needs_classes = True
     teacher = "fresh"
 
     def build(self, pair: Pair, *, networks: int) -> None:
@@ -43,6 +44,7 @@ class DML(Method):
             raise KdrunError(
                 f"method.dml.networks is {networks}; mutual learning needs at least 2, the student among them"
             )
+        self.supervised = pair.supervised
         self.peers = nn.ModuleList(pair.fresh(i) for i in range(1, networks))
 
     def evaluates(self) -> dict[str, nn.Module]:
@@ -51,7 +53,7 @@ class DML(Method):
     def loss(self, student: Output, teacher: Any, batch: Batch) -> Terms:
         logits = [student.logits, *(peer(batch["input"]).logits for peer in self.peers)]
         divergences = mutual(logits)
-        supervised = [nn.functional.cross_entropy(peer_BK, batch["label"]) for peer_BK in logits[1:]]
+        supervised = [self.supervised(peer_BK, batch) for peer_BK in logits[1:]]
         return {
             "mutual": sum(divergences[1:], divergences[0]),
             "peers": sum(supervised[1:], supervised[0]),

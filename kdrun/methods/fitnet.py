@@ -36,6 +36,7 @@ class FitNet(Method):
 
     family = "features"
     paper = "Romero et al., 2015"
+    needs_classes = True
 
     def build(self, pair: Pair, *, variant: str, temperature: float, regressor: str) -> None:
         known = {"paper": "hints, then distillation", "joint": "one stage"}

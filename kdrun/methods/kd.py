@@ -41,6 +41,7 @@ class KD(Method):
 
     family = "logits"
     paper = "Hinton et al., 2015"
+    needs_classes = True
 
     def build(self, pair: Pair, *, temperature: float, standardize: bool) -> None:
         self.temperature, self.standardize = check_temperature("kd", temperature), standardize

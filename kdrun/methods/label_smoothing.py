@@ -31,6 +31,7 @@ class LabelSmoothing(Method):
 
     family = "labels"
     paper = "Szegedy et al., 2016"
+    needs_classes = True
     teacher = "none"
 
     def build(self, pair: Pair, *, smoothing: float) -> None:

@@ -57,6 +57,7 @@ class LwM(Method):
 
     family = "gradients"
     paper = "Dhar et al., 2019"
+    needs_classes = True
     teacher = "gradients"
 
     def build(self, pair: Pair, *, variant: str) -> None:

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from kdrun.report.display import Display, display_of
+from kdrun.report.facts import details_of
 from kdrun.report.rows import Difference, Row, difference, is_pair, resolution
 from kdrun.report.stats import (
     binomial_error,
@@ -82,9 +83,8 @@ def cell_of(row: Row, base: Row | None, protocol: str) -> Cell:
     cell.agreement = _mean(run["agreement"] for run in runs)
     if len({run["engine"]["device"] for run in runs}) == 1:  # a mean of times on different devices would mean nothing
         cell.seconds = fmean(run["time"]["train_s"] for run in runs)
-    details = [run["details"] or {} for run in runs]
-    cell.ece = _mean(one["calibration"]["ece"] for one in details if one.get("calibration"))
-    classes = [one["class_scores"] for one in details if one.get("class_scores")]
+    cell.ece = _mean(one["ece"] for run in runs if (one := details_of(run, "calibration")))
+    classes = [one for run in runs if (one := details_of(run, "class_scores"))]
     cell.class_scores = [_mean(each) for each in zip(*classes, strict=True)]
     if base is not None and (gain := difference(row, base, protocol)):
         _compare(cell, base, gain, protocol)
@@ -130,13 +130,13 @@ def correct_family(cells: Sequence[Cell]) -> None:
 
 def one_seed_p(run: dict, other: dict) -> float | None:
     """McNemar's p of two runs on the test set; None where a run's logits are not there (portable records have none)."""
-    ours, theirs = _correct(run), _correct(other)
+    ours, theirs = _right_answers(run), _right_answers(other)
     if ours is None or theirs is None or len(ours) != len(theirs):
         return None
     return mcnemar(int((ours & ~theirs).sum()), int((theirs & ~ours).sum()))
 
 
-def _correct(run: dict) -> Any:
+def _right_answers(run: dict) -> Any:
     """For each sample of the test set, whether the last epoch classified it correctly; None without its logits."""
     path = Path(run.get("folder", "")) / PREDICTIONS
     if not path.is_file():

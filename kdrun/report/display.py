@@ -6,7 +6,6 @@ Records hold scores as numbers of their metric. Tables and pictures show them th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kdrun.tasks.metric import Metric, metric_of
@@ -101,15 +100,3 @@ def display_of(record: dict) -> Display:
 def percent(share: float | None) -> str:
     """A share that is no score, such as an agreement or a calibration error; empty for None."""
     return "" if share is None else f"{100 * share:.2f}"
-
-
-def protocol_of(records: Sequence[dict]) -> str:
-    """The protocol that all records agree on, else last."""
-    protocols = {record["protocol"] for record in records}
-    return protocols.pop() if len(protocols) == 1 else "last"
-
-
-def score_of(record: dict, protocol: str) -> float | None:
-    """The test score of the epoch that a protocol chooses; None where there is no such epoch."""
-    epoch = record[protocol]
-    return epoch and epoch["test_score" if protocol == "holdout" else "score"]

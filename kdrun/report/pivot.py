@@ -14,7 +14,8 @@ from typing import Any
 
 from kdrun.errors import KdrunError, choices
 from kdrun.report.cells import Cell, cell_of, correct_family
-from kdrun.report.display import Display, display_of, protocol_of
+from kdrun.report.display import Display, display_of
+from kdrun.report.facts import dataset_facts, protocol_of
 from kdrun.report.labels import ABSENT, Naming, Settings, natural, settings
 from kdrun.report.models import Models
 from kdrun.report.rows import Row, conditions, data_key, gather, in_order, nearest, notes, why_alone
@@ -105,12 +106,6 @@ def tables_by_student(records: list[dict], protocol: str | None = None) -> list[
 
 def _teacher_ids(records: Iterable[dict]) -> set[str | None]:
     return {record["teacher"]["run_id"] for record in records if record["teacher"]}
-
-
-def _facts(record: dict[str, Any]) -> dict[str, Any]:
-    """The facts about the data of a table: those of the record, with those of the preprocessing beside them."""
-    facts = {key: value for key, value in record["dataset"].items() if key != "preprocessing"}
-    return facts | record["dataset"]["preprocessing"]
 
 
 def _check_keys(keys: set[str], records: list[dict], own: dict[str, Settings]) -> None:
@@ -227,7 +222,7 @@ class Pivot:
         ranked = dict(sorted(cells.items(), key=lambda item: not all(cell.baseline for cell in item[1].values())))
         columns = self._ordered(dict.fromkeys(column for row in self.groups for column in self.columns_of[id(row)]))
         table = Table(
-            _facts(self.records[0]), columns, ranked, protocol, display_of(self.records[0]), self.models,
+            dataset_facts(self.records[0]), columns, ranked, protocol, display_of(self.records[0]), self.models,
             [run for row in self.groups for run in row.runs.values()],
             [record for record in self.records if record["status"] != "done"],
         )  # fmt: skip

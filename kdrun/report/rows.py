@@ -9,7 +9,8 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from kdrun.report.display import display_of, score_of
+from kdrun.report.display import display_of
+from kdrun.report.facts import score_of
 from kdrun.report.labels import Naming, Settings, settings
 from kdrun.report.models import Models
 from kdrun.report.stats import paired
@@ -195,7 +196,7 @@ def _mixed(runs: Iterable[dict]) -> list[str]:
             "devices": run["engine"]["device"], "precisions": run["engine"]["precision"],
             "versions of torch": run["versions"].get("torch"), "versions of kdrun": run["versions"].get("kdrun"),
             f"sources of {label_of(run, 'student')}\0{student}": run["code"]["student"],
-            **{f"sources of {method}": sha for method, sha in run["code"]["method"].items()},
+            **{f"sources of {m}\0{sha[: sha.find(':') + 1]}": sha for m, sha in run["code"]["method"].items()},
         }  # fmt: skip
         if run["teacher"]:
             teacher = json.dumps(run["identity"].get("teacher"), sort_keys=True)

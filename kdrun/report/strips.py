@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kdrun.report.cells import Cell, interval
-from kdrun.report.display import Display, score_of
+from kdrun.report.display import Display
+from kdrun.report.facts import score_of
 from kdrun.report.pivot import Table, teachers_of
 from kdrun.report.style import TEACHER, Style
 from kdrun.report.text import spread

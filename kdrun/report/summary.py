@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from rich.text import Text
 
 from kdrun.report.cells import Cell
-from kdrun.report.display import PROTOCOLS, score_of
+from kdrun.report.display import PROTOCOLS
+from kdrun.report.facts import score_of
 from kdrun.report.labels import natural
 from kdrun.report.pivot import Table, tables_by_student, teachers_of
 from kdrun.report.text import gain, spread

@@ -13,6 +13,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,9 @@ NEUTRAL: dict[str, Any] = {
 }
 
 
-def identity(config: Config, checksum: str) -> dict[str, Any]:
-    """The run's identity as a nested dict; `checksum` is the content checksum of its dataset.
+def identity(config: Config, checksum: str, teacher_id: str | None = None) -> dict[str, Any]:
+    """The run's identity as a nested dict; `checksum` is the content checksum of its dataset, `teacher_id` the digest of the
+    identity of the run that trains its teacher, where the caller has it already.
 
     The teacher stands in it by its own identity, so that it can be computed before the teacher is trained; a checkpoint from
     outside stands in it by the hash of its content.
@@ -57,7 +59,7 @@ def identity(config: Config, checksum: str) -> dict[str, Any]:
         "seed": config.seed,
         "precision": config.engine.precision,
         "deterministic": config.engine.deterministic,
-        "teacher": _teacher(config, checksum),
+        "teacher": _teacher(config, checksum, teacher_id),
     }  # fmt: skip
     return canonical(found, "")
 
@@ -151,18 +153,24 @@ def is_fresh(config: Config) -> bool:
 
 
 def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    value = hashlib.sha256()
+    """SHA-256 of a file's bytes, in hex. A process reads a file again only if its size or its time has changed."""
     try:
-        with open(path, "rb") as file:
-            while chunk := file.read(1 << 20):
-                value.update(chunk)
+        status = os.stat(path)
+        return _bytes_sha256(os.path.abspath(path), status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise KdrunError(f"cannot read {path}: {error.strerror}") from error
+
+
+@lru_cache
+def _bytes_sha256(path: str, size: int, time: int) -> str:
+    value = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            value.update(chunk)
     return value.hexdigest()
 
 
-def _teacher(config: Config, checksum: str) -> Any:
+def _teacher(config: Config, checksum: str, teacher_id: str | None) -> Any:
     if config.teacher.name == "none":
         return None
     if is_fresh(config):
@@ -170,7 +178,7 @@ def _teacher(config: Config, checksum: str) -> Any:
     if config.teacher.checkpoint:
         return {**_model(config.teacher), "checkpoint": file_sha256(config.teacher.checkpoint)}
     return {
-        "run": digest(identity(teacher_config(config), checksum)),
+        "run": teacher_id or digest(identity(teacher_config(config), checksum)),
         "weights": config.teacher.weights,
         "name": config.teacher.name,
     }

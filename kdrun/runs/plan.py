@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,19 +62,25 @@ class Plan:
         return found if found["status"] == "done" else None
 
 
-def make_plan(config: Config) -> Plan:
-    """Identity and folder of a run and of its teacher; reads the dataset's checksum, trains nothing."""
+def make_plan(config: Config, datasets: dict[str, tuple[str, Any]] | None = None) -> Plan:
+    """Identity and folder of a run and of its teacher; reads the dataset's checksum, trains nothing.
+
+    `datasets`: the checksums and settings that were read before. The jobs of a sweep share one, so that a folder of images is listed once.
+    """
     _check_files(config)
-    task = task_of(config)
-    checksum = task.checksum(config.dataset, config.outputs)
-    task.settle(config.dataset, config.outputs)
-    found = identity(config, checksum)
+    datasets, key = {} if datasets is None else datasets, repr((config.dataset, config.outputs))
+    if key not in datasets:
+        task = task_of(config)
+        datasets[key] = task.checksum(config.dataset, config.outputs), task.settled(config.dataset, config.outputs)
+    checksum, settled = datasets[key]
+    config.dataset = copy.copy(settled)
     teacher = None
     if config.teacher.name != "none" and not config.teacher.checkpoint and not is_fresh(config):
         theirs = teacher_config(config)
         its_identity = identity(theirs, checksum)
         teacher = Plan(theirs, its_identity, folder(theirs, its_identity))
-    return Plan(config, found, folder(config, found), teacher)
+    own = identity(config, checksum, teacher.id if teacher else None)
+    return Plan(config, own, folder(config, own), teacher)
 
 
 def _check_files(config: Config) -> None:

@@ -13,10 +13,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from kdrun import PACKAGE
 from kdrun.config.registry import METHODS, MODELS
 from kdrun.config.schema import Config
 
-OURS = Path(__file__).parent / "methods"
+OURS = PACKAGE / "methods"
+MACHINERY = ("base", "taps")  # of kdrun.methods: what runs every method, and no maths of any
+TREE = "tree:"  # stands before the hash of a meaning
 SILENT = ("ctx", "kind", "type_comment")  # fields of a syntax tree that say nothing of what is computed
 
 
@@ -31,12 +34,23 @@ def code(config: Config) -> dict[str, Any]:
 
 def changed_code(config: Config, record: dict[str, Any]) -> list[str]:
     """Names whose source differs from the one that a finished run was trained with. Older records do not know their teacher's."""
-    names = [name for name, value in record["code"]["method"].items() if method_sha256(name) != value]
+    names = [name for name, then in record["code"]["method"].items() if is_other(method_sha256(name), then)]
     for role in ("student", "teacher"):
         node = getattr(config, role, None)
         if node is not None and role in record["code"] and is_changed(node, record["code"][role]):
             names.append(f"model {getattr(node, 'path', None) or node.name}")
     return names
+
+
+def is_other(now: str, then: str) -> bool:
+    """Whether a method's source means something else now; False where a record holds a hash that cannot be compared."""
+    return then.startswith(TREE) and now != then
+
+
+def is_other_code(now: dict[str, Any], then: dict[str, Any]) -> bool:
+    """Whether a run that goes on would be trained with other source than it began with."""
+    methods = any(is_other(now["method"].get(name, ""), value) for name, value in then["method"].items())
+    return methods or any(now.get(role) != value for role, value in then.items() if role != "method")
 
 
 def is_changed(node: Any, then: str | None) -> bool:
@@ -74,23 +88,20 @@ def module_sha256(module: str) -> str | None:
 
 @cache
 def method_sha256(name: str) -> str:
-    """Over the method's file and, through imports, those of kdrun's methods whose maths it uses; and the local modules that it imports.
+    """tree: and the SHA-256 of what a method means: its file, the methods whose maths it uses, the local modules it imports.
 
-    By file name: the hashes of before, which records hold. A file of the user's that is called as one of kdrun's does not hide it.
+    Comments, docstrings, layout and imports do not count, and neither do the names of files: a file that is moved or worded anew is
+    not another method. Records from before schema 2 hold the hash of a text, without "tree:", which cannot be compared.
     """
     entry = METHODS.entry(name)
     root = Place(entry.module, entry.file, (str(entry.file.parent),) if entry.file.name == "__init__.py" else ())
     places = _local(root) if not _is_ours(entry.module) else [root]
-    seen = {entry.file.name: _file_bytes(entry.file)}
     ours: dict[Path, None] = {}
     for place in places:
         _shipped(place, ours)
-    for file in ours:
-        if file != entry.file:
-            seen[file.name if file.name not in seen else f"kdrun.methods.{file.stem}"] = _file_bytes(file)
-    local = {place.name: _meaning(place.file) for place in places if place.file not in (None, entry.file)}
-    seen |= {other: tree for other, tree in local.items() if tree != NOTHING}
-    return next(iter(seen.values())) if len(seen) == 1 else _sha256(seen)
+    files = {place.file: None for place in places if place.file is not None} | ours
+    meanings = {_meaning(file, imports=False) for file in files} - {NOTHING}
+    return TREE + _sha256(sorted(meanings))
 
 
 @dataclass(frozen=True)
@@ -164,7 +175,7 @@ def _shipped(place: Place, seen: dict[Path, None]) -> None:
     for name in _imports(place):
         package, _, stem = name.rpartition(".")
         file = OURS / f"{stem}.py"
-        if package == "kdrun.methods" and stem != "base" and file not in seen and file.is_file():
+        if package == "kdrun.methods" and stem not in MACHINERY and file not in seen and file.is_file():
             seen[file] = None
             _shipped(Place(name, file, ()), seen)
 
@@ -227,27 +238,29 @@ def _tree(file: Path | None) -> ast.Module | None:
         return None
 
 
-def _meaning(file: Path) -> str:
-    """SHA-256 of a file's syntax tree; of its bytes, where it has none."""
+def _meaning(file: Path, imports: bool = True) -> str:
+    """SHA-256 of a file's syntax tree, with or without what it imports; of its bytes, where it has none."""
     tree = _tree(file)
     try:
-        return _sha256(_plain(tree)) if tree is not None else _file_bytes(file)
+        return _sha256(_plain(tree, imports)) if tree is not None else _file_bytes(file)
     except RecursionError:
         return _file_bytes(file)
 
 
-def _plain(node: Any) -> Any:
+def _plain(node: Any, imports: bool = True) -> Any:
     """A syntax tree as lists, the same in every version of Python: without positions, docstrings, `pass`, and empty fields."""
     if isinstance(node, list):
-        return [_plain(item) for item in node if not _is_idle(item)]
+        return [_plain(item, imports) for item in node if not _is_idle(item, imports)]
     if not isinstance(node, ast.AST):
         return ascii(node)
     fields = ((name, value) for name, value in ast.iter_fields(node) if name not in SILENT and value not in (None, []))
-    return [type(node).__name__, *([name, _plain(value)] for name, value in fields)]
+    return [type(node).__name__, *([name, _plain(value, imports)] for name, value in fields)]
 
 
-def _is_idle(node: Any) -> bool:
-    """A statement that does nothing: a docstring or another bare constant, or `pass`."""
+def _is_idle(node: Any, imports: bool) -> bool:
+    """A statement that computes nothing: a docstring or another bare constant, `pass`, and an import where these do not count."""
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        return not imports
     return isinstance(node, ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
 
 

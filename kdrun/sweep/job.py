@@ -60,14 +60,14 @@ def single_job(composed: DictConfig) -> float:
     return 0.0
 
 
-def prepare(composed: DictConfig) -> Plan:
-    """The plan of a composed config."""
+def prepare(composed: DictConfig, datasets: dict[str, Any] | None = None) -> Plan:
+    """The plan of a composed config; `datasets` as in `make_plan`."""
     from kdrun.config.registry import import_entry_points, import_plugin
 
     import_entry_points()  # the command did, but the workers of a sweep are processes of their own
     for module in composed.get("plugins") or []:
         import_plugin(module)
-    return make_plan(validate(composed))
+    return make_plan(validate(composed), datasets)
 
 
 def sweep_job(composed: DictConfig) -> float:

@@ -1,7 +1,7 @@
-"""What kdrun knows of Hydra's launchers: the extra that brings each, how much of the machine a job may take, where its lines go.
+"""What kdrun knows of Hydra's launchers: how much of the machine a job may use, and where its lines are printed.
 
-basic and joblib write to kdrun's own screen. The processes of submitit and Ray have screens of their own, so what a job says is
-read from the state that it leaves and said again as jobs come back (`told`).
+The jobs of basic and joblib print on kdrun's own screen. The processes of submitit and Ray print elsewhere, so the lines of a job
+are read from the state that it leaves, and are printed here as jobs end (`repeated`).
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def side_by_side(hydra: Any) -> int:
         jobs = launcher.n_jobs
         return jobs if jobs > 0 else max(1, cores() + 1 + jobs)  # joblib's -1: as many as cores; -2: one less
     if name(hydra) == "submitit_local":
-        asked = sweeper.get("max_batch_size") or sweeper.get("at_once")
-        return asked or max(1, cores() // (launcher.cpus_per_task or 1))
+        at_once = sweeper.get("max_batch_size") or sweeper.get("at_once")
+        return at_once or max(1, cores() // (launcher.cpus_per_task or 1))
     return 1
 
 
 def threads(hydra: Any) -> int | None:
-    """Torch's threads in one job: what the launcher was asked to give it, or its share of the cores; None: torch's own choice."""
+    """Torch's threads in one job: the cores that the launcher gives it, or its share of the cores here; None: torch's own choice."""
     launcher = hydra.launcher
     if name(hydra) == "ray":
         return max(1, int(launcher.ray.remote.get("num_cpus") or 1))  # 1 is Ray's own default
@@ -59,29 +59,29 @@ def takes_turns(hydra: Any) -> bool:
 
 
 def notes(hydra: Any) -> list[str]:
-    """What a user should know before the first job: where the logs are, and that a launcher hides the GPUs unless asked."""
-    said = []
+    """Lines for the user before the first job: where the logs are, and that the launcher hides the GPUs unless it is told otherwise."""
+    lines = []
     if name(hydra).startswith("submitit_"):
-        said.append(f"log      {hydra.sweep.dir}/.submitit/*/*_log.out and *_log.err")
+        lines.append(f"log      {hydra.sweep.dir}/.submitit/*/*_log.out and *_log.err")
     hides = None
     if name(hydra) == "submitit_local" and not hydra.launcher.gpus_per_node:
         hides = "hydra.launcher.gpus_per_node=N"
     if name(hydra) == "ray" and not hydra.launcher.ray.remote.get("num_gpus"):
         hides = "+hydra.launcher.ray.remote.num_gpus=1"
     if hides and any(Path("/dev").glob("nvidia[0-9]*")):
-        said.append(f"note     {name(hydra)} hides this machine's GPUs from its jobs unless {hides}")
-    return said
+        lines.append(f"note     {name(hydra)} hides this machine's GPUs from its jobs unless {hides}")
+    return lines
 
 
 def arrive(hydra: Any) -> None:
-    """What the process of a job lacks that was started elsewhere, as on a Ray cluster: the command's folder and environment."""
+    """Set up the process of a job that another program started, as on a Ray cluster: the command's folder and environment."""
     process.prepare()
     if os.getcwd() != hydra.runtime.cwd:
         os.chdir(hydra.runtime.cwd)
 
 
 def settle(launcher: Any) -> None:
-    """Ray's settings that a sweep needs, where the user has not said otherwise."""
+    """Ray's settings that a sweep needs, where the user has set nothing else."""
     if hasattr(launcher, "ray_cfg"):
         init = launcher.ray_cfg.init
         init.setdefault("log_to_driver", False)  # it leaves out lines that look alike, as those of two seeds do
@@ -91,14 +91,14 @@ def settle(launcher: Any) -> None:
 
 
 @contextmanager
-def told(folder: Path, launcher: str) -> Iterator[None]:
-    """Say what jobs said, as soon as each leaves its state (jobs/<number>.json), where their screen is not this one."""
+def repeated(folder: Path, launcher: str) -> Iterator[None]:
+    """Print the lines of jobs that run elsewhere, as soon as each leaves its state (jobs/<number>.json)."""
     if not (launcher == "ray" or launcher.startswith("submitit_")):
         yield
         return
     seen, over = set(folder.glob("jobs/*.json")), Event()
 
-    def tell() -> None:
+    def print_new() -> None:
         for path in sorted(set(folder.glob("jobs/*.json")) - seen, key=lambda path: path.stat().st_mtime):
             seen.add(path)
             for line in read_job(path).get("said", []):
@@ -106,7 +106,7 @@ def told(folder: Path, launcher: str) -> Iterator[None]:
 
     def watch() -> None:
         while not over.wait(0.5):
-            tell()
+            print_new()
 
     thread = Thread(target=watch, daemon=True)
     thread.start()
@@ -115,12 +115,12 @@ def told(folder: Path, launcher: str) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-        tell()
+        print_new()
 
 
 @contextmanager
-def patient(launcher: str, tell: Callable[[Exception], None]) -> Iterator[None]:
-    """Wait for every job of a launch, also after one whose process died: `tell` is given its error, Hydra an empty result.
+def patient(launcher: str, report: Callable[[Exception], None]) -> Iterator[None]:
+    """Wait for every job of a launch, also after one whose process died: `report` is given its error, Hydra an empty result.
 
     The launchers of submitit and Ray wait for one job after the other and give up at the first without a result, which would leave
     the later ones to themselves. So the function that they wait with is replaced meanwhile.
@@ -141,14 +141,14 @@ def patient(launcher: str, tell: Callable[[Exception], None]) -> Iterator[None]:
         return
     wait = getattr(owner, name)
 
-    def wait_or_tell(job: Any) -> Any:
+    def wait_or_report(job: Any) -> Any:
         try:
             return wait(job)
         except died as error:
-            tell(error)
+            report(error)
             return empty
 
-    setattr(owner, name, wait_or_tell)
+    setattr(owner, name, wait_or_report)
     try:
         yield
     finally:
@@ -156,7 +156,7 @@ def patient(launcher: str, tell: Callable[[Exception], None]) -> Iterator[None]:
 
 
 def gist(error: BaseException) -> str:
-    """The one line of a long message that says what happened: a traceback's last, or how the message begins."""
+    """The most telling line of a long message: the last of a traceback, or else the first two lines."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip(" -")]
     raised = [line for line in lines if line.partition(":")[0].endswith(("Error", "Exception"))]
     return raised[-1] if raised else " ".join(lines[:2]) or type(error).__name__

@@ -1,4 +1,4 @@
-"""A sweep: what was asked for, what is there already, and which teachers come first.
+"""Planning a sweep: which runs it consists of, which of them are finished, and which teachers are trained first.
 
 hydra_plugins/kdrun_sweeper.py calls `begin`, launches the jobs, and ends with kdrun/sweep/summary.py.
 """
@@ -16,6 +16,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from kdrun.config.explain import message
 from kdrun.config.tables import jobs as jobs_of
 from kdrun.errors import KdrunError
 from kdrun.runs import record as records
@@ -28,11 +29,9 @@ from kdrun.sweep.folder import JOBS, MANIFEST, STOPPED, job_name, key_of, open_f
 from kdrun.sweep.job import prepare
 from kdrun.sweep.launchers import gist
 
-ONLY_PLAN = False  # kdrun plan: look, say, train nothing
-
 
 @dataclass
-class Asked:
+class PlannedJob:
     """One job of a sweep before it is launched: its plan, or why it has none; the record of a run that is finished."""
 
     overrides: list[str]
@@ -40,7 +39,9 @@ class Asked:
     plan: Plan | None = None
     error: str | None = None
     record: dict[str, Any] | None = None
-    changed: list[str] = field(default_factory=list)
+    changed: list[str] = field(
+        default_factory=list
+    )  # methods whose source is not the one that the run was trained with
 
     def line(self) -> dict[str, Any]:
         """Its line in the manifest."""
@@ -58,29 +59,37 @@ def begin(
     jobs: list[list[str]],
     compose: Callable[[list[str]], DictConfig],
 ) -> tuple[list[list[str]], list[list[str]]]:
-    """Plan every job, write the manifest, say what there is to do; returns the jobs of missing teachers, then of students.
+    """Plan every job, write the manifest, print what there is to do; returns the jobs of missing teachers, then of students.
 
     A job that cannot be composed ends the sweep, and nothing is written; one with a bad value fails alone, when it is launched.
     """
-    asked = look(jobs, compose)
+    planned = plan_jobs(jobs, compose)
     folder = open_folder(config)
-    manifest = {"command": sys.argv, "runs": [one.line() for one in asked]}
+    manifest = {"command": sys.argv, "runs": [job.line() for job in planned]}
     records.atomically(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
-    todo = [one for one in asked if one.record is None]
+    missing = [job for job in planned if job.record is None]
     teachers: dict[Path, list[str]] = {}
-    for one in todo:
-        teacher = one.plan.teacher if one.plan else None
-        if teacher is not None and not _is_done(teacher):
-            teachers.setdefault(teacher.folder, [*one.overrides, "phase=teacher"])
-    print(_announce(overrides, asked, todo, len(teachers)), flush=True)
-    for one in asked:
-        if one.record is not None:
-            print(_already(one), flush=True)
-    return list(teachers.values()), [one.overrides for one in todo]
+    for teacher, job in _missing_teachers(missing).values():
+        teachers[teacher.folder] = [*job.overrides, "phase=teacher"]
+    print(_announce(overrides, planned, missing, len(teachers)), flush=True)
+    for job in planned:
+        if job.record is not None:
+            print(_already(job), flush=True)
+    return list(teachers.values()), [job.overrides for job in missing]
+
+
+def _missing_teachers(missing: list[PlannedJob]) -> dict[Path, tuple[Plan, PlannedJob]]:
+    """The teachers that these jobs need and that are not trained yet, by folder, each with the first job that needs it."""
+    needed: dict[Path, tuple[Plan, PlannedJob]] = {}
+    for job in missing:
+        teacher = job.plan.teacher if job.plan else None
+        if teacher is not None:
+            needed.setdefault(teacher.folder, (teacher, job))
+    return {folder: (teacher, job) for folder, (teacher, job) in needed.items() if not _is_done(teacher)}
 
 
 def lost(folder: Path, config: DictConfig, error: Exception) -> None:
-    """A job's process died and left no state: said here, counted as failed at the end, and what comes after it stops if asked to."""
+    """Report a job whose process died and left no state. It counts as failed; sweep.on_error=stop skips the jobs after it."""
     print(f"kdrun: a job was lost: {gist(error)}", file=sys.stderr)
     if OmegaConf.select(config, "sweep.on_error") == "stop":
         (folder / JOBS / STOPPED).touch()
@@ -89,8 +98,8 @@ def lost(folder: Path, config: DictConfig, error: Exception) -> None:
 def for_its_methods(jobs: list[list[str]], keys_of: Callable[[str], set[str]]) -> list[list[str]]:
     """Jobs without the overrides of methods that they do not have, each once: `method=none,kd method.kd.temperature=1,2` is three jobs.
 
-    `keys_of`: the keys below `method` that a choice of the group brings. An override whose method is in no job stays, and composing
-    says what is wrong with it.
+    `keys_of`: the keys below `method` that a choice of the group brings. An override whose method is in no job stays, and
+    fails when the job is composed.
     """
     methods: list[set[str] | None] = []
     for job in jobs:
@@ -109,54 +118,64 @@ def for_its_methods(jobs: list[list[str]], keys_of: Callable[[str], set[str]]) -
 
 def expand(jobs: list[list[str]]) -> list[list[str]]:
     """Jobs with table=NAME become the cells of that table, each with the job's other overrides."""
-    found = []
+    expanded: dict[tuple[str, ...], None] = {}
     for job in jobs:
-        said = dict(item.split("=", 1) for item in job if item.startswith(("table=", "pair=", "budget=")))
-        if said.get("table", "null") == "null":
-            found.append(job)
+        of_table = dict(item.split("=", 1) for item in job if item.startswith(("table=", "pair=", "budget=")))
+        if of_table.get("table", "null") == "null":
+            expanded[tuple(job)] = None
             continue
         others = [item for item in job if not item.startswith(("table=", "pair=", "budget="))]
-        expanded = jobs_of(said["table"], others, said.get("pair"), said.get("budget", "full"))
-        found += [one for one in expanded if one not in found]
-    return found
+        cells = jobs_of(of_table["table"], others, of_table.get("pair"), of_table.get("budget", "full"))
+        expanded |= dict.fromkeys(map(tuple, cells))
+    return [list(job) for job in expanded]
 
 
-def plan(overrides: Sequence[Override], jobs: list[list[str]], compose: Callable[[list[str]], DictConfig]) -> None:
-    """Say which runs there are, which are missing, how long these take by what was measured here, and what disk they need."""
-    asked = look(jobs, compose)
-    todo = [one for one in asked if one.record is None]
-    plans = {one.plan.folder: one.plan for one in todo if one.plan}
-    teachers = {
-        p.teacher.folder: p.teacher for p in plans.values() if p.teacher is not None and not _is_done(p.teacher)
-    }
-    print(_announce(overrides, asked, todo, len(teachers)))
-    names = {one.plan.folder: one.name for one in asked if one.plan}
-    known = [record for outputs in {p.config.outputs for p in plans.values()} for record in finished_runs(outputs)]
-    for one in asked:
-        if one.plan is None:
-            print(f"  cannot    {' '.join(one.overrides)}: {one.error}")
-        elif one.record is not None:
-            print(_already(one))
-    total, disk, blind = 0.0, 0.0, 0
+def show_plan(overrides: Sequence[Override], jobs: list[list[str]], compose: Callable[[list[str]], DictConfig]) -> None:
+    """`kdrun plan`: print the finished runs and the missing ones, with the time and the disk that these will need."""
+    planned = plan_jobs(jobs, compose)
+    missing = [job for job in planned if job.record is None]
+    students = {job.plan.folder: job.plan for job in missing if job.plan}
+    teachers = {folder: teacher for folder, (teacher, _) in _missing_teachers(missing).items()}
+    print(_announce(overrides, planned, missing, len(teachers)))
+    for job in planned:
+        if job.plan is None:
+            print(f"  cannot    {' '.join(job.overrides)}: {job.error}")
+        elif job.record is not None:
+            print(_already(job))
+    names = {job.plan.folder: job.name for job in planned if job.plan}
+    rows = [("teacher", label(plan.config.student), plan) for plan in teachers.values()]
+    rows += [("student", names[plan.folder], plan) for plan in students.values()]
+    _print_costs(rows)
+
+
+def _print_costs(rows: list[tuple[str, str, Plan]]) -> None:
+    """A line for each missing run (its role, its name, its plan) with its state and an estimate, and their sum."""
+    finished: dict[str, list[dict[str, Any]]] = {}
+    for folder in {plan.config.outputs for _, _, plan in rows}:
+        for record in finished_runs(folder):
+            finished.setdefault(_kind(record["identity"]), []).append(record)
+    total, disk, unknown = 0.0, 0.0, 0
     timed: dict[str, Estimate | None] = {}
-    for role, runs in (("teacher", teachers), ("student", plans)):
-        for missing in runs.values():
-            cost = estimate(missing, known) or _timed(missing, timed)
-            name = label(missing.config.student) if role == "teacher" else names[missing.folder]
-            words = f"   about {about(cost.seconds)} ({cost.source})" if cost else ""
-            print(f"  {role:<9} {name:<36} {_state_of(missing)}{words}", flush=True)
-            total, disk, blind = (
-                total + (cost.seconds if cost else 0),
-                disk + (cost.size if cost else 0),
-                blind + (not cost),
-            )
-    count = len(teachers) + len(plans)
-    if count and blind == count:
+    for role, name, plan in rows:
+        cost = estimate(plan, finished.get(_kind(plan.identity), [])) or _timed(plan, timed)
+        words = f"   about {about(cost.seconds)} ({cost.source})" if cost else ""
+        print(f"  {role:<9} {name:<36} {_state_of(plan)}{words}", flush=True)
+        total, disk, unknown = (
+            total + (cost.seconds if cost else 0),
+            disk + (cost.size if cost else 0),
+            unknown + (not cost),
+        )
+    if rows and unknown == len(rows):
         print("left     nothing like these runs was trained here yet, so there is no estimate")
-    elif count:
-        unknown = f" without {blind} run{'s' * (blind != 1)} that nothing is known of" if blind else ""
+    elif rows:
+        without = f" without {unknown} run{'s' * (unknown != 1)} that nothing is known of" if unknown else ""
         space = f"; about {disk / 2**20:,.0f} MiB of disk" if disk else ""
-        print(f"left     about {about(total)} in one process{unknown}{space}")
+        print(f"left     about {about(total)} in one process{without}{space}")
+
+
+def _kind(identity: dict[str, Any]) -> str:
+    """Data and student: runs that differ in these tell nothing of each other's time."""
+    return json.dumps([identity["dataset"]["checksum"], identity["student"]], sort_keys=True)
 
 
 def _timed(missing: Plan, timed: dict[str, Estimate | None]) -> Estimate | None:
@@ -169,28 +188,27 @@ def _timed(missing: Plan, timed: dict[str, Estimate | None]) -> Estimate | None:
     return timed[key]
 
 
-def _state_of(one: Plan) -> str:
-    before = one.record()
+def _state_of(plan: Plan) -> str:
+    before = plan.record()
     return "to do" if before is None else f"{before['status']}, goes on"
 
 
-def look(jobs: list[list[str]], compose: Callable[[list[str]], DictConfig]) -> list[Asked]:
+def plan_jobs(jobs: list[list[str]], compose: Callable[[list[str]], DictConfig]) -> list[PlannedJob]:
     """Every job with its plan and, where the run is finished, its record. A job that cannot be composed raises."""
-    differing = _differing(jobs)
-    return [_look(job, compose(job), differing) for job in jobs]
+    differing = set(_differing(jobs))
+    datasets: dict[str, Any] = {}  # what was read of each
+    return [_planned(job, compose(job), differing, datasets) for job in jobs]
 
 
-def _look(job: list[str], composed: DictConfig, differing: list[str]) -> Asked:
-    from kdrun.config.explain import message
-
+def _planned(job: list[str], composed: DictConfig, differing: set[str], datasets: dict[str, Any]) -> PlannedJob:
     name = job_name(composed, [item for item in job if key_of(item) in differing])
     try:
-        plan = prepare(composed)
+        plan = prepare(composed, datasets)
         record = plan.finished()
         changed = changed_code(plan.config, record) if record is not None else []
-        return Asked(job, name, plan, None, record, changed)
-    except Exception as error:  # the job says it again in its own line
-        return Asked(job, name, error=message(error))
+        return PlannedJob(job, name, plan, None, record, changed)
+    except Exception as error:  # the job reports it in its own line when it is launched
+        return PlannedJob(job, name, error=message(error))
 
 
 def _differing(jobs: list[list[str]]) -> list[str]:
@@ -206,31 +224,33 @@ def _is_done(teacher: Plan) -> bool:
     try:
         return teacher.finished() is not None
     except KdrunError:
-        return False  # its own job says what is wrong
+        return False  # its own job reports the error
 
 
-def _announce(overrides: Sequence[Override], asked: list[Asked], todo: list[Asked], teachers: int) -> str:
+def _announce(
+    overrides: Sequence[Override], planned: list[PlannedJob], missing: list[PlannedJob], teachers: int
+) -> str:
     """30 runs asked for: 5 method x 2 student x 3 seed; 17 done, 13 to do, 1 teacher to train first."""
     counts: dict[str, int] = {}
+    of_table = any(override.key_or_group == "table" for override in overrides)
     for override in overrides:
-        if override.key_or_group in ("table", "pair", "budget", "method") and any(
-            o.key_or_group == "table" for o in overrides
-        ):
+        if of_table and override.key_or_group in ("table", "pair", "budget", "method"):
             continue  # the rows and pairs of a table are counted in the runs
         counts.pop(override.key_or_group, None)  # the command line replaces what an experiment sweeps
         if override.is_sweep_override():
             counts[override.key_or_group] = sum(1 for _ in override.sweep_string_iterator())
     what = f": {' x '.join(f'{n} {key}' for key, n in counts.items())}" if counts else ""
-    if counts and prod(counts.values()) > len(asked):
+    if counts and prod(counts.values()) > len(planned):
         what += ", a method's keys where it is at work"
-    states = [f"{len(asked) - len(todo)} done, {len(todo)} to do"] if len(todo) < len(asked) else []
+    done = len(planned) - len(missing)
+    states = [f"{done} done, {len(missing)} to do"] if done else []
     states += [f"{teachers} teacher{'s' * (teachers > 1)} to train first"] if teachers else []
-    return f"{len(asked)} run{'s' * (len(asked) != 1)} asked for{what}{'; ' if states else ''}{', '.join(states)}"
+    return f"{len(planned)} run{'s' * (len(planned) != 1)} asked for{what}{'; ' if states else ''}{', '.join(states)}"
 
 
-def _already(one: Asked) -> str:
-    assert one.plan is not None
-    assert one.record is not None
-    score = with_protocol(one.record, one.plan.config.protocol)["score"]
-    note = f", but the source of {', '.join(one.changed)} has changed since" if one.changed else ""
-    return f"  student   {one.name:<36} test {100 * score:.2f}   already done{note}"
+def _already(job: PlannedJob) -> str:
+    assert job.plan is not None
+    assert job.record is not None
+    score = with_protocol(job.record, job.plan.config.protocol)["score"]
+    note = f", but the source of {', '.join(job.changed)} has changed since" if job.changed else ""
+    return f"  student   {job.name:<36} test {100 * score:.2f}   already done{note}"

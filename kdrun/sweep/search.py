@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from kdrun.errors import HeldError, KdrunError
 from kdrun.runs import record as records
 from kdrun.sweep.folder import open_folder
 from kdrun.sweep.job import prepare
+from kdrun.tasks import task_of
+from kdrun.tasks.metric import Metric
 
 
 def search(
@@ -36,7 +39,7 @@ def search(
     study_file: str,
     seed: int,
 ) -> None:
-    """Ask, train and tell until the study has `trials` finished trials; then say the best. Failed trials are told as such.
+    """Draw trials, train them and report their holdout scores to the study until it has `trials` finished ones; then say the best.
 
     One process at a time works on a search: a second one would take the first one's running trials for dead ones.
     """
@@ -47,12 +50,13 @@ def search(
             raise KdrunError(f"hydra.sweeper.{key} is {value}; it must be a whole number from 1 on")
     fixed = [o.input_line or "" for o in overrides if not o.is_sweep_override()]
     space = {o.get_key_element(): _distribution(o) for o in overrides if o.is_sweep_override()}
-    _check(space, fixed, compose)
+    metric = _check(space, fixed, compose)
     name = _name(fixed, space)
-    study = _open(study_file, name)
+    study = _open(study_file, name, metric)
     try:
         with FileLock(Path(study_file).with_name(f".{Path(study_file).name}.{name}.lock"), timeout=0):
-            _run(study, space, fixed, compose, launch, open_folder(config), trials, at_once, study_file, seed)
+            one = Search(study, study_file, metric, space, fixed, compose, launch, open_folder(config))
+            one.run(trials, at_once, seed)
     except Timeout:
         raise HeldError(
             f"another process works on this search in {study_file}; wait for it, or give a study of its own: "
@@ -60,39 +64,70 @@ def search(
         ) from None
 
 
-def _run(
-    study: Any,
-    space: dict[str, Any],
-    fixed: list[str],
-    compose: Callable[[list[str]], DictConfig],
-    launch: Callable[[list[list[str]], int], None],
-    folder: Path,
-    trials: int,
-    at_once: int,
-    study_file: str,
-    seed: int,
-) -> None:
-    import optuna
+@dataclass
+class Search:
+    """One search that is running. `space`: key -> what Optuna draws it from; `fixed`: the overrides of every trial."""
 
-    before = _take_up(study)
-    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))  # one that goes on draws other points
-    print(f"search   {len(space)} dimensions, {before} of {trials} trials done   study {study_file}", flush=True)
-    number = 0
-    while (left := trials - _finished(study)) > 0:
-        asked = [study.ask(space) for _ in range(min(at_once, left))]
-        batch = [[*fixed, *_said(trial.params)] for trial in asked]
-        launch(batch, number)
-        number += len(batch)
-        scores = [_holdout_score(job, compose) for job in batch]
-        _tell(study, asked, scores)
-        if all(score is None for score in scores):
-            raise KdrunError(
-                f"every trial of the last batch failed; {folder} has their errors. The same command goes on with the study"
-            )
-    _say_best(study, fixed, study_file, folder)
+    study: Any
+    study_file: str
+    metric: Metric
+    space: dict[str, Any]
+    fixed: list[str]
+    compose: Callable[[list[str]], DictConfig]
+    launch: Callable[[list[list[str]], int], None]
+    folder: Path
+
+    def run(self, trials: int, at_once: int, seed: int) -> None:
+        """Batches of trials until so many are finished. Failed trials are reported as such."""
+        import optuna
+
+        before = _take_up(self.study)
+        # A search that goes on draws other points than it did before.
+        self.study.sampler = optuna.samplers.TPESampler(seed=seed + len(self.study.trials))
+        dimensions = len(self.space)
+        print(
+            f"search   {dimensions} dimensions, {before} of {trials} trials done   study {self.study_file}", flush=True
+        )
+        number = 0
+        while (left := trials - _finished(self.study)) > 0:
+            drawn = [self.study.ask(self.space) for _ in range(min(at_once, left))]
+            jobs = [[*self.fixed, *_overrides(trial.params)] for trial in drawn]
+            self.launch(jobs, number)
+            number += len(jobs)
+            scores = [_holdout_score(job, self.compose) for job in jobs]
+            self._report(drawn, scores)
+            if all(score is None for score in scores):
+                raise KdrunError(
+                    f"every trial of the last batch failed; {self.folder} has their errors. The same command goes on with the study"
+                )
+        self._say_best()
+
+    def _report(self, drawn: list[Any], scores: list[float | None]) -> None:
+        """What came of trials, to the study and on the screen."""
+        from optuna.trial import TrialState
+
+        for trial, score in zip(drawn, scores, strict=True):
+            self.study.tell(trial, score, TrialState.COMPLETE if score is not None else TrialState.FAIL)
+            words = f"holdout {self.metric.text(score)}" if score is not None else "failed"
+            print(f"  trial {trial.number:<4} {words}   {' '.join(_overrides(trial.params))}", flush=True)
+
+    def _say_best(self) -> None:
+        """The best trial, how to go on with it, and the same in search.json."""
+        best = self.study.best_trial
+        words = " ".join(_overrides(best.params))
+        print(
+            f"best     holdout {self.metric.text(best.value)} of {_finished(self.study)} trials, an optimistic figure: "
+            f"it was chosen   {words}"
+        )
+        print(
+            f"next     kdrun {' '.join(self.fixed)} {words}   (with seeds of its own, against none: the test set has chosen nothing)"
+        )
+        print(f"trials   kdrun report {self.study_file}")
+        result = {"study": self.study_file, "best": best.params, "holdout": best.value}
+        (self.folder / "search.json").write_text(json.dumps(result), encoding="utf-8")
 
 
-def _open(study_file: str, name: str) -> Any:
+def _open(study_file: str, name: str, metric: Metric) -> Any:
     """The study of this search in its file, which is made where it is not there."""
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
@@ -103,9 +138,14 @@ def _open(study_file: str, name: str) -> Any:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(path if path.exists() else path.parent, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        return optuna.create_study(
-            storage=f"sqlite:///{study_file}", study_name=name, direction="maximize", load_if_exists=True
+        study = optuna.create_study(
+            storage=f"sqlite:///{study_file}",
+            study_name=name,
+            direction="maximize" if metric.higher_is_better else "minimize",
+            load_if_exists=True,
         )
+        study.set_user_attr("metric", metric.as_dict())
+        return study
     except (OSError, SQLAlchemyError, optuna.exceptions.OptunaError) as error:
         why = getattr(error, "strerror", None) or getattr(error, "orig", None) or error
         raise KdrunError(
@@ -121,34 +161,8 @@ def _finished(study: Any) -> int:
     return len(study.get_trials(states=(TrialState.COMPLETE,)))
 
 
-def _tell(study: Any, asked: list[Any], scores: list[float | None]) -> None:
-    """What came of trials, to the study and on the screen."""
-    from optuna.trial import TrialState
-
-    for trial, score in zip(asked, scores, strict=True):
-        study.tell(trial, score, TrialState.COMPLETE if score is not None else TrialState.FAIL)
-        told = f"holdout {100 * score:.2f}" if score is not None else "failed"
-        print(f"  trial {trial.number:<4} {told}   {' '.join(_said(trial.params))}", flush=True)
-
-
-def _say_best(study: Any, fixed: list[str], study_file: str, folder: Path) -> None:
-    """The best trial, how to go on with it, and the same in search.json."""
-    best = study.best_trial
-    words = " ".join(_said(best.params))
-    print(
-        f"best     holdout {100 * (best.value or 0):.2f} of {_finished(study)} trials, an optimistic figure: it was chosen   {words}"
-    )
-    print(
-        f"next     kdrun {' '.join(fixed)} {words}   (with seeds of its own, against none: the test set has chosen nothing)"
-    )
-    print(f"trials   kdrun report {study_file}")
-    (folder / "search.json").write_text(
-        json.dumps({"study": study_file, "best": best.params, "holdout": best.value}), encoding="utf-8"
-    )
-
-
-def _said(parameters: dict[str, Any]) -> list[str]:
-    """A trial's values as overrides, numbers with four digits: more say nothing and are no one's to type."""
+def _overrides(parameters: dict[str, Any]) -> list[str]:
+    """A trial's values as overrides, numbers with four digits, which can be typed."""
     return [f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in parameters.items()]
 
 
@@ -156,49 +170,52 @@ def _distribution(override: Override) -> Any:
     """What Optuna draws a dimension from."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-    value, said = override.value(), override.input_line
+    value, typed = override.value(), override.input_line
     if override.get_key_element().lstrip("+") in ("seed", "teacher.seed"):
         raise KdrunError(
-            "a search over seeds picks the luckiest one; fix seed=NUMBER, and compare what was found over other seeds"
+            "a search over seeds picks the luckiest one; fix seed=NUMBER, and compare the best values over other seeds"
         )
     if isinstance(value, ChoiceSweep):
         return CategoricalDistribution([str(item) for item in override.sweep_string_iterator()])
     if isinstance(value, RangeSweep):
-        return _range(value, said)
+        return _range(value, typed)
     if isinstance(value, IntervalSweep) and value.start is not None and value.end is not None:
         low, high, log = float(value.start), float(value.end), "log" in value.tags
         if not low <= high:
-            raise KdrunError(f"{said} is empty: the lower end comes first, as in interval({high:g},{low:g})")
+            raise KdrunError(f"{typed} is empty: the lower end comes first, as in interval({high:g},{low:g})")
         if log and low <= 0:
-            raise KdrunError(f"{said}: a logarithmic scale begins above 0, as in tag(log, interval(0.001,1))")
+            raise KdrunError(f"{typed}: a logarithmic scale begins above 0, as in tag(log, interval(0.001,1))")
         return FloatDistribution(low, high, log=log)
-    raise KdrunError(f"{said} is no dimension of a search: give a,b,c, range(...) or interval(low,high)")
+    raise KdrunError(f"{typed} is no dimension of a search: give a,b,c, range(...) or interval(low,high)")
 
 
-def _range(value: RangeSweep, said: str | None) -> Any:
+def _range(value: RangeSweep, typed: str | None) -> Any:
     """The values of a range, which may count down; its end is none of them."""
     from optuna.distributions import FloatDistribution, IntDistribution
 
     if "log" in value.tags:
-        raise KdrunError(f"{said}: a range is no logarithmic scale; say tag(log, interval(low,high)), or choices a,b,c")
+        raise KdrunError(
+            f"{typed}: a range is no logarithmic scale; say tag(log, interval(low,high)), or choices a,b,c"
+        )
     values = sorted(value.range()) if value.step else []
     if not values:
-        raise KdrunError(f"{said} is empty: the end of a range is none of its values, as in range(1,4) for 1,2,3")
+        raise KdrunError(f"{typed} is empty: the end of a range is none of its values, as in range(1,4) for 1,2,3")
     low, high, step = values[0], values[-1], abs(value.step)
     if all(float(x).is_integer() for x in (low, step)):
         return IntDistribution(int(low), int(high), step=int(step))
     return FloatDistribution(float(low), float(high), step=float(step))
 
 
-def _check(space: dict[str, Any], fixed: list[str], compose: Callable[[list[str]], DictConfig]) -> None:
-    """There is something to search, and it is chosen on a holdout."""
+def _check(space: dict[str, Any], fixed: list[str], compose: Callable[[list[str]], DictConfig]) -> Metric:
+    """There is something to search, and it is chosen on a holdout; returns the metric that is searched for."""
     if not space:
         raise KdrunError("a search needs a dimension, as in 'method.kd.temperature=interval(1,10)'")
     config = prepare(compose([*fixed, *(f"{key}={_any(value)}" for key, value in space.items())])).config
     if config.protocol != "holdout":
         raise KdrunError(
-            "a search chooses on the holdout, never on the test set: say dataset.holdout=N protocol=holdout (N images of the training set)"
+            "a search chooses on the holdout, never on the test set: say dataset.holdout=N protocol=holdout (N samples of the training set)"
         )
+    return task_of(config).metrics[0]
 
 
 def _any(distribution: Any) -> Any:
@@ -209,12 +226,12 @@ def _name(fixed: list[str], space: dict[str, Any]) -> str:
     """A study is what it searches: another space or other settings are another study of the same file."""
     import hashlib
 
-    said = json.dumps([sorted(fixed), {key: str(value) for key, value in sorted(space.items())}])
-    return f"kdrun-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
+    whole = json.dumps([sorted(fixed), {key: str(value) for key, value in sorted(space.items())}])
+    return f"kdrun-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"
 
 
 def _take_up(study: Any) -> int:
-    """Trials that were running when a search was killed are asked for again, first; returns how many are finished."""
+    """Trials that were running when a search was killed are drawn again, first; returns how many are finished."""
     from optuna.trial import TrialState
 
     for trial in study.get_trials(states=(TrialState.RUNNING,)):

@@ -107,8 +107,9 @@ class Task:
         """What identifies the content of the dataset that `cfg` describes. Light: no torch. KdrunError for impossible settings."""
         raise NotImplementedError
 
-    def settle(self, cfg: Any, outputs: str) -> None:
-        """Give settings that mean the same the same value, so that both are one run. Light."""
+    def settled(self, cfg: Any, outputs: str) -> Any:
+        """The dataset's settings, with one value for those that mean the same, so that both are one run. Light."""
+        return cfg
 
     def sizes(self, cfg: Any, outputs: str) -> tuple[int, int]:
         """Training samples without the holdout, and test samples; nothing is downloaded. KdrunError where they are not known."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kdrun.report.cells import Cell
+from kdrun.report.facts import details_of
 from kdrun.report.style import Style
 
 
@@ -20,8 +21,8 @@ class Line:
     @property
     def calibrations(self) -> list[dict]:
         """The calibration of each seed that has one; all have samples, and the same bins."""
-        details = [run["details"] or {} for _, run in sorted(self.cell.row.runs.items())]
-        known = [one["calibration"] for one in details if one.get("calibration")]
+        runs = [run for _, run in sorted(self.cell.row.runs.items())]
+        known = [one for run in runs if (one := details_of(run, "calibration"))]
         known = [one for one in known if sum(one["images"]) and _bins(one) == _bins(known[0])]
         return [one for one in known if len(set(_bins(one))) == 1]
 

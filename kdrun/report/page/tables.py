@@ -11,6 +11,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from kdrun.report.page.rendering import render
+from kdrun.runs.folder import RECORD
 
 Value = float | int | str | None
 
@@ -79,7 +80,7 @@ def record_link(folder: Any, place: Path | None) -> Td:
     """A link to the record in a run's folder, relative to the page in `place`; its path as text where there is no such link."""
     if not folder:
         return Td()
-    path = Path(folder) / "record.json"
+    path = Path(folder) / RECORD
     if place is not None:
         try:
             way = os.path.relpath(path.resolve(), place.resolve())

@@ -5,6 +5,7 @@ Imports in the functions keep start-up light: plans and reports read names and m
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +30,8 @@ class ImageTask(Task):
     def checksum(self, cfg: Any, outputs: str) -> str:
         return data.checksum(cfg, outputs)
 
-    def settle(self, cfg: Any, outputs: str) -> None:
-        cfg.size = data.own_size(cfg, outputs)  # size=8 of 8 px images is the run of null
+    def settled(self, cfg: Any, outputs: str) -> Any:
+        return dataclasses.replace(cfg, size=data.own_size(cfg, outputs))  # size=8 of 8 px images is the run of null
 
     def sizes(self, cfg: Any, outputs: str) -> tuple[int, int]:
         train_n, test_n, _ = data.sizes(cfg, outputs)
