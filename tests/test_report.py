@@ -264,7 +264,7 @@ def test_copies_count_once_and_different_results_are_not_averaged(records):
 def test_mixed_sources_are_said(records):
     records[4]["code"]["method"]["kd"] = sha("edited")
     records[5]["teacher"]["sha256"] = sha("trained again")
-    assert "mixes different sources of kd, weights of teacher resnet14" in summary(records)
+    assert "have different sources of kd, weights of teacher resnet14" in summary(records)
 
 
 def test_protocol_picks_the_difference(records):

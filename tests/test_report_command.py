@@ -419,7 +419,7 @@ def test_what_is_no_pair_is_told():
         f"kd seed {kd['seed']} and none seed {kd['seed']} started from different weights, so they are not compared"
         in sentences
     )
-    assert "mixes different sources of kd" in sentences
+    assert "have different sources of kd" in sentences
     assert "(2 pairs)" in gain(table.cells["kd"]["resnet14 -> resnet8"])
 
 
@@ -437,7 +437,7 @@ def test_mixed_devices_and_unfinished_runs_are_told():
     runs = sweep()
     runs[0]["engine"]["device"] = "cuda"
     lines = caption(tables([*runs, make("at", 1, 0.0, status="nan", error="loss became NaN")])[0])
-    assert any("mixes different devices (cpu, cuda)" in line for line in lines)
+    assert any("have different devices (cpu, cuda)" in line for line in lines)
     assert any(line == "not finished: at seed 1: nan" for line in lines)
 
 

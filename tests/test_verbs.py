@@ -171,7 +171,7 @@ def test_status_estimates_the_whole_by_runs_alike(tmp_path, capsys):
     sweep_of(tmp_path, *(job_of(folder, f"seed={seed}") for seed, folder in enumerate(places)), other)
     assert run(["status", str(tmp_path)]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.endswith("all runs end in 5:00, without 1 run that no similar run gives a time for")
+    assert last.endswith("all runs end in 5:00 (not counted: 1 run without a similar run to estimate from)")
     sweep_of(tmp_path, other)
     assert run(["status", str(tmp_path)]) == 0
     assert "all runs end" not in capsys.readouterr().out

@@ -64,10 +64,12 @@ class Cell:
 
     @property
     def baseline(self) -> bool:
+        """Whether this is the student alone."""
         return self.row.baseline
 
     @property
     def display(self) -> Display:
+        """How its scores are shown."""
         return display_of(self.row.first)
 
 

@@ -50,6 +50,7 @@ class Parser(argparse.ArgumentParser):
             self.register("action", action, Once)
 
     def error(self, message: str) -> NoReturn:
+        """Raise KdrunError with the usage, for exit status 2."""
         error = KdrunError(f"{message.partition(' (choose')[0]}. {self.format_usage().strip()}")
         error.status = 2
         raise error

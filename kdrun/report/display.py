@@ -68,9 +68,11 @@ class Display:
         return f"{shown:.2f}" if self.is_share else f"{shown:.4g}"
 
     def text(self, score: float) -> str:
+        """A score of a record as text, without its unit."""
         return self.number(self.shown(score))
 
     def with_unit(self, text: str) -> str:
+        """A score that is already text, with its unit."""
         return f"{text} {self.metric.unit}".rstrip()
 
     def spread(self, mean: float, sd: float | None) -> str:

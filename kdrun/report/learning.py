@@ -30,18 +30,22 @@ class CurveLine:
 
     @property
     def means(self) -> list[float]:
+        """The mean over seeds, for each epoch."""
         return [fmean(seeds) for seeds in self.values]
 
     @property
     def lowest(self) -> list[float]:
+        """The lowest seed of each epoch."""
         return [min(seeds) for seeds in self.values]
 
     @property
     def highest(self) -> list[float]:
+        """The highest seed of each epoch."""
         return [max(seeds) for seeds in self.values]
 
     @property
     def has_band(self) -> bool:
+        """Whether there are several seeds."""
         return len(self.values[0]) > 1
 
 

@@ -40,6 +40,7 @@ class Table:
 
     @property
     def seeds(self) -> list[int]:
+        """The seeds of all its runs."""
         return sorted({run["seed"] for run in self.runs})
 
     @property

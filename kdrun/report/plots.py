@@ -63,6 +63,7 @@ class _Names:
         self.used: set[str] = set()
 
     def new(self, text: str) -> str:
+        """A name like this text, with a number at its end where it is taken."""
         slug, number = _slug(text), 1
         while (name := slug if number == 1 else f"{slug}-{number}") in self.used:
             number += 1

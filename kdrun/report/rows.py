@@ -38,9 +38,11 @@ class Row:
 
     @property
     def baseline(self) -> bool:
+        """Whether this is the student alone, trained on the labels."""
         return self.first["method"] == ["none"]
 
     def scores(self, protocol: str) -> list[float]:
+        """The scores of its seeds, under a protocol."""
         return [score for run in self.runs.values() if (score := score_of(run, protocol)) is not None]
 
 
@@ -184,7 +186,7 @@ def notes(rows: Sequence[Row], base_of: Callable[[Row], Row | None]) -> list[str
                     f"{row.label} seed {seed} and {base.label} seed {seed} started from different weights, so they are not compared"
                 )
     mixed = _mixed([run for row in rows for run in row.runs.values()])
-    return lines + ([f"this table mixes different {', '.join(mixed)}"] if mixed else [])
+    return lines + ([f"the runs of this table have different {', '.join(mixed)}"] if mixed else [])
 
 
 def _mixed(runs: Iterable[dict]) -> list[str]:

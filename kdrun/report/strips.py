@@ -30,9 +30,11 @@ class Strip:
 
     @property
     def teacher(self) -> bool:
+        """Whether this row is a teacher."""
         return self.style is TEACHER
 
     def ends(self) -> list[float]:
+        """The ends of its interval; none where there is no interval."""
         return [end for end in (self.low, self.high) if end is not None]
 
 
@@ -48,6 +50,7 @@ class StripChart:
 
     @property
     def has_rings(self) -> bool:
+        """Whether any row has several seeds."""
         return any(len(strip.dots) > 1 for strip in self.strips)
 
     @property

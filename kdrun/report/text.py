@@ -61,7 +61,7 @@ def spread(cell: Cell, protocol: str) -> str:
 def gain(cell: Cell, tested: bool = True) -> str:
     """The gain over the baseline, or why there is none: with its interval and, if `tested`, with the result of its test.
 
-    = stands for a gain that is not significant; the seeds in brackets would be needed.
+    = stands for a gain that is not significant; in brackets, how many seeds would be needed.
     """
     if cell.gain is None:
         return cell.alone or ("no seed in common" if cell.base is not None and cell.n else "")
@@ -80,6 +80,7 @@ def _one_seed(cell: Cell) -> str:
 
 
 def p_text(p: float) -> str:
+    """p 0.043; very small values as p < 0.001."""
     return f"p {p:.3f}" if p >= 0.001 else "p < 0.001"
 
 

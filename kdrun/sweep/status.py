@@ -67,9 +67,8 @@ def states(folder: Path) -> tuple[list[State], list[str]]:
     except KdrunError as error:
         if not all_jobs:
             raise
-        collection = Collection(
-            skipped=[str(error)] if " skipped: " in str(error) else []
-        )  # else there is no record yet
+        # Without skipped files it only means that there is no record yet.
+        collection = Collection(skipped=[str(error)] if " skipped: " in str(error) else [])
     known = {str(Path(record["folder"]).resolve()): record for record in collection.records}
     jobs = {job["folder"]: job for job in all_jobs if job["folder"]}
     for elsewhere in jobs.keys() - known.keys():
@@ -107,7 +106,9 @@ def _estimate(runs: list[State]) -> str:
         return ""
     known = [seconds for seconds in left if seconds is not None]
     unknown = len(left) - len(known)
-    without = f", without {unknown} run{'s' * (unknown != 1)} that no similar run gives a time for" if unknown else ""
+    without = (
+        f" (not counted: {unknown} run{'s' * (unknown != 1)} without a similar run to estimate from)" if unknown else ""
+    )
     return f"   all runs end in {clock(max(sum(known) / at_once, *known))}{without}"
 
 

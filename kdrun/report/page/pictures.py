@@ -120,6 +120,7 @@ def ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def tick_text(value: float) -> str:
+    """A number without zeros at its end."""
     return f"{value:.10f}".rstrip("0").rstrip(".") or "0"
 
 
@@ -142,6 +143,7 @@ class End:
 
     @property
     def style(self) -> str:
+        """The value of a style attribute: its place and its colours."""
         return f"--top:{self.moved:.1f}px;{self.colours}"
 
 

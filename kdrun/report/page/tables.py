@@ -40,6 +40,7 @@ class Td:
     kind: str = ""
 
     def classes(self, head: Head) -> str:
+        """The CSS classes of the cell in this column."""
         return " ".join(filter(None, ["number" if head.numeric else "", self.kind]))
 
 
@@ -63,6 +64,7 @@ class SortableTable:
         return SortableTable(self.ident, self.name, [self.head[i] for i in used], rows, self.kind)
 
     def html(self) -> Markup:
+        """The table as HTML."""
         return render("table.html", table=self)
 
 
