@@ -71,14 +71,17 @@ def main() -> None:
         *((f"plan of {jobs:,} jobs", ["plan", *sweep(jobs)], 1) for jobs in options.jobs),
         *((f"start of {jobs:,} jobs (-m)", ["-m", *sweep(jobs)], 1) for jobs in options.jobs),
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        start(HERE, Path(folder), FINISHED).communicate()
+    with tempfile.TemporaryDirectory() as place:
+        folders = {path: Path(place, str(number)) for number, path in enumerate(checkouts)}
+        for path, folder in folders.items():  # each reads its own records
+            folder.mkdir()
+            start(path, folder, FINISHED).communicate()
         print(f"{'seconds on the clock (of the processor)':<40}" + "".join(f"{path.name:>20}" for path in checkouts))
         for name, arguments, times in rows:
-            taken = {path: [] for path in checkouts}
+            taken: dict[Path, list[tuple[float, float]]] = {path: [] for path in checkouts}
             for _ in range(times):
-                for path in checkouts:
-                    taken[path].append(timed(path, Path(folder), arguments))
+                for path, folder in folders.items():
+                    taken[path].append(timed(path, folder, arguments))
             fastest = [[min(times) for times in zip(*taken[path], strict=True)] for path in checkouts]
             cells = [f"{clock:.2f} ({processor:.2f})" for clock, processor in fastest]
             print(f"{name:<40}" + "".join(f"{cell:>20}" for cell in cells), flush=True)

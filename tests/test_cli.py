@@ -58,3 +58,11 @@ def test_flags_may_stand_after_overrides(tmp_path: Path) -> None:
     done = command("dataset=digits", "--cfg", "job", "method=rkd")
     assert done.returncode == 0
     assert "rkd" in done.stdout
+
+
+def test_a_plan_needs_a_sweeper_that_plans() -> None:
+    """Another sweeper would train. A bare `kdrun plan` asks for nothing, and shows the help."""
+    done = command("plan", "hydra/sweeper=basic", "seed=0")
+    assert done.returncode == 1
+    assert "kdrun plan needs kdrun's own sweeper; leave out hydra/sweeper=basic" in done.stderr
+    assert command("plan").stdout.startswith("kdrun: knowledge distillation experiments")

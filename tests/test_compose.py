@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import os
 import pickle
 import re
 from collections.abc import Iterator
@@ -24,7 +26,15 @@ from kdrun.config.explain import message
 from kdrun.config.registry import MODELS
 from kdrun.config.schema import conf_folder, register_nodes, validate
 from kdrun.config.tables import jobs
+from kdrun.errors import KdrunError
+from kdrun.runs.identity import file_sha256
+from kdrun.runs.plan import Plan
+from kdrun.sweep import planning
 from kdrun.sweep.compose import Composer
+from kdrun.sweep.estimate import Estimate
+from kdrun.sweep.job import prepare
+from kdrun.sweep.planning import plan_jobs
+from kdrun.tasks.image.task import TASK
 
 BASE = ["dataset=digits", "student=resnet8", "teacher=resnet14"]
 PLAIN = [
@@ -173,12 +183,11 @@ def test_a_folder_of_more_groups(hydra: Any, tmp_path: Path) -> None:
     assert with_more.job_config([*BASE, "+extra=some"]).seed == 44
 
 
-def test_jobs_share_nothing(composer: Composer) -> None:
+def test_the_values_of_a_job_are_its_own(composer: Composer) -> None:
     job = [*BASE, "method=kd", "seed=11"]
     first = composer.job_config(job)
     before = all_of(first)
-    other = composer.job_config([*job[:-1], "seed=12", "recipe.lr=7", "method.kd.weights.soft=9"])
-    other.student.label = "changed"
+    other = composer.job_config([*job[:-1], "seed=12", "recipe.lr=7", "method.kd.weights.soft=9", "~outputs"])
     assert (all_of(first), first.seed, other.seed) == (before, 11, 12)
     assert all_of(composer.job_config(job)) == before
 
@@ -219,6 +228,54 @@ def test_values_of_other_types_are_checked_apart(composer: Composer) -> None:
         config = validate(composer.job_config([*BASE, "method=kd", f"+method.kd.stages.x={value}"]))
         words.add(repr(config.method["kd"].stages["x"]))
     assert words == {"1", "1.0", "True", "'1'"}
+
+
+def test_a_sweep_reads_each_data_set_once(composer: Composer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Listing a folder of images for each of a thousand jobs would take minutes."""
+    read = []
+    real = TASK.checksum
+    monkeypatch.setattr(TASK, "checksum", lambda cfg, outputs: read.append(cfg.holdout) or real(cfg, outputs))
+    sweep = [[*BASE, f"outputs={tmp_path}", f"dataset.holdout={n}", f"seed={s}"] for n in (0, 100) for s in (0, 1, 2)]
+    planned = plan_jobs(sweep, composer.job_config)
+    assert read == [0, 100]
+    assert len({job.plan.id for job in planned if job.plan}) == 6
+    assert [job.plan.id for job in planned if job.plan] == [
+        prepare(composer.loader.load_sweep_config(composer.config, job)).id for job in sweep
+    ]
+    assert len({id(job.plan.config.dataset) for job in planned if job.plan}) == 6
+
+
+def test_a_file_that_has_changed_is_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "a.pt"
+    file.write_bytes(b"one")
+    first = file_sha256(file)
+    assert file_sha256(file) == first == hashlib.sha256(b"one").hexdigest()
+    os.utime(file, ns=(1, 1))
+    assert file_sha256(file) == first
+    file.write_bytes(b"two")
+    assert file_sha256(file) == hashlib.sha256(b"two").hexdigest()
+    file.unlink()
+    with pytest.raises(KdrunError, match="cannot read"):
+        file_sha256(file)
+
+
+def test_runs_of_other_seeds_are_estimated_once(
+    composer: Composer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    estimated = []
+
+    def counted(plan: Plan, finished: list) -> Estimate:
+        estimated.append(plan.config.seed)
+        return Estimate(60, 0, "made up")
+
+    monkeypatch.setattr(planning, "estimate", counted)
+    sweep = [[*BASE, f"outputs={tmp_path}", f"method={m}", f"seed={s}"] for m in ("none", "kd") for s in (0, 1, 2)]
+    planning.show_plan([], sweep, composer.job_config)
+    assert len(estimated) == 3  # the teacher, none, kd
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "6 runs asked for; 1 teacher to train first"
+    assert [line.endswith("to do   about 1:00 (made up)") for line in lines[1:-1]] == [True] * 7
+    assert lines[-1] == "left     about 7:00 in one process"
 
 
 # The groups of models ---------------------------------------------------------------------------------------------------

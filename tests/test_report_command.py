@@ -312,12 +312,12 @@ def test_records_are_copied_without_weights_and_report_the_same(tmp_path, capsys
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"engine": None}, "Expected 'object', got 'null' in 'engine'"),
-        ({"method": "kd"}, "Expected 'array', got 'str' in 'method'"),
-        ({"status": None}, "Expected 'str', got 'null' in 'status'"),
-        ({"teacher": {"name": "x"}}, "Object missing required field 'run_id' in 'teacher'"),
+        ({"engine": None}, "engine is null, not object"),
+        ({"method": "kd"}, "method is str, not array"),
+        ({"status": None}, "status is null, not str"),
+        ({"teacher": {"name": "x"}}, "no key 'run_id' in teacher"),
         ({"last": None}, "it is done without a score"),
-        ({"last": {"epoch": 1, "score": "0.9", "loss": 1.0}}, "Expected 'int | float', got 'str' in 'last.score'"),
+        ({"last": {"epoch": 1, "score": "0.9", "loss": 1.0, "metrics": {}}}, "last.score is str, not int or float"),
     ],
 )
 def test_a_record_of_another_shape_is_named_and_skipped(change, why, tmp_path, capsys):

@@ -156,8 +156,12 @@ def _print_costs(rows: list[tuple[str, str, Plan]]) -> None:
             finished.setdefault(_kind(record["identity"]), []).append(record)
     total, disk, unknown = 0.0, 0.0, 0
     timed: dict[str, Estimate | None] = {}
+    costs: dict[tuple[str, str], Estimate | None] = {}
     for role, name, plan in rows:
-        cost = estimate(plan, finished.get(_kind(plan.identity), [])) or _timed(plan, timed)
+        key = plan.group, plan.config.outputs  # runs of other seeds cost the same
+        if key not in costs:
+            costs[key] = estimate(plan, finished.get(_kind(plan.identity), [])) or _timed(plan, timed)
+        cost = costs[key]
         words = f"   about {about(cost.seconds)} ({cost.source})" if cost else ""
         print(f"  {role:<9} {name:<36} {_state_of(plan)}{words}", flush=True)
         total, disk, unknown = (
