@@ -19,11 +19,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-UNUSUAL = (
-    HydraException,
-    OmegaConfBaseException,
-    ValueError,
-)  # what an override that is not usual here, or wrong, raises
+# What an override raises that is wrong, or that only Hydra itself can deal with.
+UNUSUAL = (HydraException, OmegaConfBaseException, ValueError)
 
 
 class Composer:
