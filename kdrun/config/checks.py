@@ -56,10 +56,10 @@ def validate(composed: DictConfig) -> Config:
         raise KdrunError(f"no key '{name}' in the config. {choices(name, [f.name for f in fields(Config)])}")
     plain["recipe"] = _own_keys(task, "recipe", plain.get("recipe") or {})
     typed = {key: _typed(key, plain.get(key) or {}, node) for key, node in schema.items()}
+    theirs = typed["recipe"]
     if typed["teacher"].name != "none":
-        typed["teacher"].recipe = _typed(
-            "teacher.recipe", _own_keys(task, "teacher.recipe", typed["teacher"].recipe), schema["recipe"]
-        )
+        theirs = _typed("teacher.recipe", _own_keys(task, "teacher.recipe", typed["teacher"].recipe), schema["recipe"])
+    typed["teacher"].recipe = theirs
     typed["method"] = _methods(plain.get("method"))
     config = Config(**typed, **_scalars({str(key): value for key, value in plain.items() if key not in typed}))
     _expand_home(config)
@@ -150,7 +150,9 @@ def _checked(where: str, values: dict[str, Any], node: type) -> Any:
         key = str(error.full_key or error.key or "")
         if key.split(".")[0] not in {f.name for f in fields(node)}:
             raise KdrunError(f"no key '{key}' in {where}. {choices(key, [f.name for f in fields(node)])}") from error
-        raise KdrunError(wrong_value(f"{where}.{key}", str(error).splitlines()[0])) from error
+        raise KdrunError(
+            wrong_value(f"{where}.{key}", str(error).splitlines()[0], str(values.get(key, "VALUE")))
+        ) from error
     for one in fields(node):
         value, allowed = getattr(typed, one.name), one.metadata.get("choices", ())
         if allowed and value is not None and value not in allowed:
