@@ -18,8 +18,8 @@ KILLER = """
 import os, signal
 from kdrun.methods import Distillation
 after_step, left = Distillation.after_step, [int(os.environ["KILL_AT"])]
-def counted(self):
-    after_step(self)
+def counted(self, weights=None):
+    after_step(self, weights)
     left[0] -= 1
     if left[0] == 0:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""One step of every stage on a few images, without learning, before anything is written: what cannot work stops here.
+"""One step of every stage on a few samples, without learning, before anything is written: what cannot work stops here.
 
 It also measures how much of the student's gradient comes from each term.
 """
@@ -10,21 +10,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kdrun.config.checks import check_recipe
 from kdrun.config.explain import LABEL_LOSSES
 from kdrun.config.schema import Recipe
 from kdrun.engine.loop import enter, stage_recipe, weight_of, weighted
 from kdrun.errors import KdrunError, choices
-from kdrun.methods.base import Distillation, Stage
+from kdrun.methods.base import Batch, Distillation, Stage
+from kdrun.methods.taps import first_rows
 
-IMAGES = 8  # that a stage is rehearsed on, or fewer where training will meet a smaller batch
+SAMPLES = 8  # that a stage is rehearsed on, or fewer where training will meet a smaller batch
 
 
 @dataclass
 class Share:
-    """One term on the rehearsal's images: `norm` is that of weight * gradient in the student (else in what the stage trains)."""
+    """One term on the rehearsal's samples: `norm` is that of weight * gradient in the student (else in what the stage trains)."""
 
     stage: str
     term: str
@@ -74,7 +75,7 @@ def rehearse(
     weights: Mapping[str, float],
     dataset: str,
 ) -> Rehearsal:
-    """Forward and backward of every stage on the first images of epoch 0; weights and buffers are put back.
+    """Forward and backward of every stage on the first samples of epoch 0; weights and buffers are put back.
 
     Raises KdrunError for a term without a weight or without a gradient, a weight without a term, a layer of a method that no
     loss uses, a batch key that is missing, and a last batch that is too small for the model.
@@ -82,36 +83,36 @@ def rehearse(
     before = {name: value.clone() for name, value in distillation.state_dict().items()}
     batch = next(iter(train.epoch(0)))
     _check_needs(distillation, batch, dataset)
-    few = min(train.smallest, IMAGES)
+    few = min(train.smallest, SAMPLES)
     try:
         return _Pass(distillation, recipe, weights).run(_first(batch, few))
     except KdrunError:
         raise
     except Exception as error:
-        more = min(len(batch["index"]), IMAGES)
+        more = min(len(batch["index"]), SAMPLES)
         if more == few:
             raise
         distillation.load_state_dict(before)
         _Pass(distillation, recipe, weights).run(_first(batch, more))  # raises again if the batch is not too small
         raise KdrunError(
-            f"the smallest batch of an epoch has {few} of the {len(train.split):,} training images, and so few do not work: "
+            f"the smallest batch of an epoch has {few} of the {len(train.split):,} training samples, and so few do not work: "
             f"{' '.join(str(error).split())}. Say recipe.batch_size={_fitting(len(train.split), train.batch_size, more)}"
         ) from error
     finally:
         distillation.load_state_dict(before)
 
 
-def _first(batch: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-    return {key: value[:count] for key, value in batch.items()}
+def _first(batch: Batch, count: int) -> Batch:
+    return {key: first_rows(value, count) for key, value in batch.items()}
 
 
-def _fitting(images: int, batch_size: int, least: int) -> int:
-    """The batch size nearest to `batch_size` whose last batch has `least` images or more."""
-    sizes = sorted(range(least, images + 1), key=lambda size: abs(size - batch_size))
-    return next(size for size in sizes if images % size == 0 or images % size >= least)
+def _fitting(samples: int, batch_size: int, least: int) -> int:
+    """The batch size nearest to `batch_size` whose last batch has `least` samples or more."""
+    sizes = sorted(range(least, samples + 1), key=lambda size: abs(size - batch_size))
+    return next(size for size in sizes if samples % size == 0 or samples % size >= least)
 
 
-def _check_needs(distillation: Distillation, batch: Mapping[str, Tensor], dataset: str) -> None:
+def _check_needs(distillation: Distillation, batch: Batch, dataset: str) -> None:
     """What a method wants to find in a batch, the dataset must give."""
     for name, method in distillation.methods.items():
         for key in method.needs:
@@ -137,7 +138,7 @@ class _Pass:
         ] = {}  # method -> whether any of its terms does, in a stage that trains the student
         self.shares: list[Share] = []
 
-    def run(self, batch: Mapping[str, Tensor]) -> Rehearsal:
+    def run(self, batch: Batch) -> Rehearsal:
         for number, stage in enumerate(self.distillation.stages):
             check_recipe(f"stage {stage.name}", stage_recipe(self.recipe, stage))
             self._stage(number, stage, batch)
@@ -145,7 +146,7 @@ class _Pass:
         self._check_methods()
         return Rehearsal(self.shares, self._notes())
 
-    def _stage(self, number: int, stage: Stage, batch: Mapping[str, Tensor]) -> None:
+    def _stage(self, number: int, stage: Stage, batch: Batch) -> None:
         enter(self.distillation, stage)
         self.distillation.begin_epoch(number, 0)
         _, terms = self.distillation(batch, stage)

@@ -152,6 +152,11 @@ class Tapped(nn.Module):
         return found
 
 
+def first_rows(x: Any, count: int) -> Any:
+    """The first samples of a model's input: a tensor, or a dict of tensors."""
+    return x[:count] if isinstance(x, Tensor) else {key: value[:count] for key, value in x.items()}
+
+
 def device_of(x: Any) -> torch.device:
     """Where a model's input lies: a tensor, or a dict of tensors."""
     one: Tensor = x if isinstance(x, Tensor) else next(iter(x.values()))

@@ -24,6 +24,7 @@ from kdrun.runs.identity import (
     teacher_config,
 )
 from kdrun.tasks import task_of
+from kdrun.tasks.metric import metric_of
 
 
 @dataclass
@@ -129,7 +130,7 @@ def _teacher(plan: Plan) -> str:
         return f"from {config.teacher.checkpoint}" + (f", its weights under '{key}'" if key else "")
     record = plan.teacher.record()
     if record is not None and record["status"] == "done":
-        return f"(seed {config.teacher.seed}): here, test {100 * record['last']['score']:.2f} ({plan.teacher.folder})"
+        return f"(seed {config.teacher.seed}): here, test {metric_of(record).text(record['last']['score'])} ({plan.teacher.folder})"
     state = "not here, will be trained first" if record is None else f"{record['status']}, will be finished first"
     return f"(seed {config.teacher.seed}): {state} | {_recipe(config.teacher.recipe)}"
 

@@ -23,6 +23,7 @@ from kdrun.runs.source import changed_code
 from kdrun.screen import Screen, clock
 from kdrun.sweep import launchers
 from kdrun.sweep.folder import JOBS, STOPPED, job_name, name_in
+from kdrun.tasks.metric import metric_of
 
 
 def job(composed: DictConfig) -> float:
@@ -113,7 +114,8 @@ def _student(plan: Plan, screen: Screen, name: str, searching: bool) -> float:
         record = train(plan, screen, wait=True)
         word = f"done in {clock(time.perf_counter() - began)}"
     value: float = with_protocol(record, plan.config.protocol)["score"]
-    score = f"holdout {100 * record['holdout']['score']:.2f}" if searching else f"test {100 * value:.2f}"
+    shown = metric_of(record).text
+    score = f"holdout {shown(record['holdout']['score'])}" if searching else f"test {shown(value)}"
     screen.say(f"  student   {name:<36} {score}   {word}")
     return value
 
@@ -167,16 +169,18 @@ def result(record: dict[str, Any], plan: Plan, screen: Screen) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     last, best, teacher = record["last"], record["best"], record["teacher"]
+    metric = metric_of(record)
+    shown = metric.text
     cells = {
         "method": "+".join(record["method"]),
         "student": f"{label_of(record, 'student')} seed {record['seed']}",
-        "last": f"{100 * last['score']:.2f}",
-        "best on test": f"{100 * best['score']:.2f} (epoch {best['epoch']})",
+        "last": shown(last["score"]),
+        "best on test": f"{shown(best['score'])} (epoch {best['epoch']})",
     }
     if record["holdout"]:
-        cells["holdout's choice"] = f"{100 * record['holdout']['test_score']:.2f} (epoch {record['holdout']['epoch']})"
+        cells["holdout's choice"] = f"{shown(record['holdout']['test_score'])} (epoch {record['holdout']['epoch']})"
     if teacher:
-        cells[f"teacher {label_of(record, 'teacher')}"] = f"{100 * teacher['score']:.2f}"
+        cells[f"teacher {label_of(record, 'teacher')}"] = f"{shown(teacher['score'])}"
         cells["agreement"] = f"{100 * record['agreement']:.2f}"
     cells["parameters"] = f"{record['student']['params'] / 1e6:.2f} M"
     cells["time"] = clock(record["time"]["train_s"])
@@ -191,21 +195,21 @@ def result(record: dict[str, Any], plan: Plan, screen: Screen) -> None:
         "holdout": "of the epoch chosen on the holdout",
     }
     screen.say(
-        f"test accuracy in percent; protocol {record['protocol']}: {100 * record['score']:.2f}, {reported[record['protocol']]}"
+        f"test {metric.in_unit()}; protocol {record['protocol']}: {shown(record['score'])}, {reported[record['protocol']]}"
     )
     screen.say(f"record   {plan.folder / 'record.json'}")
     screen.say(f"curves   tensorboard --logdir {os.path.join(plan.config.outputs, 'runs')}")
 
 
 def _already(plan: Plan, record: dict[str, Any], seconds: float) -> None:
-    best, teacher = record["best"], record["teacher"]
+    best, teacher, shown = record["best"], record["teacher"], metric_of(record).text
     parts = [f"already done: {'+'.join(record['method'])} {label_of(record, 'student')} seed {record['seed']}"]
     parts += [
-        f"last {100 * record['last']['score']:.2f}",
-        f"best on test {100 * best['score']:.2f} (epoch {best['epoch']})",
+        f"last {shown(record['last']['score'])}",
+        f"best on test {shown(best['score'])} (epoch {best['epoch']})",
     ]
-    parts += [f"holdout's choice {100 * record['holdout']['test_score']:.2f}"] if record["holdout"] else []
-    parts += [f"teacher {label_of(record, 'teacher')} {100 * teacher['score']:.2f}"] if teacher else []
+    parts += [f"holdout's choice {shown(record['holdout']['test_score'])}"] if record["holdout"] else []
+    parts += [f"teacher {label_of(record, 'teacher')} {shown(teacher['score'])}"] if teacher else []
     print("  ".join(parts) + f"   ({seconds:.1f} s; rerun=true trains it again)")
     print(f"record   {plan.folder / 'record.json'}")
     changed = changed_code(plan.config, record)

@@ -28,6 +28,7 @@ from kdrun.sweep.estimate import Estimate, estimate, finished_runs, rough
 from kdrun.sweep.folder import JOBS, MANIFEST, STOPPED, job_name, key_of, open_folder
 from kdrun.sweep.job import prepare
 from kdrun.sweep.launchers import gist
+from kdrun.tasks.metric import metric_of
 
 
 @dataclass
@@ -257,4 +258,4 @@ def _already(job: PlannedJob) -> str:
     assert job.record is not None
     score = with_protocol(job.record, job.plan.config.protocol)["score"]
     note = f", but the source of {', '.join(job.changed)} has changed since" if job.changed else ""
-    return f"  student   {job.name:<36} test {100 * score:.2f}   already done{note}"
+    return f"  student   {job.name:<36} test {metric_of(job.record).text(score)}   already done{note}"

@@ -6,6 +6,7 @@ tensors), `index` (N,) int64, `label` where there is one, and `mask` where input
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -84,7 +85,9 @@ class Evaluation:
         return next(iter(self.metrics.values()))
 
     def is_finite(self) -> bool:
-        """False where a prediction is not finite: the model's weights are broken."""
+        """False where a score or a prediction is not finite: the model's weights are broken."""
+        if not all(math.isfinite(value) for value in self.metrics.values()):
+            return False
         return all(bool(value.isfinite().all()) for value in self.predictions.values() if value.is_floating_point())
 
 

@@ -1,4 +1,4 @@
-"""What a model costs: its parameters and the multiply-adds of one image."""
+"""What a model costs: its parameters and the multiply-adds of one sample."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kdrun.methods.taps import evaluate
+from kdrun.methods.taps import evaluate, first_rows
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
@@ -18,7 +18,7 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def multiply_adds(model: nn.Module, example: Tensor) -> int:
+def multiply_adds(model: nn.Module, example: Any) -> int:
     """Multiply-adds of the convolutions and linear layers for the first input of the batch `example`.
 
     Norms, activations, pooling, biases and functional calls (F.conv2d, attention) are not counted. The model runs once in eval mode.
@@ -36,7 +36,7 @@ def multiply_adds(model: nn.Module, example: Tensor) -> int:
 
     handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, (nn.Linear, *CONVOLUTIONS))]
     try:
-        evaluate(model, example[:1])
+        evaluate(model, first_rows(example, 1))
     finally:
         for handle in handles:
             handle.remove()

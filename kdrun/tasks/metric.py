@@ -38,6 +38,11 @@ class Metric:
         """A value for people in a sentence: "82.34 %", "0.1342", "3.2 px"."""
         return f"{self.text(value)} {self.unit}".rstrip()
 
+    def in_unit(self) -> str:
+        """What people call it, with its unit: "accuracy in percent"."""
+        unit = "percent" if self.unit == "%" else self.unit
+        return f"{self.label} in {unit}" if unit else self.label
+
     def resolution(self, samples: int) -> float | None:
         """The smallest step between two values on so many samples; None where there is no such step."""
         return 1 / samples if self.counts else None
