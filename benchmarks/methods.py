@@ -24,8 +24,10 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
+from kdrun.config.checks import validate
+from kdrun.config.nodes import register_nodes
 from kdrun.config.registry import METHODS, MODELS
-from kdrun.config.schema import Config, conf_folder, method_names, register_nodes, validate
+from kdrun.config.schema import Config, conf_folder, method_names
 from kdrun.engine.build import term_weights
 from kdrun.engine.loop import enter, make_optimizer, stage_recipe, weighted
 from kdrun.engine.precision import resolve

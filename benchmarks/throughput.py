@@ -23,8 +23,10 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from torchvision import datasets, transforms
 
+from kdrun.config.checks import validate
+from kdrun.config.nodes import register_nodes
 from kdrun.config.registry import MODELS
-from kdrun.config.schema import conf_folder, register_nodes, validate
+from kdrun.config.schema import conf_folder
 from kdrun.engine.build import build
 from kdrun.engine.loop import Progress, enter, make_optimizer, train_epoch
 from kdrun.engine.precision import resolve

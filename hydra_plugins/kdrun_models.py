@@ -25,14 +25,12 @@ class ModelSource(ConfigSource):
         return SCHEME
 
     def load_config(self, config_path: str) -> ConfigResult:
-        from omegaconf import OmegaConf
-
-        from kdrun.config.schema import model_choice
+        from kdrun.config.nodes import model_choice
 
         group, _, name = config_path.removesuffix(".yaml").rpartition("/")
         if not self.is_config(config_path):
             raise ConfigLoadError(f"no model {config_path}")
-        node = OmegaConf.structured(model_choice(group, name))
+        node = model_choice(group, name)
         return ConfigResult(provider=self.provider, path=self.full_path(), config=node, header={"package": None})
 
     def available(self) -> bool:
@@ -42,13 +40,13 @@ class ModelSource(ConfigSource):
         return config_path.strip("/") in ("", "teacher", "student")
 
     def is_config(self, config_path: str) -> bool:
-        from kdrun.config.schema import model_choices
+        from kdrun.config.nodes import model_choices
 
         group, _, name = config_path.strip("/").removesuffix(".yaml").rpartition("/")
         return name in model_choices(group)
 
     def list(self, config_path: str, results_filter: Optional[ObjectType]) -> List[str]:  # noqa: UP006
-        from kdrun.config.schema import model_choices
+        from kdrun.config.nodes import model_choices
 
         group = config_path.strip("/")
         if not group:

@@ -78,7 +78,8 @@ def _dispatch(arguments: list[str]) -> int:
     arguments = _flags_first(arguments)
     user_folder = _check_usage(arguments)
     _import_plugins(arguments)
-    from kdrun.config.schema import check_user_folder, conf_folder, register_nodes
+    from kdrun.config.nodes import check_user_folder, register_nodes
+    from kdrun.config.schema import conf_folder
 
     register_nodes()
     if user_folder is not None:

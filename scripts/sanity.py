@@ -22,7 +22,9 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
-from kdrun.config.schema import Config, conf_folder, method_names, register_nodes, validate
+from kdrun.config.checks import validate
+from kdrun.config.nodes import register_nodes
+from kdrun.config.schema import Config, conf_folder, method_names
 from kdrun.engine.build import build
 from kdrun.engine.loop import enter, weight_of
 from kdrun.engine.precision import resolve

@@ -22,9 +22,11 @@ from hydra.types import RunMode
 from omegaconf import Container, DictConfig, ListConfig
 
 from hydra_plugins import kdrun_models
+from kdrun.config.checks import validate
 from kdrun.config.explain import message
+from kdrun.config.nodes import register_nodes
 from kdrun.config.registry import MODELS
-from kdrun.config.schema import conf_folder, register_nodes, validate
+from kdrun.config.schema import conf_folder
 from kdrun.config.tables import jobs
 from kdrun.errors import KdrunError
 from kdrun.runs.identity import file_sha256

@@ -15,7 +15,9 @@ import torch
 from hydra import compose, initialize_config_dir
 
 import kdrun
-from kdrun.config.schema import Config, conf_folder, register_nodes, validate
+from kdrun.config.checks import validate
+from kdrun.config.nodes import register_nodes
+from kdrun.config.schema import Config, conf_folder
 from kdrun.runs import record as records
 from kdrun.runs.checkpoint import weights_sha256
 from kdrun.runs.identity import NEUTRAL, digest, group, identity, teacher_config

@@ -357,9 +357,7 @@ def test_folder_errors_come_with_the_checksum(folder, tmp_path, spoil, message):
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("cifar", {}, r"dataset.name=cifar is unknown. Did you mean cifar10\? Choices: cifar10, cifar100, digits"),
         ("image_folder", {}, r"dataset.root is not set: image_folder needs dataset.root=FOLDER with train/<class>"),
-        ("image_folder", {"memory": "sometimes"}, r"dataset.memory=sometimes is unknown. Choices: always, auto, never"),
         ("image_folder", {"size": 0}, r"dataset.size=0 must be a side in px"),
         ("digits", {"size": 16}, r"dataset.size=16: the images of digits are 8 px"),
         ("cifar10", {"memory": "never"}, r"dataset.memory=never: cifar10 always lies in memory"),

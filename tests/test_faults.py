@@ -208,8 +208,8 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(tmp_path):
 @pytest.mark.slow
 def test_a_disk_that_is_full_from_the_start_leaves_no_running_record(tmp_path):
     (tmp_path / "full.py").write_text(
-        "import errno\nfrom kdrun import train\n"
-        "def full(path, text):\n    raise OSError(errno.ENOSPC, 'full', str(path))\ntrain.save_text = full\n"
+        "import errno\nfrom kdrun.engine import journal\n"
+        "def full(path, text):\n    raise OSError(errno.ENOSPC, 'full', str(path))\njournal.save_text = full\n"
     )
     done = kdrun(tmp_path, *ALONE, "plugins=[full]")
     assert done.returncode == 1
@@ -294,7 +294,9 @@ def test_a_method_whose_source_changed_says_so(tmp_path):
     first = kdrun(tmp_path, *pair)
     assert first.returncode == 0, first.stderr
     assert "has changed" not in kdrun(tmp_path, *pair).stdout
-    (tmp_path / "mine.py").write_text(source + "\n# another weight, perhaps\n")
+    (tmp_path / "mine.py").write_text(source + "\n# other words\n")
+    assert "has changed" not in kdrun(tmp_path, *pair).stdout
+    (tmp_path / "mine.py").write_text(source + "\nANOTHER = 1\n")
     again = kdrun(tmp_path, *pair)
     assert again.returncode == 0
     assert "source of mykd has changed" in again.stdout

@@ -67,7 +67,7 @@ class Reader(HTMLParser):
     def __init__(self, text: str):
         super().__init__()
         self.tags: list[tuple[str, dict]] = []
-        self.said: list[str] = []
+        self.parts: list[str] = []
         self.inside = ""
         self.feed(text)
 
@@ -77,11 +77,11 @@ class Reader(HTMLParser):
 
     def handle_data(self, data):
         if self.inside not in ("script", "style"):
-            self.said.append(data)
+            self.parts.append(data)
 
     @property
     def text(self) -> str:
-        return " ".join(" ".join(self.said).split())
+        return " ".join(" ".join(self.parts).split())
 
 
 def shown(made: list[dict], skipped=()) -> str:
@@ -92,7 +92,7 @@ def test_the_page_holds_what_the_table_holds(tmp_path):
     made = sweep(tmp_path)
     failed = make("sp", 1, 0.0, status="nan", error="loss became NaN at step 7")
     text = shown([*made, failed], ["other/record.json is not a record of a kdrun run (no key 'id')"])
-    said = Reader(text).text
+    visible = Reader(text).text
     for word in (
         "digits: 1,200 training and 597 test images; recipe quick, 30 epochs",
         "last epoch",
@@ -115,16 +115,16 @@ def test_the_page_holds_what_the_table_holds(tmp_path):
         "93.00",
         "10 columns: scroll sideways →",  # shown where the table is wider than its box
     ):
-        assert word in said, word
+        assert word in visible, word
     (table,) = tables(made)
     for line in table.cells.values():
         for cell in line.values():
             for number in (spread(cell, "last"), spread(cell, "best")):
-                assert number in said
-            assert cell.gain is None or cell.metric.gain(cell.gain, cell.low, cell.high) in said
+                assert number in visible
+            assert cell.gain is None or cell.display.gain(cell.gain, cell.low, cell.high) in visible
     assert text.count('class="line" data-series') == 4
     assert text.count('class="band" data-series') == 4
-    assert f"{tmp_path}/run0/record.json" in said
+    assert f"{tmp_path}/run0/record.json" in visible
 
 
 @pytest.mark.parametrize("where", ["method", "dataset", "class", "student", "error", "command", "host", "skipped"])
@@ -151,8 +151,8 @@ def test_no_text_of_a_record_becomes_markup(where, tmp_path):
                 )
             if where == "host":
                 record["engine"]["device"] = record["host"] = text
-        found = shown([*made, failed], [text if where == "skipped" else "some/record.json"])
-        return found, [tag for tag, _ in Reader(found).tags]
+        html_text = shown([*made, failed], [text if where == "skipped" else "some/record.json"])
+        return html_text, [tag for tag, _ in Reader(html_text).tags]
 
     evil, tags = built(EVIL, tmp_path / "evil")
     _, harmless = built("name", tmp_path / "good")
@@ -259,8 +259,8 @@ def variants(root: Path | None = None) -> list[dict]:
 
 def body(text: str, table: str) -> list[list[str]]:
     """The rows of a table of the page, as text."""
-    (found,) = re.findall(rf'<table id="{table}".*?</table>', text, re.S)
-    rows = re.findall(r"<tr role=\"row\".*?</tr>", found.partition("<tbody")[2], re.S)
+    (part,) = re.findall(rf'<table id="{table}".*?</table>', text, re.S)
+    rows = re.findall(r"<tr role=\"row\".*?</tr>", part.partition("<tbody")[2], re.S)
     return [
         [html.unescape(re.sub("<.*?>", "", c)) for c in re.findall(r"<t[hd].*?</t[hd]>", row, re.S)] for row in rows
     ]
@@ -275,7 +275,7 @@ def test_lists_of_runs_say_what_was_swept():
 
 
 def test_lists_of_runs_compare_within_a_student_alone():
-    """A student or a teacher has a column of its own: what else differs is said beside the method."""
+    """A student or a teacher has a column of its own: what else differs stands beside the method."""
     made = variants()
     for record in made[:]:
         other = copy.deepcopy(record)
@@ -314,10 +314,10 @@ def test_bins_of_a_few_images_are_faded():
     lines = re.findall(r'<path class="line" d="(.*?)" opacity="(.*?)"', text)
     assert [opacity for _, opacity in lines] == ["0.12", "0.20", "1.00"]  # no stronger than the weaker of its ends
     assert lines[0][0] == "M30.0 60.0L50.0 40.0"
-    said = Reader(text).text
-    assert "A bin of fewer than 50 images is faded" in said
-    assert "overconfident by" not in said
-    assert "underconfident by 10.00 points" in said
+    visible = Reader(text).text
+    assert "A bin of fewer than 50 images is faded" in visible
+    assert "overconfident by" not in visible
+    assert "underconfident by 10.00 points" in visible
 
 
 @pytest.mark.parametrize("change", ["other bins", "torn", "no images"])
@@ -382,8 +382,10 @@ def test_a_broken_curve_costs_no_page(tmp_path, monkeypatch, capsys, form):
         in caught.err
     )
     assert len(list((tmp_path / "plots").iterdir())) == 4
-    said = Reader((tmp_path / "table").read_text()).text
-    assert form == "md" or "kd seed 0 is not in the curves: runs/run1/curves.jsonl cannot be read (not UTF-8)" in said
+    visible = Reader((tmp_path / "table").read_text()).text
+    assert (
+        form == "md" or "kd seed 0 is not in the curves: runs/run1/curves.jsonl cannot be read (not UTF-8)" in visible
+    )
 
 
 def test_ticks_are_round_numbers():
@@ -403,9 +405,9 @@ class Browser:
             [driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
         line = ""
-        while self.process.poll() is None and not (found := re.search(r"started successfully on port (\d+)", line)):
+        while self.process.poll() is None and not (port := re.search(r"started successfully on port (\d+)", line)):
             line = self.process.stdout.readline()
-        self.root = f"http://127.0.0.1:{found[1]}/session"
+        self.root = f"http://127.0.0.1:{port[1]}/session"
         arguments = [
             "--headless=new",
             "--no-sandbox",
@@ -551,10 +553,10 @@ def test_a_table_fits_or_says_that_it_scrolls(browser, written, width):
     browser.open(written, width)
     boxes = """return [...document.querySelectorAll('.box')].map((box) => [box.scrollWidth > box.clientWidth + 1,
       getComputedStyle(box.previousElementSibling.querySelector('.hint')).display !== 'none'])"""
-    found = browser.run(boxes)
-    assert all(wide == hinted for wide, hinted in found)
-    assert any(wide for wide, _ in found)  # the list of all runs
-    assert any(not wide for wide, _ in found)
+    hints = browser.run(boxes)
+    assert all(wide == hinted for wide, hinted in hints)
+    assert any(wide for wide, _ in hints)  # the list of all runs
+    assert any(not wide for wide, _ in hints)
 
 
 @pytest.mark.slow
@@ -589,12 +591,12 @@ def test_a_click_on_a_head_sorts(browser, written):
     assert browser.run(f"return {head}.getAttribute('aria-sort')") == "none"
     browser.run(f"{head}.querySelector('button').click()")
     assert browser.run(f"return {head}.getAttribute('aria-sort')") == "descending"
-    found = browser.run(f"return {values}")
-    assert found == sorted(found, reverse=True)
+    downwards = browser.run(f"return {values}")
+    assert downwards == sorted(downwards, reverse=True)
     assert browser.run(f"return {FIRST}") != before
     browser.run(f"{head}.querySelector('button').click()")
     assert browser.run(f"return {head}.getAttribute('aria-sort')") == "ascending"
-    assert browser.run(f"return {values}") == found[::-1]
+    assert browser.run(f"return {values}") == downwards[::-1]
     browser.run("document.querySelector('#t0c0t thead button').click()")  # by name; only one column says that it sorts
     names = [name for name in browser.run(f"return {FIRST}") if name[0].isalpha()]
     assert names == sorted(names, key=str.lower)
@@ -617,8 +619,8 @@ def test_the_filter_hides_rows(browser, written):
     for typed, left in (("very LONG", ["a_very_long_name_of_a_method_of_ones_own"]), ("nothing like it", [])):
         browser.run(f"{field}.value = {typed!r}; {field}.dispatchEvent(new Event('input'))")
         assert browser.run(f"return {FIRST}") == left
-        said = browser.run(f"return {field}.closest('.tools').querySelector('[role=status]').textContent")
-        assert said == f"{len(left)} of 6 rows"
+        count = browser.run(f"return {field}.closest('.tools').querySelector('[role=status]').textContent")
+        assert count == f"{len(left)} of 6 rows"
     browser.run(f"{field}.value = ''; {field}.dispatchEvent(new Event('input'))")
     assert len(browser.run(f"return {FIRST}")) == 6
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from kdrun.config.schema import Config, conf_folder, register_nodes, validate
+from kdrun.config.checks import validate
+from kdrun.config.nodes import register_nodes
+from kdrun.config.schema import Config, conf_folder
 from kdrun.runs import record as records
 from kdrun.runs.identity import dataset_label, digest, folder, group, identity, label, label_of, teacher_config
 

@@ -16,8 +16,10 @@ from torch import nn
 
 import kdrun
 from kdrun import train
+from kdrun.config.checks import validate
+from kdrun.config.nodes import register_nodes
 from kdrun.config.registry import MODELS
-from kdrun.config.schema import Engine, conf_folder, register_nodes, validate
+from kdrun.config.schema import Engine, conf_folder
 from kdrun.engine.precision import resolve
 from kdrun.errors import KdrunError
 from kdrun.runs.checkpoint import load_weights, weights_sha256

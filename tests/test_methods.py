@@ -17,9 +17,11 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from kdrun import train
+from kdrun.config.checks import validate
 from kdrun.config.listing import FAMILIES
+from kdrun.config.nodes import register_nodes
 from kdrun.config.registry import METHODS, MODELS
-from kdrun.config.schema import Engine, Recipe, conf_folder, method_names, register_nodes, validate
+from kdrun.config.schema import Engine, Recipe, conf_folder, method_names
 from kdrun.engine.loop import enter, make_optimizer, weighted
 from kdrun.engine.precision import resolve
 from kdrun.errors import KdrunError

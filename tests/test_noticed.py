@@ -19,7 +19,8 @@ from test_report import make
 from torch import nn
 from torchvision.models import VisionTransformer
 
-from kdrun.config.schema import conf_folder, register_nodes
+from kdrun.config.nodes import register_nodes
+from kdrun.config.schema import conf_folder
 from kdrun.errors import KdrunError, choices
 from kdrun.methods import afd, bounded, irg, kdsvd
 from kdrun.methods.afd import attentive_distance

@@ -15,8 +15,8 @@ from kdrun.cli import run
 from kdrun.errors import KdrunError
 from kdrun.report.cells import interval
 from kdrun.report.curves import curves
+from kdrun.report.display import Display
 from kdrun.report.learning import curve_window, read_curve
-from kdrun.report.metric import ACCURACY
 from kdrun.report.pivot import tables, teachers_of
 from kdrun.report.plots import plots
 from kdrun.report.rows import Row
@@ -24,6 +24,9 @@ from kdrun.report.stats import binomial_error, paired
 from kdrun.report.strips import Strip, beyond, stacked, window
 from kdrun.report.style import BASELINE, TEACHER, Style, apart, family, shade, styles_of, table_styles
 from kdrun.report.teachers import Teacher
+from kdrun.tasks import metric
+
+ACCURACY = Display(metric.ACCURACY, "images")
 
 
 def words(path) -> str:
@@ -51,10 +54,10 @@ def test_every_table_gets_its_pictures(tmp_path, monkeypatch, capsys):
             xml.parse(path)
         else:
             assert path.read_bytes().startswith(b"\x89PNG")
-    said = words(tmp_path / "plots/digits-resnet14-resnet8-accuracy.svg")
+    written = words(tmp_path / "plots/digits-resnet14-resnet8-accuracy.svg")
     for label in ("none", "kd", "rkd", "at"):
-        assert f"<!-- {label} -->" in said
-    assert "bar: 95 % interval of the mean" in said
+        assert f"<!-- {label} -->" in written
+    assert "bar: 95 % interval of the mean" in written
 
 
 def test_the_same_runs_give_the_same_pictures(tmp_path):
@@ -98,7 +101,7 @@ def test_intervals_say_what_they_cover(tmp_path):
     scores = kd.row.scores("last")
     assert interval(kd, "last", 597) == (*paired(scores, [0.0] * 3), "seeds")
     half = 1.96 * binomial_error(0.9, 597)
-    assert interval(at, "last", 597) == (0.9, pytest.approx(0.9 - half), pytest.approx(0.9 + half), "images")
+    assert interval(at, "last", 597) == (0.9, pytest.approx(0.9 - half), pytest.approx(0.9 + half), "samples")
     assert teachers_of([kd, at]) == [Teacher("resnet14", 0.9581, "last")]
 
 
@@ -120,11 +123,11 @@ def hue(colour: str) -> float:
 
 def test_no_two_of_33_methods_share_a_colour():
     for number in (1, 2, 11, 12, 33):
-        found = list(styled("none", *METHODS[:number]).values())
-        assert len({look.day for look in found}) == len({look.night for look in found}) == number + 1
-        assert found[0] == BASELINE
+        own = list(styled("none", *METHODS[:number]).values())
+        assert len({one.day for one in own}) == len({one.night for one in own}) == number + 1
+        assert own[0] == BASELINE
     beside = [
-        (look.day, look.kind % 4, look.kind % 5) for look in styled(*METHODS, *(f"{m}b" for m in METHODS)).values()
+        (style.day, style.kind % 4, style.kind % 5) for style in styled(*METHODS, *(f"{m}b" for m in METHODS)).values()
     ]
     assert len(set(beside)) == 66  # more than there are: other dashes and marks tell them apart
 
@@ -132,19 +135,19 @@ def test_no_two_of_33_methods_share_a_colour():
 def test_variants_of_a_method_are_shades_of_its_hue():
     """From pale to deep; neither they nor another method's variants share a colour."""
     rows = [method for method in METHODS for _ in range(5)]
-    found = styled(*rows)
-    assert len({look.day for look in found.values()}) == len({look.night for look in found.values()}) == len(rows)
+    own = styled(*rows)
+    assert len({one.day for one in own.values()}) == len({one.night for one in own.values()}) == len(rows)
     kd = list(styled("kd", "at", "kd", "kd", "at", "kd", "kd").values())
     variants = [kd[i] for i in (0, 2, 3, 5, 6)]
-    assert max(abs(hue(look.day) - hue(variants[0].day)) for look in variants) < 0.02
+    assert max(abs(hue(style.day) - hue(variants[0].day)) for style in variants) < 0.02
     assert abs(hue(kd[1].day) - hue(kd[0].day)) > 0.1
-    light = [sum(int(look.day[i : i + 2], 16) for i in (1, 3, 5)) for look in variants]
+    light = [sum(int(style.day[i : i + 2], 16) for i in (1, 3, 5)) for style in variants]
     assert light == sorted(light, reverse=True)
-    assert len({(look.mark) for look in variants}) == 5
-    assert len({look.svg_mark for look in variants}) == 5
+    assert len({(style.mark) for style in variants}) == 5
+    assert len({style.svg_mark for style in variants}) == 5
     assert (
-        len({look.css.partition("--d:")[2] for look in variants[:4]})
-        == len({str(look.dashes) for look in variants[:4]})
+        len({style.css.partition("--d:")[2] for style in variants[:4]})
+        == len({str(style.dashes) for style in variants[:4]})
         == 4
     )
 
@@ -155,17 +158,17 @@ def test_rows_that_are_no_methods_have_hues_of_their_own():
     (table,) = tables(made, rows="pair", columns="method")
     styles = table_styles(table)
     assert len(styles) == 4
-    taught = [look.day for label, look in styles.items() if "->" in label]
+    taught = [style.day for label, style in styles.items() if "->" in label]
     assert BASELINE.day not in taught
-    assert len({look.css for look in styles.values()}) == 4
+    assert len({style.css for style in styles.values()}) == 4
     (table,) = tables(made)
     assert table_styles(table)["none"].day == BASELINE.day
 
 
 def test_several_students_alone_differ_in_their_dashes():
-    found = list(styled("none", "none", "kd").values())
-    assert found[0].day == found[1].day == BASELINE.day
-    assert found[0].dashes != found[1].dashes
+    own = list(styled("none", "none", "kd").values())
+    assert own[0].day == own[1].day == BASELINE.day
+    assert own[0].dashes != own[1].dashes
 
 
 def test_shades():
@@ -304,13 +307,13 @@ def four(tmp_path_factory):
 def test_no_letter_stands_on_a_line_or_on_another_letter(four):
     """Names and numbers stand beside the axes, titles above, nothing over the edge."""
     for figure in four:
-        found, paper = places(figure), figure.bbox
-        for number, (text, box) in enumerate(found):
+        boxes, paper = places(figure), figure.bbox
+        for number, (text, box) in enumerate(boxes):
             inside = box.x0 >= -1, box.y0 >= -1, box.x1 <= paper.x1 + 1, box.y1 <= paper.y1 + 1
             assert all(inside), (text, box)
             for axis in figure.axes:
                 assert not box.padded(-2).overlaps(axis.get_window_extent()), text
-            for other, place in found[number + 1 :]:
+            for other, place in boxes[number + 1 :]:
                 assert not box.padded(-2).overlaps(place.padded(-2)), (text, other)
 
 
@@ -350,16 +353,16 @@ def test_one_seed_has_a_dotted_bar_that_the_legend_names(tmp_path, drawn):
     plots(tables([make("none", 0, 0.9)]), tmp_path)
     bars = [line for line in drawn[0].axes[0].lines if line.get_linewidth() == 2]
     assert [line.get_linestyle() for line in bars] == ["--"]  # matplotlib's word for any dashes
-    said = [text.get_text() for text in texts(drawn[0])]
-    assert "dotted bar: one seed, interval of the test images" in said
-    assert "ring: one seed, bar: 95 % interval of the mean" not in said
+    written = [text.get_text() for text in texts(drawn[0])]
+    assert "dotted bar: one seed, interval of the test images" in written
+    assert "ring: one seed, bar: 95 % interval of the mean" not in written
 
 
 def test_a_band_reaches_from_the_lowest_seed_to_the_highest(tmp_path, drawn):
     made = sweep(tmp_path, methods=("none",), seeds=3)
     curves([(record, record["folder"]) for record in made], tmp_path / "curves.png")
     (band,) = drawn[0].axes[0].collections
-    each = [100 * read_curve(record["folder"])[30] for record in made]
+    each = [100 * read_curve(record["folder"], ACCURACY)[30] for record in made]
     (path,) = band.get_paths()
     last = [y for x, y in path.vertices if x == 30]
     assert (min(last), max(last)) == pytest.approx((min(each), max(each)))
@@ -428,10 +431,10 @@ def spoil(folder, what: str) -> None:
 @pytest.mark.parametrize("what", BROKEN)
 def test_a_broken_curve_is_one_line(tmp_path, what):
     sweep(tmp_path, methods=("none",), seeds=1)
-    assert len(read_curve(tmp_path / "run0")) == 30
+    assert len(read_curve(tmp_path / "run0", ACCURACY)) == 30
     spoil(tmp_path / "run0", what)
     with pytest.raises(KdrunError, match=r"run0/curves\.jsonl (cannot be read \(|holds no test score)") as caught:
-        read_curve(tmp_path / "run0")
+        read_curve(tmp_path / "run0", ACCURACY)
     assert "\n" not in str(caught.value)
     assert what != "torn" or "line 2" in str(caught.value)
 
@@ -443,9 +446,9 @@ def test_a_broken_curve_costs_no_picture_and_is_named(tmp_path, capsys, drawn):
     runs = [(record, record["folder"]) for record in made]
     path = curves(runs, tmp_path / "curves.png")
     assert path.read_bytes().startswith(b"\x89PNG")
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == len(BROKEN)
-    assert said[2].startswith("note     none seed 2 is not in the curves: ")
+    notes = capsys.readouterr().err.splitlines()
+    assert len(notes) == len(BROKEN)
+    assert notes[2].startswith("note     none seed 2 is not in the curves: ")
     (figure,) = drawn
     small = " ".join(text.get_text() for text in figure.texts)
     assert "none seed 2 is not in the curves" in small
@@ -472,7 +475,7 @@ def test_plots_name_what_they_leave_out(tmp_path, drawn, capsys):
         spoil(tmp_path / f"run{number}", "empty")
     capsys.readouterr()
     assert not [path for path in plots(tables(made), tmp_path / "again") if "curves" in path.name]
-    said = capsys.readouterr().err
-    assert said.startswith("note     no learning curves of none, ...: none seed 0 is not in the curves: ")
-    assert said.endswith("(and 3 more runs)\n")
-    assert said.count("\n") == 1
+    notes = capsys.readouterr().err
+    assert notes.startswith("note     no learning curves of none, ...: none seed 0 is not in the curves: ")
+    assert notes.endswith("(and 3 more runs)\n")
+    assert notes.count("\n") == 1

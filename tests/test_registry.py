@@ -12,8 +12,8 @@ from typing import Any, Optional
 import pytest
 
 from kdrun.config.arguments import REQUIRED
+from kdrun.config.nodes import method_schema, model_node
 from kdrun.config.registry import METHODS, MODELS, import_plugin
-from kdrun.config.schema import method_schema, model_node
 from kdrun.errors import KdrunError
 
 HEAD = """

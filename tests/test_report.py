@@ -13,6 +13,7 @@ import pytest
 
 from kdrun.errors import KdrunError
 from kdrun.report import curves, learning, rows
+from kdrun.report.display import Display
 from kdrun.report.labels import natural
 from kdrun.report.stats import mean_sd, paired
 from kdrun.report.summary import text as summary
@@ -97,8 +98,8 @@ def records():
 
 
 def line(text: str, start: str) -> str:
-    (found,) = [line for line in text.splitlines() if line.startswith(start)]
-    return " ".join(found.split())
+    (match,) = [line for line in text.splitlines() if line.startswith(start)]
+    return " ".join(match.split())
 
 
 def test_mean_sd():
@@ -125,11 +126,11 @@ def test_paired_edges():
 
 
 def test_a_group_is_a_row_with_its_paired_difference(records):
-    said = summary(records)
+    output = summary(records)
     gain, low, high = (100 * x for x in paired(KD, NONE))
-    assert line(said, "none ") == "none 3 89.16 ± 0.76 89.56 ± 0.76"
-    assert line(said, "kd ") == f"kd 3 90.62 ± 0.51 91.02 ± 0.51 {gain:+.2f} [{low:+.2f}, {high:+.2f}]"
-    assert line(said, "teacher ") == "teacher resnet14 1 95.81"
+    assert line(output, "none ") == "none 3 89.16 ± 0.76 89.56 ± 0.76"
+    assert line(output, "kd ") == f"kd 3 90.62 ± 0.51 91.02 ± 0.51 {gain:+.2f} [{low:+.2f}, {high:+.2f}]"
+    assert line(output, "teacher ") == "teacher resnet14 1 95.81"
     for word in (
         "digits 1,200/597 train/test",
         "resnet14 -> resnet8 (78.0k)",
@@ -137,8 +138,8 @@ def test_a_group_is_a_row_with_its_paired_difference(records):
         "gain over none: mean difference per seed [95 % interval]",
         "| quick, 30 epochs",
     ):
-        assert word in said
-    assert "note" not in said
+        assert word in output
+    assert "note" not in output
 
 
 def test_pairs_are_made_by_seed_not_by_position(records):
@@ -151,18 +152,18 @@ def test_pairs_are_made_by_seed_not_by_position(records):
 
 def test_other_initial_weights_are_no_pair(records):
     records[3]["student"]["init_sha256"] = sha("elsewhere")
-    said = summary(records)
-    assert "(2 pairs)" in line(said, "kd ")
-    assert "kd seed 0 and none seed 0 started from different weights" in said
+    output = summary(records)
+    assert "(2 pairs)" in line(output, "kd ")
+    assert "kd seed 0 and none seed 0 started from different weights" in output
 
 
 def test_groups_of_one_method_are_told_apart_and_meet_their_own_baseline(records):
     other = [make("none", 0, 0.80, lr=0.2), make("kd", 0, 0.83, lr=0.2), make("kd", 0, 0.7, lr=0.3)]
-    said = summary(records + other)
-    assert line(said, "kd (recipe.lr=0.1)").endswith("]")
-    assert line(said, "kd (recipe.lr=0.2)").endswith("+3.00 one seed")
-    assert line(said, "kd (recipe.lr=0.3)").endswith("no baseline with the same recipe")
-    assert "note: rows differ in recipe.lr: compare only rows with the same value" in said
+    output = summary(records + other)
+    assert line(output, "kd (recipe.lr=0.1)").endswith("]")
+    assert line(output, "kd (recipe.lr=0.2)").endswith("+3.00 one seed")
+    assert line(output, "kd (recipe.lr=0.3)").endswith("no baseline with the same recipe")
+    assert "note: rows differ in recipe.lr: compare only rows with the same value" in output
 
 
 def label_list(*changes: dict, method="kd") -> list[str]:
@@ -239,9 +240,9 @@ def test_no_cell_is_wrapped(records, width):
     records += [
         make("a_method_with_a_long_name+kd", s, x - s / 10, lr=lr) for s, x in enumerate(KD[:2]) for lr in (0.5, 0.7)
     ]
-    said = summary(records, width=width)
-    assert max(map(len, said.splitlines())) <= width
-    names = [row for row in said.splitlines() if row.startswith("a_method_with_a_long_name+kd (recipe.lr=0.5)")]
+    output = summary(records, width=width)
+    assert max(map(len, output.splitlines())) <= width
+    names = [row for row in output.splitlines() if row.startswith("a_method_with_a_long_name+kd (recipe.lr=0.5)")]
     assert len(names) == 1
     assert ("±" in names[0]) == (width == 140)
 
@@ -253,17 +254,17 @@ def test_a_failure_is_one_line_however_long(records):
 
 def test_copies_count_once_and_different_results_are_not_averaged(records):
     assert summary([*records, copy.deepcopy(records[3])]) == summary(records)
-    said = summary([*records, make("kd", 0, 0.95, host="lab2")])
-    assert " ".join(line(summary(records[:3] + records[4:]), "kd ").split()) in " ".join(said.split())
-    assert "91.12" in line(said, "kd seed 0, result 1 of 2")
-    assert "95.00" in line(said, "kd seed 0, result 2 of 2")
-    assert "different results: 91.12 (lab1" in said
+    output = summary([*records, make("kd", 0, 0.95, host="lab2")])
+    assert " ".join(line(summary(records[:3] + records[4:]), "kd ").split()) in " ".join(output.split())
+    assert "91.12" in line(output, "kd seed 0, result 1 of 2")
+    assert "95.00" in line(output, "kd seed 0, result 2 of 2")
+    assert "different results: 91.12 (lab1" in output
 
 
 def test_mixed_sources_are_said(records):
     records[4]["code"]["method"]["kd"] = sha("edited")
     records[5]["teacher"]["sha256"] = sha("trained again")
-    assert "mixes different sources of kd, weights of teacher resnet14" in summary(records)
+    assert "have different sources of kd, weights of teacher resnet14" in summary(records)
 
 
 def test_protocol_picks_the_difference(records):
@@ -275,18 +276,18 @@ def test_protocol_picks_the_difference(records):
             "loss": 0.1,
             "test_score": record["score"] - 0.1 * len(record["method"][0]),
         }
-    said = summary(records)
-    assert "+21.45 [" in line(said, "kd ")
-    assert "epoch chosen on the holdout" in said
+    output = summary(records)
+    assert "+21.45 [" in line(output, "kd ")
+    assert "epoch chosen on the holdout" in output
     assert "+1.45 [" in summary(records, "last")
 
 
 def test_unfinished_runs_are_listed_with_their_reason(records):
     bad = make("sp", 2, status="nan", error="loss became NaN at step 4,113 (term sp.similarity)\nTraceback")
-    said = summary([*records, bad, make("kd", 9, status="interrupted")])
-    assert line(said, "nan") == "nan sp resnet8 seed 2: loss became NaN at step 4,113 (term sp.similarity)"
-    assert line(said, "interrupted") == "interrupted kd resnet8 seed 9"
-    assert "Traceback" not in said
+    output = summary([*records, bad, make("kd", 9, status="interrupted")])
+    assert line(output, "nan") == "nan sp resnet8 seed 2: loss became NaN at step 4,113 (term sp.similarity)"
+    assert line(output, "interrupted") == "interrupted kd resnet8 seed 9"
+    assert "Traceback" not in output
     assert summary([]) == "no runs\n"
 
 
@@ -303,7 +304,9 @@ def test_curves(tmp_path, records):
         points = [{"stage": "hints", "epoch": 1, "test": None}, {"stage": "distil", "epoch": 1, "test": None}]
         points += [{"stage": "distil", "epoch": e, "test": {"score": record["score"] * (1 - 1 / e)}} for e in (2, 3, 4)]
         (folder / "curves.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
-    assert learning.read_curve(runs[0][1]) == {e: pytest.approx(NONE[0] * (1 - 1 / e)) for e in (2, 3, 4)}
+    assert learning.read_curve(runs[0][1], Display(ACCURACY)) == {
+        e: pytest.approx(NONE[0] * (1 - 1 / e)) for e in (2, 3, 4)
+    }
     png = curves.curves(runs, tmp_path / "new" / "curves.png")
     assert png.read_bytes().startswith(b"\x89PNG")
     (runs[0][1] / "curves.jsonl").write_text('{"stage": "dis')

@@ -80,11 +80,11 @@ def test_differences_that_agree_to_the_image_are_not_certain():
 
 
 def test_few_seeds_claim_no_more_than_they_may():
-    """Two seeds on 597 images, nothing to find: about 5 % are told apart, as the level says."""
+    """Two seeds on 597 images, nothing to find: about 5 % are significant, as the level says."""
     draw = np.random.default_rng(0)
     scores = np.round(560 + 2.5 * draw.normal(size=(2000, 2, 2))) / 597
-    told = sum(p_value(list(a), list(b), 1 / 597) < 0.05 for a, b in scores)
-    assert told / 2000 < 0.06
+    significant = sum(p_value(list(a), list(b), 1 / 597) < 0.05 for a, b in scores)
+    assert significant / 2000 < 0.06
 
 
 def test_holm_multiplies_in_order_and_never_falls():
@@ -123,8 +123,8 @@ def test_sign_flips_of_known_differences():
     """Darwin's maize, as in Fisher's book: 863 + 863 of 32,768 signs; the same as scipy's exact permutation test."""
     darwin = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
     assert sign_flip(darwin) == pytest.approx(1726 / 32768)
-    found = reference.permutation_test((darwin[:9],), np.mean, permutation_type="samples", n_resamples=np.inf)
-    assert sign_flip(darwin[:9]) == pytest.approx(found.pvalue)
+    permutations = reference.permutation_test((darwin[:9],), np.mean, permutation_type="samples", n_resamples=np.inf)
+    assert sign_flip(darwin[:9]) == pytest.approx(permutations.pvalue)
     assert [sign_flip([0.01] * n) for n in (1, 3, 6)] == [1, 0.25, 0.03125]
     assert sign_flip([0.1, 0.2, 0.3]) == sign_flip([-0.1, -0.2, -0.3]) == 0.25
     assert sign_flip([0.1 + 0.2, -0.3]) == 1.0  # 0 but for the last digit
@@ -155,8 +155,8 @@ def test_the_sign_flip_test_stands_beside_the_t_test():
     kd = next(one for one in csv.DictReader(io.StringIO(render.as_csv(shown))) if one["row"] == "kd")
     assert (float(kd["p_sign_flip"]), float(kd["p_sign_flip_holm"])) == (0.25, 0.5)
     assert json.loads(render.as_json(shown))[0]["cells"][1]["p_sign_flip"] == 0.25
-    (said,) = [one for one in caption(shown[0]) if "sign-flip" in one]
-    assert said.endswith("with 3 seeds its p is at least 0.25; for 2 methods (Holm) it needs 7 seeds")
+    (sentence,) = [one for one in caption(shown[0]) if "sign-flip" in one]
+    assert sentence.endswith("with 3 seeds its p is at least 0.25; for 2 methods (Holm) it needs 7 seeds")
     made = [make(m, s, 0.8 + s / 100 + (m == "kd") / 50) for m in ("none", "kd") for s in range(6)]
     (table,) = tables(made)
     assert table.cells["kd"]["resnet14 -> resnet8"].p_sign_flip == 0.03125
@@ -178,8 +178,8 @@ def test_seeds_that_would_do_are_those_of_the_strictest_comparison():
     assert ten.cells["m0"][column].needed > one.cells["m0"][column].needed
     cell = ten.cells["m0"][column]
     assert cell.needed == seeds_needed(cell.gain, cell.spread, 1 - 0.05 / 10)
-    assert not any("sign-flip" in said for said in caption(one))
-    assert any("with 6 seeds" in said and "for 10 methods (Holm) it needs 9" in said for said in caption(ten))
+    assert not any("sign-flip" in sentence for sentence in caption(one))
+    assert any("with 6 seeds" in one and "for 10 methods (Holm) it needs 9" in one for one in caption(ten))
 
 
 # Collecting --------------------------------------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ def test_foreign_and_truncated_records_are_named_and_counted(tmp_path, capsys):
     for name, text in (
         ("cut", '{"schema": 1,'),
         ("other", '{"a": 1}'),
-        ("newer", '{"schema": 2}'),
+        ("newer", '{"schema": 3}'),
         ("thin", '{"schema": 1}'),
     ):
         (tmp_path / name).mkdir()
@@ -200,7 +200,7 @@ def test_foreign_and_truncated_records_are_named_and_counted(tmp_path, capsys):
     shown = capsys.readouterr()
     assert "4 files with the name record.json could not be read and are left out" in shown.out
     assert [line.split()[1].split("/")[-2] for line in shown.err.splitlines()] == ["cut", "newer", "other", "thin"]
-    assert "schema 2; this kdrun reads schema 1" in shown.err
+    assert "schema 3; this kdrun reads schemas 1 and 2" in shown.err
 
 
 @pytest.mark.parametrize(
@@ -298,8 +298,8 @@ def test_records_are_copied_without_weights_and_report_the_same(tmp_path, capsys
         (folder / "curves.jsonl").write_text("")
         (folder / "student.safetensors").write_text("many bytes")
     assert run(["report", str(tmp_path / "runs"), "--copy", str(tmp_path / "copy"), "--format", "csv"]) == 0
-    table, said = capsys.readouterr()
-    assert said == f"records  {len(sweep())} in {tmp_path}/copy\n"
+    table, note = capsys.readouterr()
+    assert note == f"records  {len(sweep())} in {tmp_path}/copy\n"
     assert {path.name for path in tmp_path.glob("copy/**/*") if path.is_file()} == {"record.json", "curves.jsonl"}
     assert run(["report", str(tmp_path / "copy"), "--format", "csv"]) == 0
     assert capsys.readouterr().out == table
@@ -312,12 +312,12 @@ def test_records_are_copied_without_weights_and_report_the_same(tmp_path, capsys
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"engine": None}, "engine is NoneType, not object"),
+        ({"engine": None}, "engine is null, not object"),
         ({"method": "kd"}, "method is str, not array"),
-        ({"status": None}, "status is None"),
-        ({"teacher": {"name": "x"}}, "no key 'run_id'"),
+        ({"status": None}, "status is null, not str"),
+        ({"teacher": {"name": "x"}}, "no key 'run_id' in teacher"),
         ({"last": None}, "it is done without a score"),
-        ({"last": {"epoch": 1, "score": "0.9", "loss": 1.0}}, "score is str, not number"),
+        ({"last": {"epoch": 1, "score": "0.9", "loss": 1.0, "metrics": {}}}, "last.score is str, not int or float"),
     ],
 )
 def test_a_record_of_another_shape_is_named_and_skipped(change, why, tmp_path, capsys):
@@ -333,8 +333,8 @@ def test_a_record_of_another_shape_is_named_and_skipped(change, why, tmp_path, c
 def test_a_foreign_record_hides_nothing_below_it(tmp_path):
     write(tmp_path, *sweep())
     (tmp_path / "record.json").write_text('{"name": "vinyl"}')
-    found = collect([tmp_path])
-    assert (len(found.records), len(found.skipped)) == (len(sweep()), 1)
+    collection = collect([tmp_path])
+    assert (len(collection.records), len(collection.skipped)) == (len(sweep()), 1)
 
 
 # Tables ------------------------------------------------------------------------------------------------------------------
@@ -414,12 +414,12 @@ def test_what_is_no_pair_is_told():
     kd["student"]["init_sha256"] = "aa" * 32
     kd["code"]["method"]["kd"] = "bb" * 32
     (table,) = tables(runs)
-    said = " ".join(caption(table))
+    sentences = " ".join(caption(table))
     assert (
         f"kd seed {kd['seed']} and none seed {kd['seed']} started from different weights, so they are not compared"
-        in said
+        in sentences
     )
-    assert "mixes different sources of kd" in said
+    assert "have different sources of kd" in sentences
     assert "(2 pairs)" in gain(table.cells["kd"]["resnet14 -> resnet8"])
 
 
@@ -437,7 +437,7 @@ def test_mixed_devices_and_unfinished_runs_are_told():
     runs = sweep()
     runs[0]["engine"]["device"] = "cuda"
     lines = caption(tables([*runs, make("at", 1, 0.0, status="nan", error="loss became NaN")])[0])
-    assert any("mixes different devices (cpu, cuda)" in line for line in lines)
+    assert any("have different devices (cpu, cuda)" in line for line in lines)
     assert any(line == "not finished: at seed 1: nan" for line in lines)
 
 
@@ -451,8 +451,8 @@ def test_csv_has_the_row_first_and_json_the_same_numbers():
     assert [line["row"] for line in lines] == ["none", "kd", "rkd"]
     assert float(lines[1]["gain"]) == pytest.approx(0.0103, abs=1e-4)
     assert lines[1]["seeds"] == "0 1 2"
-    (found,) = json.loads(render.as_json(shown))
-    assert found["cells"][1]["gain"] == float(lines[1]["gain"])
+    (part,) = json.loads(render.as_json(shown))
+    assert part["cells"][1]["gain"] == float(lines[1]["gain"])
 
 
 def test_markup_is_escaped():
@@ -492,8 +492,8 @@ def cifar() -> list[dict]:
 def test_published_scores_stand_beside_ours():
     """Inside, above and below, by the errors of both; a test set of 10,000 has 0.26 points of error at 93 %."""
     assert 100 * binomial_error(0.93, 10_000) == pytest.approx(0.255, abs=1e-3)
-    found = {c.theirs.method: c.verdict for c in compare(tables(cifar()), "kdzoo_cifar10")}
-    assert found == {"kd": "inside", "at": "below", "sp": "above"}
+    verdicts = {c.theirs.method: c.verdict for c in compare(tables(cifar()), "kdzoo_cifar10")}
+    assert verdicts == {"kd": "inside", "at": "below", "sp": "above"}
 
 
 def test_a_verdicts_margin_is_of_both_means():
@@ -516,9 +516,9 @@ def test_published_scores_are_matched_by_what_models_are_not_by_their_labels():
     named, foreign = cifar(), cifar()
     for record in named:
         record["student"]["label"], record["teacher"]["label"] = "mine", "big"
-    found = compare(tables(named), "kdzoo_cifar10")
-    assert {c.theirs.method for c in found} == {"kd", "at", "sp"}
-    assert {c.column for c in found} == {"big -> mine"}
+    comparisons = compare(tables(named), "kdzoo_cifar10")
+    assert {c.theirs.method for c in comparisons} == {"kd", "at", "sp"}
+    assert {c.column for c in comparisons} == {"big -> mine"}
     for record in foreign:
         record["student"] |= {"name": "import", "label": "resnet20"}
         record["identity"]["student"] = {"name": "import", "path": "lab:resnet20"}
@@ -600,5 +600,5 @@ def test_published_tables_name_models_that_exist(name):
 
 
 def test_a_published_table_of_other_images_is_refused():
-    with pytest.raises(KdrunError, match="scores on different images cannot be compared"):
+    with pytest.raises(KdrunError, match="scores on different data cannot be compared"):
         compare(tables(sweep()), "crd_cifar100")

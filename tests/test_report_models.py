@@ -80,9 +80,9 @@ def test_two_imported_models_have_a_column_and_a_baseline_each():
     for column, none, more in (("resnet14 -> small", 0.265, 0.04), ("resnet14 -> large", 0.805, 0.05)):
         assert round(shown.cells["none"][column].mean["last"], 6) == none
         assert round(shown.cells["kd"][column].gain, 6) == more
-    said = summary(made)
-    assert said.count("-> small") == said.count("-> large") == 1  # a table each
-    assert said.count("\nkd ") == 2
+    output = summary(made)
+    assert output.count("-> small") == output.count("-> large") == 1  # a table each
+    assert output.count("\nkd ") == 2
 
 
 def test_models_of_one_label_are_told_apart_by_the_keys_that_differ():
@@ -203,9 +203,9 @@ def test_the_record_of_a_teacher_is_read_from_beside_its_students(tmp_path):
         write(tmp_path / "runs/digits" / place / one["group"][:8] / f"seed{one['seed']}", one)
     for record in (tmp_path / "runs").rglob("run0/record.json"):
         record.rename(record.parents[1] / "record.json")
-    found = collect([tmp_path / "runs/digits/kd"]).records
-    assert len(found) == 2
-    assert sorted(rows.labels(found).values()) == ["kd (teacher.seed=0)", "kd (teacher.seed=1)"]
+    known = collect([tmp_path / "runs/digits/kd"]).records
+    assert len(known) == 2
+    assert sorted(rows.labels(known).values()) == ["kd (teacher.seed=0)", "kd (teacher.seed=1)"]
 
 
 # Recipes -----------------------------------------------------------------------------------------------------------------
@@ -226,14 +226,14 @@ def test_rows_of_other_recipes_are_compared_within_their_recipe():
     assert shown.cells["kd (recipe.lr=0.2)"][column].p == alone.cells["kd"][column].p
     assert shown.cells["kd (recipe.lr=0.2)"][column].family == 2
     assert gain(shown.cells["at (recipe.lr=0.3)"][column]) == "no baseline with the same recipe"
-    said = caption(shown)
-    assert "note: rows differ in recipe.lr: compare only rows with the same value" in said
-    assert any("Holm over the rows of one recipe in a column" in one for one in said)
+    sentences = caption(shown)
+    assert "note: rows differ in recipe.lr: compare only rows with the same value" in sentences
+    assert any("Holm over the rows of one recipe in a column" in one for one in sentences)
     assert not any("one recipe" in one for one in caption(alone))
 
 
 def test_a_student_alone_of_another_recipe_stands_in_its_students_columns():
-    """Not in a column of its own: the recipe is said by the row."""
+    """Not in a column of its own: the row names the recipe."""
     (shown,) = tables([*recipes()[:-1], make("none", 0, 0.9, lr=0.7)])
     assert shown.columns == ["resnet14 -> resnet8"]
     assert "none (recipe.lr=0.7)" in shown.cells

@@ -16,8 +16,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
+from kdrun.config.checks import validate
+from kdrun.config.nodes import register_nodes
 from kdrun.config.registry import METHODS, MODELS
-from kdrun.config.schema import Config, conf_folder, register_nodes, validate
+from kdrun.config.schema import Config, conf_folder
 from kdrun.config.tables import Cell, cells, jobs, table_names
 from kdrun.engine.build import term_weights
 from kdrun.errors import KdrunError

@@ -53,7 +53,7 @@ def folder_of(root: Path, name: str, record: dict, *lines: str, pid: int | None 
     return folder
 
 
-def asked(folder: Path | None, *overrides: str, error: str | None = None) -> dict:
+def job_of(folder: Path | None, *overrides: str, error: str | None = None) -> dict:
     return {
         "overrides": list(overrides), "folder": folder and str(folder.resolve()), "id": None, "protocol": "last",
         "error": error, "changed": [],
@@ -81,10 +81,10 @@ def test_status_tells_what_lives_from_what_died(tmp_path, capsys):
     folder_of(tmp_path, "c", make("sp", 0, 0.0, status="running"), line("distil", 3), pid=gone.pid)
     folder_of(tmp_path, "d", make("rkd", 0, 0.0, status="nan", error="loss became NaN at step 7"))
     folder_of(tmp_path, "e", make("crd", 0, 0.0, status="running"), pid=os.getpid())
-    sweep_of(tmp_path, asked(tmp_path / "runs/a", "method=kd"), asked(tmp_path / "runs/z", "method=cc", "seed=1"))
+    sweep_of(tmp_path, job_of(tmp_path / "runs/a", "method=kd"), job_of(tmp_path / "runs/z", "method=cc", "seed=1"))
     assert run(["status", str(tmp_path)]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said == [
+    output = capsys.readouterr().out.splitlines()
+    assert output == [
         "running     at resnet8 seed 0   epoch 12/30  eta 3:00",
         "interrupted sp resnet8 seed 0   epoch 3/30  eta 4:30",
         "nan         rkd resnet8 seed 0  loss became NaN at step 7",
@@ -98,13 +98,13 @@ def test_status_of_a_torn_manifest_is_one_line(tmp_path, capsys):
     (tmp_path / "sweeps" / "now").mkdir(parents=True)
     (tmp_path / "sweeps" / "now" / "manifest.json").write_text('{"runs": [')
     assert run(["status", str(tmp_path)]) == 1
-    (said,) = capsys.readouterr().err.splitlines()
-    assert "has no readable manifest.json" in said
+    (output,) = capsys.readouterr().err.splitlines()
+    assert "has no readable manifest.json" in output
 
 
 def test_status_before_the_first_record(tmp_path, capsys):
     """A sweep that just began has a manifest and nothing else."""
-    sweep_of(tmp_path, asked(tmp_path / "runs/a", "seed=0"), asked(tmp_path / "runs/b", "seed=1"))
+    sweep_of(tmp_path, job_of(tmp_path / "runs/a", "seed=0"), job_of(tmp_path / "runs/b", "seed=1"))
     assert run(["status", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "2 runs   2 not started\n"
 
@@ -112,17 +112,17 @@ def test_status_before_the_first_record(tmp_path, capsys):
 def test_status_has_jobs_that_failed_without_a_record(tmp_path, capsys):
     """One that could not be planned (no folder), one that says so in its job's state, one skipped; each once."""
     folder_of(tmp_path, "a", make("kd", 0, 0.9))
-    jobs = [asked(None, "recipe.lr=x", error="recipe.lr is 'x'; it must be a number")]
+    jobs = [job_of(None, "recipe.lr=x", error="recipe.lr is 'x'; it must be a number")]
     jobs += [
-        asked(tmp_path / "runs" / place, f"seed={seed}") for place, seed in (("b", 1), ("b", 1), ("c", 2), ("d", 3))
+        job_of(tmp_path / "runs" / place, f"seed={seed}") for place, seed in (("b", 1), ("b", 1), ("c", 2), ("d", 3))
     ]
     sweep = sweep_of(tmp_path, *jobs)
     for number, state in enumerate(
         (("seed=1", "failed", "no space left"), ("seed=2", "skipped", "a job before it failed"))
     ):
         (sweep / "jobs").mkdir(exist_ok=True)
-        said = dict(zip(("overrides", "status", "error"), ([state[0]], *state[1:]), strict=True))
-        (sweep / "jobs" / f"{number}.json").write_text(json.dumps(said))
+        state_now = dict(zip(("overrides", "status", "error"), ([state[0]], *state[1:]), strict=True))
+        (sweep / "jobs" / f"{number}.json").write_text(json.dumps(state_now))
     assert run(["status", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "failed      recipe.lr=x  recipe.lr is 'x'; it must be a number",
@@ -137,7 +137,7 @@ def test_status_says_what_it_skipped(alone, tmp_path, capsys):
     for name in ("x", "y"):
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "record.json").write_text('{"schema": 1, "id"')
-    sweep_of(tmp_path, asked(tmp_path / "runs/z", "seed=1"))
+    sweep_of(tmp_path, job_of(tmp_path / "runs/z", "seed=1"))
     if not alone:
         folder_of(tmp_path, "a", make("kd", 0, 0.9))
     assert run(["status", str(tmp_path)]) == 0
@@ -149,7 +149,7 @@ def test_status_says_what_it_skipped(alone, tmp_path, capsys):
 
 
 def test_status_estimates_the_whole_by_runs_alike(tmp_path, capsys):
-    """Two run side by side (60 s and 200 s to go), one waits that takes the median of done and running ones; what is unlike is told."""
+    """Two run side by side (60 s and 200 s to go), one waits and takes the median of the others; a run of another kind is named."""
     place = "digits/kd/resnet14-resnet8/0a/seed{}"
     done = make("kd", 0, 0.9)
     done["time"]["train_s"] = 100.0
@@ -163,15 +163,15 @@ def test_status_estimates_the_whole_by_runs_alike(tmp_path, capsys):
             pid=os.getpid(),
         )
     places = [tmp_path / "runs" / place.format(seed) for seed in range(4)]
-    sweep_of(tmp_path, *(asked(folder, f"seed={seed}") for seed, folder in enumerate(places)))
+    sweep_of(tmp_path, *(job_of(folder, f"seed={seed}") for seed, folder in enumerate(places)))
     assert run(["status", str(tmp_path)]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.endswith("1 not started   running runs end in 3:20   all runs end in 5:00")
-    other = asked(tmp_path / "runs/digits/kd/resnet14-resnet20/0b/seed0", "student=resnet20")
-    sweep_of(tmp_path, *(asked(folder, f"seed={seed}") for seed, folder in enumerate(places)), other)
+    other = job_of(tmp_path / "runs/digits/kd/resnet14-resnet20/0b/seed0", "student=resnet20")
+    sweep_of(tmp_path, *(job_of(folder, f"seed={seed}") for seed, folder in enumerate(places)), other)
     assert run(["status", str(tmp_path)]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.endswith("all runs end in 5:00, without 1 run that no similar run gives a time for")
+    assert last.endswith("all runs end in 5:00 (not counted: 1 run without a similar run to estimate from)")
     sweep_of(tmp_path, other)
     assert run(["status", str(tmp_path)]) == 0
     assert "all runs end" not in capsys.readouterr().out
@@ -208,16 +208,16 @@ def test_plan_says_what_is_missing_and_trains_nothing(swept):
     before = sorted(swept.rglob("*"))
     done = kdrun(swept, "plan", *last_wins([*TINY, "method=none,kd,sp", "seed=0,1", "teacher=resnet14,resnet20"]))
     assert done.returncode == 0, done.stderr
-    said = done.stdout.splitlines()
-    assert said[0] == "12 runs asked for: 3 method x 2 seed x 2 teacher; 3 done, 9 to do, 1 teacher to train first"
-    assert sum("already done" in text for text in said) == 3
-    assert any(text.startswith("  teacher   resnet20") for text in said)
-    assert any(text.startswith("  student   kd resnet8 seed 1") and "runs like it)" in text for text in said)
+    output = done.stdout.splitlines()
+    assert output[0] == "12 runs asked for: 3 method x 2 seed x 2 teacher; 3 done, 9 to do, 1 teacher to train first"
+    assert sum("already done" in text for text in output) == 3
+    assert any(text.startswith("  teacher   resnet20") for text in output)
+    assert any(text.startswith("  student   kd resnet8 seed 1") and "runs like it)" in text for text in output)
     assert any(
-        text.startswith("  student   sp resnet8 seed 0") and "other methods of this student)" in text for text in said
+        text.startswith("  student   sp resnet8 seed 0") and "other methods of this student)" in text for text in output
     )
-    assert any(text.startswith("  teacher   resnet20") and "(rough: 16 images timed)" in text for text in said)
-    assert re.match(r"left     about [\d:]+ in one process; about \d+ MiB of disk", said[-1])
+    assert any(text.startswith("  teacher   resnet20") and "(rough: 16 images timed)" in text for text in output)
+    assert re.match(r"left     about [\d:]+ in one process; about \d+ MiB of disk", output[-1])
     assert sorted(swept.rglob("*")) == before
     single = kdrun(swept, "plan", *TINY, "method=kd", "seed=0")
     assert single.stdout.splitlines()[0] == "1 run asked for; 1 done, 0 to do"
@@ -228,14 +228,14 @@ def test_plan_says_what_is_missing_and_trains_nothing(swept):
 
 @pytest.mark.slow
 def test_verify_finds_what_was_changed(swept, tmp_path, capsys):
-    """Weights, curve and identity of another run are found out; an untouched run passes."""
+    """Weights, curve and identity of another run are noticed; an untouched run passes."""
     import shutil
 
     (source,) = swept.glob("outputs/runs/digits/kd/*/*/seed0")
     assert run(["verify", str(source)]) == 0
     assert capsys.readouterr().out.count("\n  ok ") == 8
     copy = tmp_path / "copy"
-    for name, tamper, told in (
+    for name, tamper, wrong in (
         ("student.safetensors", "student-best.safetensors", None),
         ("curves.jsonl", "cut", "curves.jsonl has the scores of the record"),
         ("record.json", "seed", "id and group are the hashes of the identity"),
@@ -256,9 +256,9 @@ def test_verify_finds_what_was_changed(swept, tmp_path, capsys):
         elif tamper == "other":
             (other,) = swept.glob("outputs/runs/digits/none/none-resnet8/*/seed0/student.safetensors")
             shutil.copy(other, copy / name)
-        if told is not None:
+        if wrong is not None:
             assert run(["verify", str(copy)]) == 1
-            assert f"  WRONG  {told}" in capsys.readouterr().out
+            assert f"  WRONG  {wrong}" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -266,10 +266,10 @@ def test_diff_says_what_differs(swept):
     (kd,) = swept.glob("outputs/runs/digits/kd/*/*/seed0")
     (none,) = swept.glob("outputs/runs/digits/none/none-resnet8/*/seed0")
     both = [records.read(path) for path in (kd, none)]
-    told = diff.differences(*both, kd, none)
-    assert any(text.startswith("configuration  method.kd.temperature: 4 | -") for text in told)
-    assert any(text.startswith("curve          first difference at epoch") for text in told)
-    assert not any("initial student" in text for text in told)  # one seed is one start
+    apart = diff.differences(*both, kd, none)
+    assert any(text.startswith("configuration  method.kd.temperature: 4 | -") for text in apart)
+    assert any(text.startswith("curve          first difference at epoch") for text in apart)
+    assert not any("initial student" in text for text in apart)  # one seed is one start
     assert diff.differences(both[0], both[0], kd, kd) == [
         "no difference in configuration, environment, results or curve"
     ]
@@ -283,7 +283,7 @@ def finished(root: Path, seed: int = 0, *, weights: bool = True) -> Path:
 
     record = make("none", seed, 0.75)
     record |= {"id": digest(record["identity"]), "group": group(record["identity"]), "recipe": {"epochs": 2}}
-    record["last"] = record["best"] = {"epoch": 2, "score": 0.75, "loss": 0.3}
+    record["last"] = record["best"] = {"epoch": 2, "score": 0.75, "loss": 0.3, "metrics": {"accuracy": 0.75}}
     student = {"a.weight": torch.full((2, 3), float(seed))}
     record["student"]["sha256"] = weights_sha256(student)
     folder = folder_of(root, f"digits/none/none-resnet8/0a/seed{seed}", record, line("distil", 1), line("distil", 2))
@@ -300,11 +300,11 @@ def finished(root: Path, seed: int = 0, *, weights: bool = True) -> Path:
 def test_verify_of_portable_records_is_ok_and_says_what_is_absent(tmp_path, capsys):
     folder = finished(tmp_path, weights=False)
     assert run(["verify", str(folder)]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert [text.split()[1] for text in said if text.startswith("  absent")] == [
+    output = capsys.readouterr().out.splitlines()
+    assert [text.split()[1] for text in output if text.startswith("  absent")] == [
         "config.yaml", "student.safetensors", "student-best.safetensors", "test_logits.safetensors",
     ]  # fmt: skip
-    assert not [text for text in said if "WRONG" in text]
+    assert not [text for text in output if "WRONG" in text]
 
 
 def test_verify_of_a_folder_is_a_line_per_run(tmp_path, capsys):
@@ -316,19 +316,19 @@ def test_verify_of_a_folder_is_a_line_per_run(tmp_path, capsys):
     broken = finished(tmp_path, 2)
     (broken / "record.json").write_text("{")
     assert run(["verify", str(tmp_path)]) == 1
-    said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith(f"ok     {tmp_path}")
-    assert said[1].startswith(f"WRONG  {wrong}")
-    assert said[2].startswith(f"         curves.jsonl has the scores of the record: {curve} is broken in line 2")
-    assert said[3] == f"WRONG  {broken}"
-    assert said[4].startswith(f"         record.json: {broken / 'record.json'} is truncated")
-    assert said[5:] == ["3 runs   1 ok   2 WRONG   2 with files absent"]
+    output = capsys.readouterr().out.splitlines()
+    assert output[0].startswith(f"ok     {tmp_path}")
+    assert output[1].startswith(f"WRONG  {wrong}")
+    assert output[2].startswith(f"         curves.jsonl has the scores of the record: {curve} is broken in line 2")
+    assert output[3] == f"WRONG  {broken}"
+    assert output[4].startswith(f"         record.json: {broken / 'record.json'} is truncated")
+    assert output[5:] == ["3 runs   1 ok   2 WRONG   2 with files absent"]
     assert run(["verify", str(tmp_path / "runs/digits/none/none-resnet8/0a/seed0"), str(wrong)]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "2 runs   1 ok   1 WRONG   2 with files absent"
 
 
 def test_verify_compares_whole_hashes_and_tensors(tmp_path, capsys):
-    """The last digit of a hash counts; weights of an earlier epoch have the tensors of the last; logits without labels are told."""
+    """The last digit of a hash counts; weights of an earlier epoch have the tensors of the last; logits without labels are named."""
     import torch
 
     from kdrun.runs.checkpoint import save_tensors
@@ -341,19 +341,19 @@ def test_verify_compares_whole_hashes_and_tensors(tmp_path, capsys):
     assert run(["verify", str(folder)]) == 1
     assert "  WRONG  student.safetensors has the hash of the record: " in capsys.readouterr().out
     right["student"]["sha256"] = digits
-    right["best"] = {"epoch": 1, "score": 0.8, "loss": 0.3}
+    right["best"] = {"epoch": 1, "score": 0.8, "loss": 0.3, "metrics": {"accuracy": 0.8}}
     records.write(folder, right)
     (folder / "curves.jsonl").write_text((folder / "curves.jsonl").read_text().replace("0.5", "0.8"))
     save_tensors(folder / "student-best.safetensors", {"a.weight": torch.zeros(2, 4)})
     save_tensors(folder / "test_logits.safetensors", {"logits": torch.zeros(2, 4)})
     assert run(["verify", str(folder)]) == 1
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
         "  WRONG  student-best.safetensors has the tensors of student.safetensors: a.weight is (2, 4), there (2, 3)"
-        in said
+        in output
     )
-    assert "test_logits.safetensors has no 'labels'" in said
-    assert said.count("WRONG") == 2
+    assert "test_logits.safetensors has no 'labels'" in output
+    assert output.count("WRONG") == 2
 
 
 def test_verify_holds_the_teacher_against_its_run(tmp_path, capsys):
@@ -380,10 +380,10 @@ def test_a_record_that_lacks_a_key_is_named(verb, tmp_path, capsys):
     del record["versions"]
     records.write(lacking, record)
     assert run([verb, str(whole), str(lacking)]) == 1
-    told = capsys.readouterr()
-    (said,) = [text for text in (told.out + told.err).splitlines() if "versions" in text]
-    assert f"{lacking / 'record.json'} is not a record of a kdrun run (no key 'versions')" in said
-    assert told.err.count("\n") == (verb == "diff")
+    printed = capsys.readouterr()
+    (output,) = [text for text in (printed.out + printed.err).splitlines() if "versions" in text]
+    assert f"{lacking / 'record.json'} is not a record of a kdrun run (no key 'versions')" in output
+    assert printed.err.count("\n") == (verb == "diff")
 
 
 def test_diff_of_broken_and_missing_curves(tmp_path, capsys):
@@ -408,6 +408,6 @@ def test_diff_of_broken_and_missing_curves(tmp_path, capsys):
 def test_wrong_arguments_are_one_line(arguments, message, status_code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run(arguments) == status_code
-    (said,) = capsys.readouterr().err.splitlines()
-    assert said.startswith("kdrun: ")
-    assert message in said
+    (output,) = capsys.readouterr().err.splitlines()
+    assert output.startswith("kdrun: ")
+    assert message in output

@@ -12,7 +12,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -43,6 +43,7 @@ class Entry:
     summary: str
     arguments: dict[str, Argument] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)  # class-level constants: teacher = "outputs"
+    task: str = "any"  # of a model: what it learns
 
 
 class Registry:
@@ -54,9 +55,10 @@ class Registry:
     def __init__(self, kind: str, package: str, given: tuple[str, ...]):
         self.kind, self.package, self.given = kind, package, given
         self.plugins: dict[str, Any] = {}  # what lies outside the package, by name
+        self.tasks: dict[str, str] = {}  # of a plug-in's models
 
-    def register(self, item: T | None = None, *, name: str | None = None) -> Any:
-        """Decorator: `@register` or `@register(name="import")`. A name that is taken is an error."""
+    def register(self, item: T | None = None, *, name: str | None = None, task: str = "image") -> Any:
+        """Decorator: `@register` or `@register(name="import")`. A name that is taken is an error. `task`: what a model learns."""
 
         def add(item: T) -> T:
             key = name or item.__name__.lower()
@@ -73,7 +75,7 @@ class Registry:
                 )
             if self.kind == "method" and not (isinstance(item, type) and hasattr(item, "build")):
                 raise KdrunError(f"{where} is no Method; it must be a class, as in class {item.__name__}(Method)")
-            self.plugins[key] = item
+            self.plugins[key], self.tasks[key] = item, task
             return item
 
         return add(item) if item is not None else add
@@ -119,7 +121,8 @@ class Registry:
         )
         summary = inspect.cleandoc(item.__doc__ or "").partition("\n")[0]
         arguments = of_builder(builders[0], given, builders[1:])
-        return Entry(name, item.__module__, item.__qualname__, Path(file), summary, arguments, attributes)
+        task = self.tasks[name] if self.kind == "model" else "any"
+        return Entry(name, item.__module__, item.__qualname__, Path(file), summary, arguments, attributes, task)
 
 
 def _origin(item: Any) -> tuple[str, str]:
@@ -158,9 +161,9 @@ def import_plugins(modules: Iterable[str]) -> None:
 
 @lru_cache
 def _entries(package: str) -> dict[str, Entry]:
-    """What kdrun ships of one kind, from the sources of its package."""
-    folder = PACKAGE.joinpath(*package.split(".")[1:])
-    trees = {file: ast.parse(file.read_text(encoding="utf-8")).body for file in sorted(folder.glob("*.py"))}
+    """What kdrun ships of one kind, from the sources of its package; a `*` in its name stands for each task."""
+    files = sorted(PACKAGE.glob("/".join([*package.split(".")[1:], "*.py"])))
+    trees = {file: ast.parse(file.read_text(encoding="utf-8")).body for file in files}
     nodes = [
         (file, node)
         for file, body in trees.items()
@@ -177,7 +180,9 @@ def _entries(package: str) -> dict[str, Entry]:
                 continue
             named = {k.arg: ast.literal_eval(k.value) for k in call.keywords} if call else {}
             name = named.get("name") or node.name.lower()
-            found[name] = _shipped(name, f"{package}.{file.stem}", file, node, classes)
+            module = ".".join(("kdrun", *file.relative_to(PACKAGE).with_suffix("").parts))
+            task = named.get("task") or (file.parts[-3] if "*" in package else "any")
+            found[name] = replace(_shipped(name, module, file, node, classes), task=task)
     return found
 
 
@@ -214,5 +219,45 @@ def _constants(node: ast.ClassDef) -> dict[str, Any]:
     return found
 
 
-MODELS = Registry("model", "kdrun.tasks.image.models", ("classes",))
+class Tasks:
+    """What can be learned, by name: kdrun's own are folders of kdrun/tasks, others come from plug-ins."""
+
+    SHIPPED = ("image",)
+
+    def __init__(self) -> None:
+        self.plugins: dict[str, Any] = {}
+
+    def register(self, task: Any) -> Any:
+        """Add a task of one's own (an object of a subclass of kdrun.tasks.Task). A name that is taken is an error."""
+        known = self.plugins.get(task.name)
+        if task.name in (*self.SHIPPED, "any") or (known is not None and _origin(type(known)) != _origin(type(task))):
+            raise KdrunError(f"task '{task.name}' of {type(task).__module__} has a name that is taken; rename it")
+        self.plugins[task.name] = task
+        return task
+
+    def names(self) -> list[str]:
+        return [*self.SHIPPED, *self.plugins]
+
+    def all(self) -> list[Any]:
+        return [self.get(name) for name in self.names()]
+
+    def get(self, name: str) -> Any:
+        """The task of that name; kdrun's own are imported when they are needed. KdrunError, with near matches, for another."""
+        if name in self.plugins:
+            return self.plugins[name]
+        if name not in self.SHIPPED:
+            raise KdrunError(f"no task '{name}'. {choices(name, self.names())} (yours needs plugins=[MODULE])")
+        return importlib.import_module(f"kdrun.tasks.{name}.task").TASK
+
+    def of(self, dataset: str) -> Any:
+        """The task that a dataset belongs to."""
+        for task in self.all():
+            if dataset in task.datasets:
+                return task
+        known = [name for task in self.all() for name in task.datasets]
+        raise KdrunError(f"dataset.name={dataset} is unknown. {choices(dataset, known)}")
+
+
+TASKS = Tasks()
+MODELS = Registry("model", "kdrun.tasks.*.models", ("classes",))
 METHODS = Registry("method", "kdrun.methods", ("pair",))

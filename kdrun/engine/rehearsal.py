@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdrun.config.checks import check_recipe
 from kdrun.config.explain import LABEL_LOSSES
-from kdrun.config.schema import Recipe, check_recipe
+from kdrun.config.schema import Recipe
 from kdrun.engine.loop import enter, stage_recipe, weight_of, weighted
 from kdrun.errors import KdrunError, choices
 from kdrun.methods.base import Distillation, Stage

@@ -48,7 +48,7 @@ class Comparison:
     ours: float
     sd: float | None
     margin: float
-    sizes: tuple[int, int]  # training and test images
+    sizes: tuple[int, int]  # of the training and the test set
     other: str  # why it is another experiment; empty where it is the same
 
     @property
@@ -84,7 +84,7 @@ def compare(tables: list[Table], name: str) -> list[Comparison]:
     if not fitting:
         have = ", ".join(sorted({table.dataset["name"] for table in tables}))
         raise KdrunError(
-            f"{name} is about {', '.join(sorted(data))} and these runs are about {have}: scores on different images cannot be compared"
+            f"{name} is about {', '.join(sorted(data))} and these runs are about {have}: scores on different data cannot be compared"
         )
     comparisons, full = [], full_epochs(recipe_of(name) or "")
     for theirs in cells:
@@ -106,7 +106,7 @@ def _beside(theirs: Published, table: Table, row: str, column: str, full: int | 
     half = margin(theirs, ours, sd, cell.n, table.dataset["test_n"])
     epochs, data = cell.row.first["recipe"]["epochs"], table.dataset
     other = f"{epochs} of {full} epochs" if full and full != epochs else ""
-    other = other or (f"{data['holdout_n']:,} images held out" if data["holdout_n"] else "")
+    other = other or (f"{data['holdout_n']:,} {table.display.samples} held out" if data["holdout_n"] else "")
     sizes = (data["train_n"], data["test_n"])
     return [Comparison(theirs, data["label"], row, column, protocol, cell.n, epochs, ours, sd, half, sizes, other)]
 
@@ -122,11 +122,11 @@ def beside(tables: list[Table], name: str) -> ExtraTable:
             "the margin of 1.96 standard errors; ours are over seeds (one seed: of the test set), theirs are not published and taken as "
             "those of a score on a test set of this size"
         )
-    rows, data, metric = [], [], tables[0].metric
+    rows, data, display = [], [], tables[0].display
     for c in comparisons:
-        ours, epoch, margin = metric.spread(c.ours, c.sd), f"{c.protocol} of {c.epochs}", f"± {metric.text(c.margin)}"
+        ours, epoch, margin = display.spread(c.ours, c.sd), f"{c.protocol} of {c.epochs}", f"± {display.text(c.margin)}"
         rows.append(
-            [c.row, c.column, metric.text(c.theirs.score), c.theirs.protocol, ours, epoch, str(c.n), margin, c.verdict]
+            [c.row, c.column, display.text(c.theirs.score), c.theirs.protocol, ours, epoch, str(c.n), margin, c.verdict]
         )
         data.append({
             "row": c.row, "dataset": c.dataset, "train_n": c.sizes[0], "test_n": c.sizes[1], "column": c.column,
@@ -149,14 +149,14 @@ def published_name(cell: Cell) -> str:
     return "+".join(first["method"])
 
 
-def margin(theirs: Published, ours: float, sd: float | None, n: int, images: int) -> float:
+def margin(theirs: Published, ours: float, sd: float | None, n: int, test_n: int) -> float:
     """1.96 standard errors of the difference: ours over seeds (t quantile), theirs as that of one score on a test set of this size.
 
     With one seed, ours is also that of the test set; a published mean over n seeds has 1 / sqrt(n) of it.
     """
     from scipy.special import stdtrit
 
-    other: float = 1.96 * binomial_error(theirs.score, images) / math.sqrt(theirs.seeds or 1)
+    other: float = 1.96 * binomial_error(theirs.score, test_n) / math.sqrt(theirs.seeds or 1)
     if sd is None:
-        return math.hypot(other, 1.96 * binomial_error(ours, images))
+        return math.hypot(other, 1.96 * binomial_error(ours, test_n))
     return math.hypot(other, float(stdtrit(n - 1, 0.975)) * sd / math.sqrt(n))

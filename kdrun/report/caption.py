@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from kdrun.config.tables import full_epochs
 from kdrun.report.cells import LEVEL, Cell
-from kdrun.report.metric import PROTOCOLS
+from kdrun.report.display import PROTOCOLS, Display
 from kdrun.report.pivot import Table
 from kdrun.report.rows import conditions, labels
 from kdrun.report.stats import least_sign_flip, sign_flip_seeds
@@ -19,21 +19,23 @@ def caption(table: Table, skipped: int = 0) -> list[str]:
     """The caption of a table, a sentence for each line. `skipped`: how many records could not be read."""
     return [
         f"{table.dataset['label']}: {_data(table)}; {_recipes(table)}",
-        f"{_capital(table.metric.name)} in {table.metric.unit}, {PROTOCOLS[table.protocol]}{_seeds(table)}",
-        *_tests([cell for line in table.cells.values() for cell in line.values()]),
+        f"{_score(table.display)}, {PROTOCOLS[table.protocol]}{_seeds(table)}",
+        *_tests([cell for line in table.cells.values() for cell in line.values()], table.display),
         *(f"note: {note}" for note in table.notes),
         *_missing(table, skipped),
     ]
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def _score(display: Display) -> str:
+    """What the numbers are, their unit, and their direction where it is not the usual one."""
+    unit = f" in {display.metric.unit}" if display.metric.unit else ""
+    return display.title + unit + ("" if display.metric.higher_is_better else " (lower is better)")
 
 
 def _data(table: Table) -> str:
     data = table.dataset
     held = f" ({data['holdout_n']:,} more held out)" if data["holdout_n"] else ""
-    return f"{data['train_n']:,} training{held} and {data['test_n']:,} test images"
+    return f"{data['train_n']:,} training{held} and {data['test_n']:,} test {table.display.samples}"
 
 
 def _recipes(table: Table) -> str:
@@ -55,15 +57,17 @@ def _seeds(table: Table) -> str:
     return f"; mean ± standard deviation over seeds {', '.join(map(str, seeds))}" if seeds else ""
 
 
-def _tests(cells: Sequence[Cell]) -> list[str]:
+def _tests(cells: Sequence[Cell], display: Display) -> list[str]:
     """How gains were tested."""
-    lines = []
+    lines, samples = [], display.samples
     tested = [cell for cell in cells if cell.test == "t"]
     if tested:
         several = len({conditions(cell.row, ("recipe", "precision", "dataset")) for cell in tested}) > 1
         family = "over the rows of one recipe in a column" if several else "over each column"
         needed = "; in brackets: the number of seeds that would be needed"
-        lines.append("Gain over none: mean difference per seed with its 95 % interval (covers seeds, not test images)")
+        lines.append(
+            f"{display.over_none.capitalize()}: mean difference per seed with its 95 % interval (covers seeds, not test {samples})"
+        )
         lines.append(
             f"=: not significant (paired t test, 5 %, Holm {family})"
             + needed * any(cell.needed and cell.equal for cell in tested)
@@ -71,8 +75,8 @@ def _tests(cells: Sequence[Cell]) -> list[str]:
         lines += _sign_flips(tested)
     if any(cell.test == "mcnemar" for cell in cells):
         lines.append(
-            "One seed has no interval. Its p is that of McNemar's exact test on the test images (Holm; =: not significant at 5 %); "
-            "it covers test images, not seeds"
+            f"One seed has no interval. Its p is that of McNemar's exact test on the test {samples} (Holm; =: not significant at 5 %); "
+            f"it covers test {samples}, not seeds"
         )
     return lines
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from kdrun.report.metric import Metric, details_of, metric_of
+from kdrun.report.display import Display, display_of
+from kdrun.report.facts import details_of
 from kdrun.report.rows import Difference, Row, difference, is_pair, resolution
 from kdrun.report.stats import (
     binomial_error,
@@ -21,6 +22,7 @@ from kdrun.report.stats import (
     seeds_needed,
     sign_flip,
 )
+from kdrun.runs.folder import PREDICTIONS
 
 LEVEL = 0.95
 CANDIDATES = ("last", "best", "holdout")  # the epochs that a run may report
@@ -30,8 +32,8 @@ CANDIDATES = ("last", "best", "holdout")  # the epochs that a run may report
 class Cell:
     """The finished runs of one row, and their gain over the baseline of the same seeds.
 
-    Scores are fractions. `equal` is None without a test; `p` is corrected by Holm for its family: the rows of its column with the
-    same conditions (recipe, data, precision, student).
+    Scores are numbers of their metric: an accuracy is a fraction. `equal` is None without a test; `p` is corrected by Holm for its
+    family: the rows of its column with the same conditions (recipe, data, precision, student).
     """
 
     row: Row
@@ -46,7 +48,7 @@ class Cell:
     high: float | None = None
     gains: dict[int, float] = field(default_factory=dict)  # by seed
     p: float | None = None
-    test: str = ""  # the test behind p: "t" over paired seeds, "mcnemar" on the test images of one seed
+    test: str = ""  # the test behind p: "t" over paired seeds, "mcnemar" on the test samples of one seed
     p_sign_flip: float | None = None  # of the exact sign-flip test over paired seeds, uncorrected
     p_sign_flip_holm: float | None = None  # the same, corrected as p is
     family: int = 0  # how many comparisons p is corrected for
@@ -62,11 +64,13 @@ class Cell:
 
     @property
     def baseline(self) -> bool:
+        """Whether this is the student alone."""
         return self.row.baseline
 
     @property
-    def metric(self) -> Metric:
-        return metric_of(self.row.first)
+    def display(self) -> Display:
+        """How its scores are shown."""
+        return display_of(self.row.first)
 
 
 def cell_of(row: Row, base: Row | None, protocol: str) -> Cell:
@@ -90,7 +94,7 @@ def cell_of(row: Row, base: Row | None, protocol: str) -> Cell:
 
 
 def _compare(cell: Cell, base: Row, gain: Difference, protocol: str) -> None:
-    """The gain over the baseline, and a test of it: over seeds where there are several, else over the test images."""
+    """The gain over the baseline, and a test of it: over seeds where there are several, else over the samples of the test set."""
     row = cell.row
     cell.pairs, cell.gain, cell.low, cell.high = len(gain.by_seed), gain.mean, gain.low, gain.high
     cell.gains = gain.by_seed
@@ -99,7 +103,7 @@ def _compare(cell: Cell, base: Row, gain: Difference, protocol: str) -> None:
         cell.p, cell.test = p_value(each, [0.0] * len(each), resolution(row)), "t"
         cell.p_sign_flip = sign_flip(each)
         cell.spread = deviation(each, resolution(row))
-    elif protocol == "last":
+    elif protocol == "last" and cell.display.metric.counts:
         (seed,) = [seed for seed in row.runs if seed in base.runs and is_pair(row.runs[seed], base.runs[seed])]
         cell.p = one_seed_p(row.runs[seed], base.runs[seed])
         cell.test = "mcnemar" if cell.p is not None else ""
@@ -127,16 +131,16 @@ def correct_family(cells: Sequence[Cell]) -> None:
 
 
 def one_seed_p(run: dict, other: dict) -> float | None:
-    """McNemar's p of two runs on the test images; None where a run's logits are not there (portable records have none)."""
-    ours, theirs = _correct_images(run), _correct_images(other)
+    """McNemar's p of two runs on the test set; None where a run's logits are not there (portable records have none)."""
+    ours, theirs = _right_answers(run), _right_answers(other)
     if ours is None or theirs is None or len(ours) != len(theirs):
         return None
     return mcnemar(int((ours & ~theirs).sum()), int((theirs & ~ours).sum()))
 
 
-def _correct_images(run: dict) -> Any:
-    """For each test image, whether the last epoch classified it correctly; None without its logits."""
-    path = Path(run.get("folder", "")) / "test_logits.safetensors"
+def _right_answers(run: dict) -> Any:
+    """For each sample of the test set, whether the last epoch classified it correctly; None without its logits."""
+    path = Path(run.get("folder", "")) / PREDICTIONS
     if not path.is_file():
         return None
     from safetensors.numpy import load_file
@@ -151,13 +155,13 @@ def _correct_images(run: dict) -> Any:
 def interval(cell: Cell, protocol: str, test_n: int) -> tuple[float, float | None, float | None, str]:
     """(mean, low, high, kind): a cell's score and its 95 % interval, as fractions.
 
-    Kind "seeds": a t interval of the mean over seeds. Kind "images": one seed, 1.96 standard errors of an accuracy on this number
-    of images, which does not cover other seeds. Kind "": there is no interval.
+    Kind "seeds": a t interval of the mean over seeds. Kind "samples": one seed, 1.96 standard errors of an accuracy on this number
+    of samples, which does not cover other seeds. Kind "": there is no interval.
     """
     scores = cell.row.scores(protocol)
     if len(scores) > 1:
         return *paired(scores, [0.0] * len(scores)), "seeds"
-    if test_n > 0 and 0 <= scores[0] <= 1:
+    if cell.display.metric.counts and test_n > 0 and 0 <= scores[0] <= 1:
         half = 1.96 * binomial_error(scores[0], test_n)
-        return scores[0], scores[0] - half, scores[0] + half, "images"
+        return scores[0], scores[0] - half, scores[0] + half, "samples"
     return scores[0], None, None, ""

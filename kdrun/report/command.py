@@ -16,8 +16,9 @@ from kdrun.report.against import beside
 from kdrun.report.collect import collect
 from kdrun.report.pivot import Table, tables
 from kdrun.report.trials import trials
+from kdrun.runs.folder import CURVES, RECORD
 from kdrun.runs.identity import run_name
-from kdrun.runs.record import NAME, atomically, read
+from kdrun.runs.record import atomically, read
 
 GIVEN = "given"  # where argparse's namespace holds the options that were read so far
 FORMATS = ("terminal", "md", "csv", "latex", "json", "html")
@@ -49,6 +50,7 @@ class Parser(argparse.ArgumentParser):
             self.register("action", action, Once)
 
     def error(self, message: str) -> NoReturn:
+        """Raise KdrunError with the usage, for exit status 2."""
         error = KdrunError(f"{message.partition(' (choose')[0]}. {self.format_usage().strip()}")
         error.status = 2
         raise error
@@ -187,6 +189,6 @@ def copy(records: list[dict], target: Path) -> None:
         if old is not None and old["student"]["sha256"] != record["student"]["sha256"]:
             raise KdrunError(f"{there} holds another result of {run_name(record)}; copy into an empty folder")
         there.mkdir(parents=True, exist_ok=True)
-        for file in ("curves.jsonl", NAME):
+        for file in (CURVES, RECORD):
             if (source / file).is_file():
                 atomically(there / file, (source / file).read_bytes())

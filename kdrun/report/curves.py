@@ -9,6 +9,7 @@ from typing import Any
 
 from kdrun.errors import KdrunError
 from kdrun.report.cells import Cell
+from kdrun.report.display import PROTOCOLS
 from kdrun.report.forest import columns, forest, height
 from kdrun.report.learning import CurveChart, curve_chart
 from kdrun.report.paper import (
@@ -73,7 +74,7 @@ class _Panel:
     def __init__(self, table: Table):
         (column,) = table.columns
         cells, styles = table.column(column), table_styles(table)
-        self.protocol, self.title = table.protocol, curve_title(cells)
+        self.over_none, self.title = gain_title(table), curve_title(cells)
         self.chart, self.gains = curve_chart(table, cells, styles), gain_chart(table, cells, styles)
         names = [*cells, *(label for label, _ in self.chart.teachers)]
         room = max(0.3 + inches(f"{name}  00.00") for name in names)
@@ -86,7 +87,7 @@ class _Panel:
     def _gain_title(self) -> list[str]:
         rings = self.gains is not None and self.gains.has_rings
         return [
-            "Gain over none",
+            self.over_none,
             "ring: one seed; bar: 95 % interval; =: not significant" if rings else "one seed: no interval",
         ]
 
@@ -97,7 +98,7 @@ class _Panel:
         names, numbers = columns(self.gains.strips)
         tall = height(self.gains.strips)
         axis = forest(figure, (left, bottom + self.tall - tall, max(self.right - names - numbers, 2.6)), self.gains)
-        axis.set_xlabel(f"{self.gains.axis} ({self.protocol})")
+        axis.set_xlabel(self.gains.axis)
         head(axis, "x", self._gain_title(), names)
 
 
@@ -109,7 +110,7 @@ def draw_curves(axis: Any, chart: CurveChart, title: list[str]) -> None:
     ends = []
     for label, value in chart.teachers:
         where = ("", " ↑", " ↓")[chart.place(value)]
-        ends.append((value, f"{label}  {value:.2f}{where}", TEACHER.day))
+        ends.append((value, f"{label}  {chart.display.number(value)}{where}", TEACHER.day))
         if not where:
             axis.axhline(value, color=TEACHER.day, linestyle=(0, (4, 3)), linewidth=1.3, zorder=2)
     for line in chart.lines:
@@ -119,13 +120,18 @@ def draw_curves(axis: Any, chart: CurveChart, title: list[str]) -> None:
         if line.has_band:
             alpha = 0.15 if len(chart.lines) < 7 else 0.06
             axis.fill_between(epochs, line.lowest, line.highest, color=style.day, alpha=alpha, lw=0)
-        ends.append((means[-1], line.end, style.day))
+        ends.append((means[-1], chart.end(line), style.day))
     axis.margins(x=0.02)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.set_xlabel("epoch")
-    axis.set_ylabel(f"{chart.metric.name} ({chart.metric.unit})")
+    axis.set_ylabel(chart.display.axis)
     head(axis, "y", title)
     label_lines(axis, ends)
+
+
+def gain_title(table: Table) -> str:
+    """Gain over none, last epoch."""
+    return f"{table.display.over_none.capitalize()}, {PROTOCOLS[table.protocol].partition(' (')[0]}"
 
 
 def curve_title(cells: Mapping[str, Cell]) -> list[str]:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from kdrun.report.command import Parser
+from kdrun.report.display import Display, display_of, percent
 from kdrun.report.files import read_epochs, read_record
-from kdrun.report.metric import Metric, metric_of, percent
+from kdrun.runs.folder import CURVES
 from kdrun.runs.identity import flat
 
 
@@ -38,24 +39,24 @@ def differences(a: dict[str, Any], b: dict[str, Any], a_folder: Path, b_folder: 
     for part, (ours, theirs) in parts.items():
         changed = [key for key in dict.fromkeys([*ours, *theirs]) if ours.get(key) != theirs.get(key)]
         lines += [f"{part:<14} {key}: {ours.get(key, '-')} | {theirs.get(key, '-')}" for key in changed]
-    lines += _curves(_scores(a_folder), _scores(b_folder), metric_of(a))
+    lines += _curves(_scores(a_folder), _scores(b_folder), display_of(a))
     return lines or ["no difference in configuration, environment, results or curve"]
 
 
 def _scores(folder: Path) -> list[tuple[str, int, float]]:
     """(stage, epoch, test score) of the epochs that were tested; none where there is no curve."""
-    path = folder / "curves.jsonl"
+    path = folder / CURVES
     if not path.is_file():
         return []
     return [(line["stage"], line["epoch"], line["test"]["score"]) for line in read_epochs(path) if line["test"]]
 
 
-def _curves(first: list[tuple[str, int, float]], second: list[tuple[str, int, float]], metric: Metric) -> list[str]:
+def _curves(first: list[tuple[str, int, float]], second: list[tuple[str, int, float]], display: Display) -> list[str]:
     """The first epoch in which two curves differ, or that one curve is shorter; nothing where they are equal."""
     for ours, theirs in zip(first, second, strict=False):
         if ours != theirs:
             stage, epoch, score = ours
-            scores = f"test {metric.text(score)} | {metric.text(theirs[2])}"
+            scores = f"test {display.text(score)} | {display.text(theirs[2])}"
             return [f"{'curve':<14} first difference at epoch {epoch} of {stage}: {scores}"]
     if len(first) == len(second):
         return []
@@ -82,8 +83,8 @@ def _weights(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _results(record: dict[str, Any]) -> dict[str, Any]:
-    metric = metric_of(record)
+    display = display_of(record)
     results = {"status": record["status"], "agreement": percent(record["agreement"]) or "-"}
     for epoch in ("last", "best"):
-        results[epoch] = metric.text(record[epoch]["score"]) if record[epoch] else "-"
+        results[epoch] = display.text(record[epoch]["score"]) if record[epoch] else "-"
     return results

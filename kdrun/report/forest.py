@@ -55,7 +55,7 @@ def _row(axis: Any, row: int, strip: Strip, window: tuple[float, float], wide: f
     (low, high), colour = window, strip.style.day
     if strip.low is not None and strip.high is not None:
         ends = [min(max(end, low), high) for end in (strip.low, strip.high)]
-        style = (0, (1, 1)) if strip.images else "-"
+        style = (0, (1, 1)) if strip.one_seed else "-"
         axis.plot(ends, [row] * 2, color=colour, lw=2, ls=style, solid_capstyle="butt", zorder=2)
     inside = [dot for _, dot in strip.dots]
     if len(inside) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,12 @@ from statistics import fmean
 
 from kdrun.errors import KdrunError
 from kdrun.report.cells import Cell
-from kdrun.report.metric import Metric
+from kdrun.report.display import Display
 from kdrun.report.pivot import Table, teachers_of
 from kdrun.report.style import Style
+from kdrun.runs.folder import CURVES
 
-Curve = dict[int, float]  # {epoch: test score as a fraction}
+Curve = dict[int, float]  # {epoch: test score }
 
 
 @dataclass
@@ -28,24 +30,23 @@ class CurveLine:
 
     @property
     def means(self) -> list[float]:
+        """The mean over seeds, for each epoch."""
         return [fmean(seeds) for seeds in self.values]
 
     @property
     def lowest(self) -> list[float]:
+        """The lowest seed of each epoch."""
         return [min(seeds) for seeds in self.values]
 
     @property
     def highest(self) -> list[float]:
+        """The highest seed of each epoch."""
         return [max(seeds) for seeds in self.values]
 
     @property
     def has_band(self) -> bool:
+        """Whether there are several seeds."""
         return len(self.values[0]) > 1
-
-    @property
-    def end(self) -> str:
-        """The name at the end of the line, with the last mean."""
-        return f"{self.label}  {self.means[-1]:.2f}"
 
 
 @dataclass
@@ -56,7 +57,11 @@ class CurveChart:
     teachers: list[tuple[str, float]]  # (label, score)
     window: tuple[float, float]
     missing: list[str]
-    metric: Metric
+    display: Display
+
+    def end(self, line: CurveLine) -> str:
+        """The name at the end of a line, with its last mean."""
+        return f"{line.label}  {self.display.number(line.means[-1])}"
 
     def place(self, value: float) -> int:
         """-1 below the window, 0 in it, 1 above it."""
@@ -67,14 +72,14 @@ class CurveChart:
 def curve_chart(table: Table, cells: Mapping[str, Cell], styles: Mapping[str, Style]) -> CurveChart:
     """The learning curves of the cells of a column."""
     curves, missing = read_curves(cells)
-    metric = table.metric
-    lines = [CurveLine(label, styles[label], *over_seeds(cell, curves, metric)) for label, cell in cells.items()]
+    display = table.display
+    lines = [CurveLine(label, styles[label], *over_seeds(cell, curves, display)) for label, cell in cells.items()]
     lines = [line for line in lines if line.epochs]
-    teachers = [(f"teacher {one.name}", metric.shown(one.score)) for one in teachers_of(cells.values())]
-    window = metric.lowest, metric.highest
+    teachers = [(f"teacher {one.name}", display.shown(one.score)) for one in teachers_of(cells.values())]
+    window = (0.0, 100.0)
     if lines:
-        window = curve_window([line.values for line in lines], [score for _, score in teachers], metric)
-    return CurveChart(lines, teachers, window, missing, metric)
+        window = curve_window([line.values for line in lines], [score for _, score in teachers], display)
+    return CurveChart(lines, teachers, window, missing, display)
 
 
 def read_curves(cells: Mapping[str, Cell]) -> tuple[dict[int, Curve], list[str]]:
@@ -86,15 +91,15 @@ def read_curves(cells: Mapping[str, Cell]) -> tuple[dict[int, Curve], list[str]]
             try:
                 if not run.get("folder"):
                     raise KdrunError("its folder is not known")
-                curves[id(run)] = read_curve(run["folder"])
+                curves[id(run)] = read_curve(run["folder"], cell.display)
             except KdrunError as error:
                 missing.append(f"{label} seed {seed} is not in the curves: {error}")
     return curves, missing
 
 
-def read_curve(folder: str | Path) -> Curve:
+def read_curve(folder: str | Path, display: Display) -> Curve:
     """The test scores of stage distil, from folder/curves.jsonl. KdrunError that says what is wrong with it, and in which line."""
-    path, scores = Path(folder) / "curves.jsonl", {}
+    path, scores = Path(folder) / CURVES, {}
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
@@ -102,7 +107,7 @@ def read_curve(folder: str | Path) -> Curve:
         raise KdrunError(f"{path} cannot be read ({reason})") from error
     for number, line in enumerate(lines, 1):
         try:
-            if line.strip() and (point := _point(line)):
+            if line.strip() and (point := _point(line, display)):
                 scores[point[0]] = point[1]
         except KdrunError as error:
             raise KdrunError(f"{path} cannot be read (line {number}: {error})") from error
@@ -111,7 +116,7 @@ def read_curve(folder: str | Path) -> Curve:
     return scores
 
 
-def _point(line: str) -> tuple[int, float] | None:
+def _point(line: str, display: Display) -> tuple[int, float] | None:
     """(epoch, test score) of a line; None for another stage, or for an epoch without a test. KdrunError if it is broken."""
     try:
         point = json.loads(line)
@@ -122,25 +127,34 @@ def _point(line: str) -> tuple[int, float] | None:
         raise KdrunError(f"no key {error}; was it written by another version?") from error
     except (ValueError, TypeError, RecursionError) as error:
         raise KdrunError("incomplete, or not written by kdrun") from error
-    if not isinstance(epoch, int) or not isinstance(score, int | float) or not 0 <= score <= 1:  # false for NaN
-        raise KdrunError(f"epoch {str(epoch)[:20]}, score {str(score)[:20]}: not the accuracy of an epoch")
+    low, high = display.range
+    is_number = isinstance(score, int | float) and math.isfinite(score) and low <= display.shown(score) <= high
+    if not isinstance(epoch, int) or not is_number:
+        raise KdrunError(f"epoch {str(epoch)[:20]}, score {str(score)[:20]}: not the {display.name} of an epoch")
     return epoch, score
 
 
-def over_seeds(cell: Cell, curves: Mapping[int, Curve], metric: Metric) -> tuple[list[int], list[list[float]]]:
+def over_seeds(cell: Cell, curves: Mapping[int, Curve], display: Display) -> tuple[list[int], list[list[float]]]:
     """(epochs that all seeds have, per epoch the scores of the seeds as shown); empty where no curve is known."""
     known = [curves[id(run)] for run in cell.row.runs.values() if id(run) in curves]
     epochs = sorted(set.intersection(*map(set, known))) if known else []
-    return epochs, [[metric.shown(curve[epoch]) for curve in known] for epoch in epochs]
+    return epochs, [[display.shown(curve[epoch]) for curve in known] for epoch in epochs]
 
 
-def curve_window(values: Sequence[list[list[float]]], teachers: Sequence[float], metric: Metric) -> tuple[float, float]:
+def curve_window(
+    values: Sequence[list[list[float]]], teachers: Sequence[float], display: Display
+) -> tuple[float, float]:
     """The lowest and highest score that the axis shows, within the range of the metric.
 
-    The first half of the epochs may leave the axis below: the end of training is what is compared. A teacher far above is not shown.
+    The first half of the epochs may leave the axis on the worse side: the end of training is what is compared. A teacher that is far
+    better is not shown.
     """
-    late = sorted(min(at) for each in values for at in each[len(each) // 2 :])
-    low, top = late[len(late) // 20], max(max(at) for each in values for at in each)
-    top = max([top, *(value for value in teachers if value < top + 0.6 * max(top - low, 1.0))])
-    room = 0.06 * max(top - low, 0.5)
-    return max(low - room, metric.lowest), min(top + room, metric.highest)
+    good = [[[display.goodness(seed) for seed in seeds] for seeds in each] for each in values]
+    late = sorted(min(seeds) for each in good for seeds in each[len(each) // 2 :])
+    worst, best = late[len(late) // 20], max(max(seeds) for each in good for seeds in each)
+    step = 1.0 if display.is_share else max(abs(best), 1e-9) / 100
+    best = max([best, *(x for x in map(display.goodness, teachers) if x < best + 0.6 * max(best - worst, step))])
+    room = 0.06 * max(best - worst, step / 2)
+    ends = sorted(display.goodness(end) for end in (worst - room, best + room))
+    low, high = display.range
+    return max(ends[0], low), min(ends[1], high)

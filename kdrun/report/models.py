@@ -66,6 +66,7 @@ class Models:
         return None if key is None else self._name[key]
 
     def label(self, record: dict, role: str) -> str | None:
+        """Its label alone, which other models may have, too."""
         key = self.key(record, role)
         return None if key is None else self._label[key]
 

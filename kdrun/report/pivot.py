@@ -14,8 +14,9 @@ from typing import Any
 
 from kdrun.errors import KdrunError, choices
 from kdrun.report.cells import Cell, cell_of, correct_family
+from kdrun.report.display import Display, display_of
+from kdrun.report.facts import dataset_facts, protocol_of
 from kdrun.report.labels import ABSENT, Naming, Settings, natural, settings
-from kdrun.report.metric import Metric, dataset_facts, metric_of, protocol_of
 from kdrun.report.models import Models
 from kdrun.report.rows import Row, conditions, data_key, gather, in_order, nearest, notes, why_alone
 from kdrun.report.teachers import Teacher, teachers
@@ -30,7 +31,7 @@ class Table:
     columns: list[str]
     cells: dict[str, dict[str, Cell]]
     protocol: str
-    metric: Metric
+    display: Display
     models: Models  # the names of teachers and students
     runs: list[dict]  # the finished runs that stand in it
     unfinished: list[dict]
@@ -39,6 +40,7 @@ class Table:
 
     @property
     def seeds(self) -> list[int]:
+        """The seeds of all its runs."""
         return sorted({run["seed"] for run in self.runs})
 
     @property
@@ -221,7 +223,7 @@ class Pivot:
         ranked = dict(sorted(cells.items(), key=lambda item: not all(cell.baseline for cell in item[1].values())))
         columns = self._ordered(dict.fromkeys(column for row in self.groups for column in self.columns_of[id(row)]))
         table = Table(
-            dataset_facts(self.records[0]), columns, ranked, protocol, metric_of(self.records[0]), self.models,
+            dataset_facts(self.records[0]), columns, ranked, protocol, display_of(self.records[0]), self.models,
             [run for row in self.groups for run in row.runs.values()],
             [record for record in self.records if record["status"] != "done"],
         )  # fmt: skip

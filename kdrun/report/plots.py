@@ -14,9 +14,9 @@ from typing import Any
 from kdrun.errors import KdrunError
 from kdrun.report.cells import Cell
 from kdrun.report.curves import curve_title, draw_curves
+from kdrun.report.display import PROTOCOLS
 from kdrun.report.forest import columns, forest, height
 from kdrun.report.learning import curve_chart
-from kdrun.report.metric import PROTOCOLS
 from kdrun.report.paper import (
     ABOVE,
     BELOW,
@@ -42,7 +42,7 @@ from kdrun.report.text import count
 def plots(tables: list[Table], folder: str | Path) -> list[Path]:
     """Draw every column of every table into the folder; the paths of the files, a PNG and an SVG of each picture.
 
-    <dataset>-<column>-accuracy, -curves (where a run has any) and -time; <dataset>-parameters of all columns together, where
+    <dataset>-<column>-<metric>, -curves (where a run has any) and -time; <dataset>-parameters of all columns together, where
     students differ in size. The same runs give the same SVG.
     """
     folder, names, paths = Path(folder), _Names(), []
@@ -63,6 +63,7 @@ class _Names:
         self.used: set[str] = set()
 
     def new(self, text: str) -> str:
+        """A name like this text, with a number at its end where it is taken."""
         slug, number = _slug(text), 1
         while (name := slug if number == 1 else f"{slug}-{number}") in self.used:
             number += 1
@@ -78,7 +79,7 @@ def _pictures(table: Table, names: _Names) -> list[tuple[str, Any]]:
         cells = {label: cell for label, cell in table.column(column).items() if table.protocol in cell.mean}
         if cells:
             name = names.new(f"{table.title}-{column}")
-            pictures.append((f"{name}-accuracy", _scores(table, column, cells, styles)))
+            pictures.append((f"{name}-{_slug(table.display.metric.name)}", _scores(table, column, cells, styles)))
             pictures.append((f"{name}-curves", _curves(table, cells, styles)))
             pictures.append((f"{name}-time", _times(table, column, cells, styles)))
     if pictures:
@@ -107,13 +108,13 @@ def _epoch(protocol: str) -> str:
 
 
 def _scores(table: Table, column: str, cells: Mapping[str, Cell], styles: Mapping[str, Style]) -> Any:
-    """A row per method, highest on top: a ring per seed, the mean, its interval; the baseline as a line through all."""
+    """A row per method, best on top: a ring per seed, the mean, its interval; the baseline as a line through all."""
     chart = score_chart(table, cells, styles)
     if chart is None:
         return None
     strips = chart.strips
-    lines = ["ring: one seed, bar: 95 % interval of the mean"] * any(s.ends() and not s.images for s in strips)
-    lines += ["dotted bar: one seed, interval of the test images"] * any(s.images for s in strips)
+    lines = ["ring: one seed, bar: 95 % interval of the mean"] * any(s.ends() and not s.one_seed for s in strips)
+    lines += [f"dotted bar: one seed, interval of the test {table.display.samples}"] * any(s.one_seed for s in strips)
     lines = [_title(table, column), *lines, *chart.arrows]
     names, numbers = columns(strips)
     wide = max(0.75 * WIDE, head_room(lines) - names - numbers)
@@ -146,7 +147,7 @@ def _curves(table: Table, cells: Mapping[str, Cell], styles: Mapping[str, Style]
 
 
 def _times(table: Table, column: str, cells: Mapping[str, Cell], styles: Mapping[str, Style]) -> Any:
-    """Accuracy against the mean training time of a run: a point per row."""
+    """Score against the mean training time of a run: a point per row."""
     times = [cell.seconds for cell in cells.values() if cell.seconds]
     if not times:
         return None
@@ -164,7 +165,7 @@ def _times(table: Table, column: str, cells: Mapping[str, Cell], styles: Mapping
 
 
 def _sizes(table: Table, styles: Mapping[str, Style]) -> Any:
-    """Accuracy against the students' parameters, all columns together: a line per row; None where all have one size."""
+    """Score against the students' parameters, all columns together: a line per row; None where all have one size."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     points, sizes = [], set()
@@ -191,7 +192,7 @@ def _sizes(table: Table, styles: Mapping[str, Style]) -> Any:
 
 def _scatter(table: Table, title: str, rows: list[tuple[str, Style, list[tuple[float, Cell]]]]) -> tuple[Any, Any]:
     """(figure, axis) with the points of every row, their standard deviations, and the rows' names in the margin."""
-    protocol, metric = table.protocol, table.metric
+    protocol, display, (least, most) = table.protocol, table.display, table.display.range
     several = any(cell.sd.get(protocol) is not None for _, _, points in rows for _, cell in points)
     lines = [title, "mean over seeds, bar: standard deviation" if several else "one seed"]
     margin, tall = 0.4 + max(inches(f"{label}  00.00") for label, _, _ in rows), max(2.9, LINE * 1.2 * len(rows))
@@ -200,23 +201,23 @@ def _scatter(table: Table, title: str, rows: list[tuple[str, Style, list[tuple[f
     axis, ends = axis_at(figure, SIDE, BELOW, wide, tall), []
     for label, style, points in rows:
         for x, cell in points:
-            y, sd = metric.shown(cell.mean[protocol]), cell.sd.get(protocol)
+            y, sd = display.shown(cell.mean[protocol]), cell.sd.get(protocol)
             if sd is not None:
-                half = metric.scale * sd
-                low, high = max(y - half, metric.lowest), min(y + half, metric.highest)
+                half = display.shown(sd)
+                low, high = max(y - half, least), min(y + half, most)
                 axis.plot([x] * 2, [low, high], color=style.day, linewidth=1.5, zorder=2)
             axis.plot([x], [y], style.mark, ms=6, color=style.day, zorder=3, clip_on=False)
         if len(points) > 1:
-            way = [(x, metric.shown(cell.mean[protocol])) for x, cell in points]
+            way = [(x, display.shown(cell.mean[protocol])) for x, cell in points]
             axis.plot(*zip(*way, strict=True), color=style.day, linestyle=style.dashes, linewidth=1.2, zorder=2)
         x, cell = points[-1]
-        y = metric.shown(cell.mean[protocol])
-        ends.append((x, y, f"{label}  {y:.2f}", style.day))
+        y = display.shown(cell.mean[protocol])
+        ends.append((x, y, f"{label}  {display.number(y)}", style.day))
     axis.margins(x=0.08, y=0.08)
     low, high = axis.get_ylim()
     heights = [y for _, y, _, _ in ends]
-    axis.set_ylim(max(low, min(metric.lowest, *heights)), min(high, max(metric.highest, *heights)))
-    axis.set_ylabel(f"{metric.name} ({metric.unit})")
+    axis.set_ylim(max(low, min(least, *heights)), min(high, max(most, *heights)))
+    axis.set_ylabel(display.axis)
     head(axis, "both", lines)
     label_points(axis, ends)
     return figure, axis

@@ -163,6 +163,7 @@ def as_csv(tables: list[Table], more: Sequence[ExtraTable] = ()) -> str:
 
 
 def csv_text(columns: Sequence[str], lines: Iterable[dict[str, Any]]) -> str:
+    """Lines of CSV below their head."""
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()

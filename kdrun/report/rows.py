@@ -9,11 +9,13 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from kdrun.report.display import display_of
+from kdrun.report.facts import score_of
 from kdrun.report.labels import Naming, Settings, settings
-from kdrun.report.metric import metric_of, score_of
 from kdrun.report.models import Models
 from kdrun.report.stats import paired
 from kdrun.runs.identity import flat, label_of
+from kdrun.tasks.metric import metric_of
 
 
 @dataclass
@@ -36,15 +38,17 @@ class Row:
 
     @property
     def baseline(self) -> bool:
+        """Whether this is the student alone, trained on the labels."""
         return self.first["method"] == ["none"]
 
     def scores(self, protocol: str) -> list[float]:
+        """The scores of its seeds, under a protocol."""
         return [score for run in self.runs.values() if (score := score_of(run, protocol)) is not None]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A row against its baseline, over the seeds of both, as fractions."""
+    """A row against its baseline, over the seeds of both."""
 
     mean: float
     low: float | None  # the 95 % interval; None for a single pair
@@ -107,15 +111,15 @@ def is_pair(run: dict, other: dict) -> bool:
 
 
 def resolution(row: Row) -> float:
-    """The smallest step of a test accuracy."""
-    return 1 / max(row.first["dataset"]["test_n"], 1)
+    """The smallest step between two test scores; 0 where there is no such step."""
+    return metric_of(row.first).resolution(max(row.first["dataset"]["test_n"], 1)) or 0.0
 
 
 # From records to rows ----------------------------------------------------------------------------------------------------
 
 
 def data_key(record: dict) -> tuple:
-    """Equal for runs with the same training and test images, which stand in one table."""
+    """Equal for runs with the same training and test data, which stand in one table."""
     return tuple(record["dataset"][key] for key in ("name", "checksum", "train_n", "holdout_n"))
 
 
@@ -170,7 +174,7 @@ def notes(rows: Sequence[Row], base_of: Callable[[Row], Row | None]) -> list[str
     for row in rows:
         for seed, results in row.disputed.items():
             each = ", ".join(
-                f"{metric_of(run).text(run['last']['score'])} ({run['host']}, {run['time']['end']})" for run in results
+                f"{display_of(run).text(run['last']['score'])} ({run['host']}, {run['time']['end']})" for run in results
             )
             lines.append(
                 f"{row.label} seed {seed} has {len(results)} different results: {each}; they are left out of the mean"
@@ -182,7 +186,7 @@ def notes(rows: Sequence[Row], base_of: Callable[[Row], Row | None]) -> list[str
                     f"{row.label} seed {seed} and {base.label} seed {seed} started from different weights, so they are not compared"
                 )
     mixed = _mixed([run for row in rows for run in row.runs.values()])
-    return lines + ([f"this table mixes different {', '.join(mixed)}"] if mixed else [])
+    return lines + ([f"the runs of this table have different {', '.join(mixed)}"] if mixed else [])
 
 
 def _mixed(runs: Iterable[dict]) -> list[str]:

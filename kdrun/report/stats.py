@@ -23,8 +23,8 @@ def mean_sd(xs: Sequence[float]) -> tuple[float, float | None]:
 def deviation(differences: Sequence[float], resolution: float = 0.0) -> float | None:
     """The sample standard deviation of differences of scores, at least as large as that of rounding; None for one difference.
 
-    An accuracy on n images is a multiple of 1 / n (`resolution`), so it is rounded with a variance of resolution^2 / 12, a difference of
-    two with twice that. Without the floor, two or three differences that happen to agree to the image would be certain.
+    An accuracy on n samples is a multiple of 1 / n (`resolution`), so it is rounded with a variance of resolution^2 / 12, a difference of
+    two with twice that. Without the floor, two or three differences that happen to agree to the sample would be certain.
     """
     sd = mean_sd(differences)[1]
     return None if sd is None else max(sd, resolution / math.sqrt(6))
@@ -37,8 +37,8 @@ def paired(
 
     With d = a - b over n pairs: mean(d) +- t(1 - (1 - level) / 2, n - 1) * sd(d) / sqrt(n) (Student, "The probable
     error of a mean", Biometrika 1908, https://doi.org/10.1093/biomet/6.1.1); the differences are taken to be normal.
-    Paired by seed, both runs share initial weights, batches and test images, and what these do to both cancels. The
-    interval covers the seeds, on this fixed test set; it does not cover another draw of test images.
+    Paired by seed, both runs share initial weights, batches and test samples, and what these do to both cancels. The
+    interval covers the seeds, on this fixed test set; it does not cover another draw of test samples.
     Identical differences give an interval of the width that `resolution` (see deviation) leaves. ValueError if the lengths
     differ or are zero.
     """
@@ -164,9 +164,9 @@ def seeds_needed(
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Exact two-sided p of two classifiers on one test set: images that only a, and only b, has right (McNemar 1947).
+    """Exact two-sided p of two classifiers on one test set: samples that only a, and only b, has right (McNemar 1947).
 
-    Under equal accuracy each such image falls to either side with probability 1/2. Covers the draw of test images, not the
+    Under equal accuracy each such sample falls to either side with probability 1/2. Covers the draw of test samples, not the
     seeds of training.
     """
     from scipy.special import bdtr
@@ -175,5 +175,5 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def binomial_error(score: float, n: int) -> float:
-    """Standard error of an accuracy (a fraction) that was measured on n images."""
+    """Standard error of an accuracy (a fraction) that was measured on n samples."""
     return math.sqrt(score * (1 - score) / n)

@@ -46,10 +46,12 @@ class Style:
 
     @property
     def dashes(self) -> Any:
+        """The line style in matplotlib."""
         return DASHES[self.kind % len(DASHES)]
 
     @property
     def mark(self) -> str:
+        """The marker in matplotlib."""
         return MARKS[self.kind % len(MARKS)]
 
     @property
@@ -60,6 +62,7 @@ class Style:
 
     @property
     def svg_mark(self) -> str:
+        """The same mark as a path in SVG."""
         return SVG_MARKS[self.kind % len(SVG_MARKS)]
 
 

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from rich.text import Text
 
 from kdrun.report.cells import Cell
+from kdrun.report.display import PROTOCOLS
+from kdrun.report.facts import score_of
 from kdrun.report.labels import natural
-from kdrun.report.metric import PROTOCOLS, score_of
 from kdrun.report.pivot import Table, tables_by_student, teachers_of
 from kdrun.report.text import gain, spread
 from kdrun.runs.identity import label_of, run_name
@@ -61,9 +62,13 @@ def _caption(table: Table, width: int) -> list[str]:
         f"{models} ({_parameters(first['student']['params'])})",
         ", ".join(filter(None, [recipe, epochs and f"{epochs} epoch{'s' * (epochs != 1)}"])),
     ]
-    metric = table.metric
-    numbers = [f"{metric.name} in {metric.unit}", "mean ± standard deviation of n seeds", PROTOCOLS[table.protocol]]
-    gains = ["gain over none: mean difference per seed [95 % interval]", "covers seeds, not test images"]
+    display = table.display
+    unit = f" in {display.metric.unit}" if display.metric.unit else ""
+    numbers = [display.name + unit, "mean ± standard deviation of n seeds", PROTOCOLS[table.protocol]]
+    gains = [
+        f"{display.over_none}: mean difference per seed [95 % interval]",
+        f"covers seeds, not test {display.samples}",
+    ]
     compared = any(cell.base for cell in cells.values())
     return [
         *_fill(about, " | ", width),
@@ -89,10 +94,10 @@ def _parameters(number: int) -> str:
 
 def _rows(table: Table, width: int) -> list[str]:
     """The lines of a table: its head, a line for each row, for each disputed result, and for each teacher."""
-    cells, metric = _cells(table), table.metric
+    cells, display = _cells(table), table.display
     runs = [run for cell in cells.values() for run in cell.row.all_runs]
     candidates = ["last", "best"] + ["holdout"] * any(run["holdout"] for run in runs)
-    over_none = "gain over none" if table.protocol == "last" else f"gain over none ({table.protocol})"
+    over_none = display.over_none if table.protocol == "last" else f"{display.over_none} ({table.protocol})"
     head = ["", "n", *candidates, *[over_none] * any(cell.base for cell in cells.values())]
     rows = [head]
     for label, cell in cells.items():
@@ -101,10 +106,10 @@ def _rows(table: Table, width: int) -> list[str]:
             rows.append([label, str(cell.n), *scores, gain(cell, tested=False)])
         for seed, results in cell.row.disputed.items():
             for number, run in enumerate(results, start=1):
-                scores = ["" if (x := score_of(run, name)) is None else metric.text(x) for name in candidates]
+                scores = ["" if (x := score_of(run, name)) is None else display.text(x) for name in candidates]
                 rows.append([f"{label} seed {seed}, result {number} of {len(results)}", "-", *scores])
     for teacher in teachers_of(cells.values()):
-        scores = [metric.text(teacher.score) if name == teacher.protocol else "" for name in candidates]
+        scores = [display.text(teacher.score) if name == teacher.protocol else "" for name in candidates]
         rows.append([f"teacher {teacher.name}", "1", *scores])
     return _layout([[*row, ""][: len(head)] for row in rows], width)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kdrun.report.cells import CANDIDATES, Cell
-from kdrun.report.metric import percent
+from kdrun.report.display import percent
 from kdrun.report.pivot import Table
 
 
@@ -14,7 +14,17 @@ def grid(table: Table) -> tuple[list[str], list[list[str]]]:
         cells = table.column(column)
         candidates = [name for name in CANDIDATES if any(name in cell.mean for cell in cells.values())]
         scores = ["holdout epoch" if name == "holdout" else name for name in candidates]
-        head = [column, "n", *scores, "gain over none", "agreement", "ECE", "parameters", "multiply-adds", "time"]
+        head = [
+            column,
+            "n",
+            *scores,
+            table.display.over_none,
+            "agreement",
+            "ECE",
+            "parameters",
+            "multiply-adds",
+            "time",
+        ]
         rows = [[label, *_all_numbers(cell, candidates)] for label, cell in cells.items()]
         used = [i for i in range(len(head)) if i < 2 or any(row[i] for row in rows)]
         return [head[i] for i in used], [[row[i] for i in used] for row in rows]
@@ -45,19 +55,19 @@ def _score_and_gain(cell: Cell, protocol: str) -> str:
 
 def spread(cell: Cell, protocol: str) -> str:
     """mean ± standard deviation; the mean alone for one seed; empty where no run has this score."""
-    return cell.metric.spread(cell.mean[protocol], cell.sd[protocol]) if protocol in cell.mean else ""
+    return cell.display.spread(cell.mean[protocol], cell.sd[protocol]) if protocol in cell.mean else ""
 
 
 def gain(cell: Cell, tested: bool = True) -> str:
     """The gain over the baseline, or why there is none: with its interval and, if `tested`, with the result of its test.
 
-    = stands for a gain that is not significant; the seeds in brackets would be needed.
+    = stands for a gain that is not significant; in brackets, how many seeds would be needed.
     """
     if cell.gain is None:
         return cell.alone or ("no seed in common" if cell.base is not None and cell.n else "")
     if cell.low is None:
-        return cell.metric.gain(cell.gain, None, None, _one_seed(cell) if tested else "one seed")
-    text = cell.metric.gain(cell.gain, cell.low, cell.high)
+        return cell.display.gain(cell.gain, None, None, _one_seed(cell) if tested else "one seed")
+    text = cell.display.gain(cell.gain, cell.low, cell.high)
     if cell.pairs < cell.n:
         text += f" ({cell.pairs} pairs)"
     if cell.equal and tested:
@@ -70,6 +80,7 @@ def _one_seed(cell: Cell) -> str:
 
 
 def p_text(p: float) -> str:
+    """p 0.043; very small values as p < 0.001."""
     return f"p {p:.3f}" if p >= 0.001 else "p < 0.001"
 
 

@@ -1,4 +1,4 @@
-"""The trials of a search (kdrun/sweep/search.py), read from its study file: highest holdout score first."""
+"""The trials of a search (kdrun/sweep/search.py), read from its study file: best holdout score first."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from kdrun.errors import KdrunError
-from kdrun.report.metric import ACCURACY
 from kdrun.report.render import ExtraTable
+from kdrun.tasks.metric import ACCURACY, Metric
 
 
 def trials(path: Path) -> list[ExtraTable]:
@@ -28,17 +28,22 @@ def trials(path: Path) -> list[ExtraTable]:
         raise KdrunError(f"{path} is no study of a search ({type(error).__name__})") from error
     if not studies:
         raise KdrunError(f"{path} holds no study yet")
-    return [_table(study.study_name, study.get_trials(deepcopy=False)) for study in studies]
+    return [_table(study) for study in studies]
 
 
-def _table(name: str, all_trials: list[Any]) -> ExtraTable:
-    ordered = sorted(all_trials, key=lambda trial: -1.0 if trial.value is None else trial.value, reverse=True)
+def _table(study: Any) -> ExtraTable:
+    """The trials of a study. Its attribute `metric` says what was measured; studies without it are of accuracies."""
+    all_trials = study.get_trials(deepcopy=False)
+    metric = Metric(**study.user_attrs["metric"]) if "metric" in study.user_attrs else ACCURACY
+    sign = -1 if study.direction.name == "MAXIMIZE" else 1
+    ordered = sorted(all_trials, key=lambda trial: (trial.value is None, sign * (trial.value or 0.0)))
     keys = list(dict.fromkeys(key for trial in all_trials for key in trial.params))
     done = sum(trial.value is not None for trial in all_trials)
     others = f", {len(all_trials) - done} failed or not finished" if done < len(all_trials) else ""
     caption = (
-        f"study {name}: {done} finished trial{'s' * (done != 1)}{others}; accuracy in {ACCURACY.unit} on the holdout. The search chose by "
-        "this score, so the highest is optimistic; the test set was not used to choose"
+        f"study {study.study_name}: {done} finished trial{'s' * (done != 1)}{others}; {metric.label}"
+        f"{f' in {metric.unit}' if metric.unit else ''} on the holdout. The search chose by this score, so the best one is optimistic; "
+        "the test set was not used to choose"
     )
     data: list[dict[str, Any]] = [
         {
@@ -51,7 +56,7 @@ def _table(name: str, all_trials: list[Any]) -> ExtraTable:
     ]
     rows = []
     for line in data:
-        score = "" if line["holdout"] is None else ACCURACY.text(line["holdout"])
+        score = "" if line["holdout"] is None else metric.text(line["holdout"])
         rows.append([str(line["trial"]), score, *(_setting(line[key]) for key in keys), line["state"]])
     return ExtraTable(caption, ["trial", "holdout", *keys, "state"], rows, data)
 

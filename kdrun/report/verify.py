@@ -15,7 +15,9 @@ from kdrun.errors import KdrunError
 from kdrun.report.command import Parser
 from kdrun.report.files import no_record, read_epochs, read_record
 from kdrun.runs import record as records
+from kdrun.runs.folder import CONFIG, CURVES, PREDICTIONS, WEIGHTS
 from kdrun.runs.identity import canonical, digest, file_sha256, flat, group
+from kdrun.tasks.metric import metric_of
 
 BROKEN = (
     KdrunError,
@@ -26,11 +28,6 @@ BROKEN = (
     AttributeError,
     RuntimeError,
 )  # the errors of a damaged file
-WEIGHTS = {
-    "last": "student",
-    "best": "student-best",
-    "holdout": "student-holdout",
-}  # the file with the weights of an epoch
 
 
 @dataclass(frozen=True)
@@ -111,15 +108,15 @@ def checks(folder: Path) -> list[Check]:
         return [Check(records.NAME, "WRONG", str(error))]
     settings = [
         _check("id and group are the hashes of the identity", _ids, record),
-        _file(folder / "config.yaml", "has the settings of the identity", _config, record),
+        _file(folder / CONFIG, "has the settings of the identity", _config, record),
     ]
     if record["status"] != "done":
         return [*settings, Check(f"{record['status']}: there is no result to check yet", "note")]
     return [
         *settings,
-        _file(folder / "curves.jsonl", "has the scores of the record", _scores, record),
+        _file(folder / CURVES, "has the scores of the record", _scores, record),
         *_weights_files(folder, record),
-        _file(folder / "test_logits.safetensors", "gives the score of the record", _logits, record),
+        *_predictions(folder, record),
         *_teacher(folder, record),
         *_code(folder, record),
     ]
@@ -173,10 +170,10 @@ def _scores(path: Path, record: dict[str, Any]) -> str | None:
     curve = [line for line in read_epochs(path) if line["stage"] == "distil"]
     if [line["epoch"] for line in curve] != [*range(1, record["last"]["epoch"] + 1)]:
         return f"it has {len(curve)} epochs, and the record says {record['last']['epoch']}"
-    chosen = {"last": curve[-1], "best": max(curve, key=lambda line: line["test"]["score"])}
+    chosen = {"last": curve[-1], "best": _best(curve, "test", record)}
     scores = {key: (line["test"]["score"], line["epoch"]) for key, line in chosen.items()}
     if record["holdout"]:
-        line = max(curve, key=lambda line: line["holdout"]["score"])
+        line = _best(curve, "holdout", record)
         scores["holdout"] = (line["holdout"]["score"], line["epoch"])
     for key, value in scores.items():
         if wrong := _unequal(value, (record[key]["score"], record[key]["epoch"])):
@@ -184,14 +181,23 @@ def _scores(path: Path, record: dict[str, Any]) -> str | None:
     return None
 
 
+def _best(curve: list[dict[str, Any]], split: str, record: dict[str, Any]) -> dict[str, Any]:
+    """The earliest epoch with the best score."""
+    metric, best = metric_of(record), curve[0]
+    for line in curve[1:]:
+        best = line if metric.is_better(line[split]["score"], best[split]["score"]) else best
+    return best
+
+
 def _weights_files(folder: Path, record: dict[str, Any]) -> Iterator[Check]:
     """The weights of the last epoch have the hash of the record; weights of an earlier epoch have the same names and shapes."""
-    for which, stem in WEIGHTS.items():
-        path = folder / f"{stem}.safetensors"
+    last = folder / WEIGHTS["last"]
+    for which, name in WEIGHTS.items():
+        path = folder / name
         if record[which] and record[which]["epoch"] == record["last"]["epoch"]:
             yield _file(path, "has the hash of the record", _hash, record["student"]["sha256"])
         elif record[which]:
-            yield _file(path, "has the tensors of student.safetensors", _tensors, folder / "student.safetensors")
+            yield _file(path, f"has the tensors of {last.name}", _tensors, last)
 
 
 def _hash(path: Path, wanted: str) -> str | None:
@@ -211,6 +217,13 @@ def _tensors(path: Path, last: Path) -> str | None:
         return None  # it is absent or broken: its own line says so
     unlike = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
     return f"{unlike[0]} is {ours.get(unlike[0])}, there {theirs.get(unlike[0])}" if unlike else None
+
+
+def _predictions(folder: Path, record: dict[str, Any]) -> list[Check]:
+    """The score of the last epoch again, from the logits that it gave; only a share of right answers can be computed here."""
+    if not metric_of(record).counts:
+        return []
+    return [_file(folder / PREDICTIONS, "gives the score of the record", _logits, record)]
 
 
 def _logits(path: Path, record: dict[str, Any]) -> str | None:
@@ -239,7 +252,7 @@ def _teacher(folder: Path, record: dict[str, Any]) -> list[Check]:
         except KdrunError:
             continue
         if other.get("id") == teacher["run_id"]:
-            file = path.with_name(f"{WEIGHTS.get(which, 'student')}.safetensors")
+            file = path.with_name(WEIGHTS.get(which, WEIGHTS["last"]))
             if file.is_file():
                 wrong = _unequal(file_sha256(file), teacher["sha256"])
                 return [

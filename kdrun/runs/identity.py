@@ -17,11 +17,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from kdrun.config.registry import METHODS
-from kdrun.config.schema import Config, Loss, method_schema, no_teacher
+from kdrun.config.nodes import method_schema, no_teacher
+from kdrun.config.registry import METHODS, TASKS
+from kdrun.config.schema import Config, Loss
 from kdrun.errors import KdrunError
 from kdrun.runs import record as records
 from kdrun.runs.source import builder, model_sha256
+from kdrun.tasks import task_of
 
 SCHEMA = 1
 LONGEST = 80  # bytes of a label in a folder's name: two of them and a dash stay below the 255 of most file systems
@@ -45,12 +47,13 @@ def identity(config: Config, checksum: str, teacher_id: str | None = None) -> di
     The teacher stands in it by its own identity, so that it can be computed before the teacher is trained; a checkpoint from
     outside stands in it by the hash of its content.
     """
+    task = task_of(config)
     found = {
         "schema": SCHEMA,
-        "task": "image",
+        "task": task.name,
         "dataset": {
             "name": config.dataset.name, "checksum": checksum, "holdout": config.dataset.holdout,
-            "size": config.dataset.size, "mean": config.dataset.mean, "std": config.dataset.std, "flip": config.dataset.flip,
+            **task.identity(config.dataset),
         },
         "student": _model(config.student),
         "method": {name: dataclasses.asdict(values) for name, values in sorted(config.method.items())},
@@ -101,8 +104,7 @@ def label(node: Any) -> str:
 
 def dataset_label(data: Any) -> str:
     """What a dataset is called: its label, the name of a folder of images, its name."""
-    where = os.path.abspath(os.path.expanduser(data.root)) if data.name == "image_folder" and data.root else ""
-    return _shown(data.label) or _shown(os.path.basename(where)) or data.name
+    return _shown(data.label) or _shown(TASKS.of(data.name).label(data)) or data.name
 
 
 def label_of(record: dict[str, Any], role: str) -> str:

@@ -10,14 +10,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kdrun.config.registry import MODELS, import_plugins
+from kdrun.config.registry import MODELS, TASKS, import_plugins
 from kdrun.errors import KdrunError, choices
 from kdrun.runs import record as records
 from kdrun.runs.checkpoint import load_into, load_weights
 from kdrun.runs.folder import PREDICTIONS, WEIGHTS
 from kdrun.runs.identity import label_of
 from kdrun.runs.source import is_changed
-from kdrun.tasks import task as task_named
 from kdrun.tasks.metric import metric_of
 from kdrun.tasks.model import build_model
 
@@ -58,7 +57,7 @@ def load(folder: str | Path, which: str = "last") -> Run:
         warnings.warn(
             f"the source of {label_of(record, 'student')} has changed since {folder} was trained", stacklevel=3
         )
-    task = task_named(record["task"])
+    task = TASKS.get(record["task"])
     arguments = {name: node[name] for name in MODELS.entry(node["name"]).arguments if name in node}
     model = build_model(node["name"], task.outputs_of(record), arguments, node.get("output"))
     load_into(model, load_weights(folder / WEIGHTS[which]), folder / WEIGHTS[which], record["student"]["name"])

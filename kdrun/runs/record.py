@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -101,10 +102,21 @@ def misfit(record: dict[str, Any]) -> str | None:
     try:
         check(record)
     except msgspec.ValidationError as error:
-        return str(error).replace("`", "'").replace("$.", "").replace(" - at", " in")
+        return _plain(str(error))
     if record["status"] == "done" and not (record["last"] and record["best"]):
         return "it is done without a score"
     return None
+
+
+def _plain(words: str) -> str:
+    """What msgspec says of a record that its types do not fit, shorter: "engine is null, not object"."""
+    what, _, place = words.replace("`", "").partition(" - at $")
+    where = place.lstrip(".").replace("[...]", "") or "record"
+    if wrong := re.fullmatch(r"Expected (.+), got (.+)", what):
+        return f"{where} is {wrong[2]}, not {wrong[1].replace(' | ', ' or ')}"
+    if missing := re.fullmatch("Object missing required field (.+)", what):
+        return f"no key '{missing[1]}'" + (f" in {where}" if place else "")
+    return f"{where}: {what}"
 
 
 def validate(record: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from kdrun.config.schema import validate
+from kdrun.config.checks import validate
 from kdrun.errors import ExitError, KdrunError
 from kdrun.runs import record as records
 from kdrun.runs.identity import label_of

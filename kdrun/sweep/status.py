@@ -17,6 +17,7 @@ from kdrun.errors import KdrunError
 from kdrun.report.collect import Collection, collect
 from kdrun.report.command import Parser
 from kdrun.runs import record as records
+from kdrun.runs.folder import CURVES, HOLDER
 from kdrun.runs.identity import label_of, run_name, safe
 from kdrun.screen import clock
 from kdrun.sweep.folder import MANIFEST, NO_STATE, states_of
@@ -66,9 +67,8 @@ def states(folder: Path) -> tuple[list[State], list[str]]:
     except KdrunError as error:
         if not all_jobs:
             raise
-        collection = Collection(
-            skipped=[str(error)] if " skipped: " in str(error) else []
-        )  # else there is no record yet
+        # Without skipped files it only means that there is no record yet.
+        collection = Collection(skipped=[str(error)] if " skipped: " in str(error) else [])
     known = {str(Path(record["folder"]).resolve()): record for record in collection.records}
     jobs = {job["folder"]: job for job in all_jobs if job["folder"]}
     for elsewhere in jobs.keys() - known.keys():
@@ -106,7 +106,9 @@ def _estimate(runs: list[State]) -> str:
         return ""
     known = [seconds for seconds in left if seconds is not None]
     unknown = len(left) - len(known)
-    without = f", without {unknown} run{'s' * (unknown != 1)} that no similar run gives a time for" if unknown else ""
+    without = (
+        f" (not counted: {unknown} run{'s' * (unknown != 1)} without a similar run to estimate from)" if unknown else ""
+    )
     return f"   all runs end in {clock(max(sum(known) / at_once, *known))}{without}"
 
 
@@ -153,7 +155,7 @@ def _student(pair: str) -> str:
 def _alive(folder: Path) -> bool:
     """Whether the process that holds the folder is alive; a process of another host is taken for alive."""
     try:
-        holder = json.loads((folder / ".holder.json").read_text(encoding="utf-8"))
+        holder = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
         if holder["host"] != socket.gethostname():
             return True
         os.kill(holder["pid"], 0)
@@ -167,7 +169,7 @@ def _alive(folder: Path) -> bool:
 def _progress(record: dict, folder: Path) -> tuple[str, float | None, float | None]:
     """(how far a run is, seconds left, seconds of all epochs), for the stage that is running."""
     try:
-        done = json.loads((folder / "curves.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        done = json.loads((folder / CURVES).read_text(encoding="utf-8").splitlines()[-1])
         epoch, stage = done["epoch"], done["stage"]
     except (OSError, ValueError, LookupError, TypeError):
         return "before its first epoch", None, None

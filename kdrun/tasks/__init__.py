@@ -1,25 +1,19 @@
-"""Tasks by name: what can be learned. A task's light attributes are readable without torch."""
+"""Tasks: what can be learned. `from kdrun.tasks import Task, Metric, register` is what a task of your own needs."""
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
-from kdrun.errors import KdrunError, choices
-from kdrun.tasks.base import Task
+from kdrun.config.registry import TASKS
+from kdrun.tasks.base import Evaluation, Task
+from kdrun.tasks.metric import Metric
 
-SHIPPED = ("image",)
+register = TASKS.register
 
-
-def task(name: str) -> Task:
-    """The task of that name. KdrunError, with near matches, for another."""
-    if name not in SHIPPED:
-        raise KdrunError(f"no task '{name}'. {choices(name, SHIPPED)}")
-    shipped: Any = importlib.import_module(f"kdrun.tasks.{name}.task")
-    one: Task = shipped.TASK
-    return one
+__all__ = ["Evaluation", "Metric", "Task", "register", "task_of"]
 
 
 def task_of(config: Any) -> Task:
     """The task that the config's dataset belongs to."""
-    return task("image")
+    task: Task = TASKS.of(config.dataset.name)
+    return task

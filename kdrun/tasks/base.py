@@ -6,10 +6,11 @@ tensors), `index` (N,) int64, `label` where there is one, and `mask` where input
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from kdrun.config import schema
 from kdrun.tasks.metric import Metric
 
 if TYPE_CHECKING:
@@ -94,12 +95,20 @@ class Evaluator(Protocol):
     def result(self) -> Evaluation: ...
 
 
+@dataclass
+class NoAugment:
+    """The augmentation of a task that has none."""
+
+
 class Task:
     """What is learned. One object per task; `name`, `unit` and `metrics` are readable without torch."""
 
     name: str
     unit: str  # samples in the plural: "images"
     metrics: tuple[Metric, ...]  # the first selects and is reported
+    datasets: Collection[str]  # the names of its datasets
+    Data: type = schema.Data  # a dataclass, which may add keys to those that every dataset has
+    Augment: type = NoAugment  # a dataclass: the keys that it adds to a recipe
 
     # Data --------------------------------------------------------------------------------------------------------------------
 
@@ -110,6 +119,15 @@ class Task:
     def settled(self, cfg: Any, outputs: str) -> Any:
         """The dataset's settings, with one value for those that mean the same, so that both are one run. Light."""
         return cfg
+
+    def identity(self, cfg: Any) -> dict[str, Any]:
+        """The settings of a dataset that make another run of it, beside its content and its holdout."""
+        own = {"name", "root", "holdout", "label"}
+        return {key: value for key, value in vars(cfg).items() if key not in own}
+
+    def label(self, cfg: Any) -> str:
+        """What a dataset without a label of its own is called."""
+        return str(cfg.name)
 
     def sizes(self, cfg: Any, outputs: str) -> tuple[int, int]:
         """Training samples without the holdout, and test samples; nothing is downloaded. KdrunError where they are not known."""

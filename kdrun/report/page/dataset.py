@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from kdrun.report.caption import caption
 from kdrun.report.cells import CANDIDATES, Cell
-from kdrun.report.metric import PROTOCOLS, percent
+from kdrun.report.display import PROTOCOLS, percent
 from kdrun.report.page.calibration import error_text, reliability
 from kdrun.report.page.findings import findings
 from kdrun.report.page.lines import Line
@@ -60,7 +60,7 @@ def _column(table: Table, name: str, ident: str, styles: Mapping[str, Style]) ->
         _results(table, lines, f"{ident}t").html(),
         strips(table, lines),
         learning_curves(table, lines),
-        reliability(lines),
+        reliability(lines, table.display.samples),
         _classes(table, lines, f"{ident}k"),
     )
 
@@ -98,15 +98,17 @@ def _kind(cell: Cell) -> str:
 def _results(table: Table, lines: list[Line], ident: str) -> SortableTable:
     """All numbers of a column, without the columns that are empty."""
     candidates = [name for name in CANDIDATES if any(name in line.cell.mean for line in lines)]
-    more = {"last": "%", "best": "%, chosen on the test set", "holdout": "%, chosen on held-out images"}
+    unit, samples = table.display.metric.unit, table.display.samples
+    more = {"last": unit, "best": f"{unit}, chosen on the test set", "holdout": f"{unit}, chosen on held-out {samples}"}
+    more = {name: text.removeprefix(", ") for name, text in more.items()}
     head = [Head(_row_name(table), "", False), Head("seeds")]
     head += [Head(f"{name} epoch", more[name]) for name in candidates]
     head += [
-        Head("gain over none", f"{table.metric.points} [95 % interval]"),
+        Head(table.display.over_none, f"{table.display.points} [95 % interval]".strip()),
         Head("significant?", "= : no", False),
-        Head("agreement", "% of images, with the teacher"),
+        Head("agreement", f"% of {samples}, with the teacher"),
         Head("parameters"),
-        Head("multiply-adds", "per image"),
+        Head("multiply-adds", f"per {samples.removesuffix('s')}"),
         Head("training time", "mean of a run, min:s"),
         Head("calibration error", "ECE, %; 0 is best"),
     ]
@@ -116,13 +118,13 @@ def _results(table: Table, lines: list[Line], ident: str) -> SortableTable:
 
 def _result(table: Table, line: Line, candidates: list[str]) -> list[Td]:
     cell = line.cell
-    text = table.metric.gain(cell.gain, cell.low, cell.high) if cell.gain is not None else ""
+    text = table.display.gain(cell.gain, cell.low, cell.high) if cell.gain is not None else ""
     return [
         Td(SWATCH.format(line.style.css, line.label), line.label),
         Td(str(cell.n), cell.n),
         *(Td(spread(cell, name), cell.mean.get(name)) for name in candidates),
         Td(text, cell.gain, kind="nowrap"),
-        _significant(cell),
+        _significant(cell, table.display.samples),
         Td(percent(cell.agreement), cell.agreement),
         Td(count(cell.params), cell.params),
         Td(count(cell.multiply_adds) if cell.multiply_adds else "", cell.multiply_adds),
@@ -131,7 +133,7 @@ def _result(table: Table, line: Line, candidates: list[str]) -> list[Td]:
     ]
 
 
-def _significant(cell: Cell) -> Td:
+def _significant(cell: Cell, samples: str) -> Td:
     """yes; = with the number of seeds needed; nothing without a gain. Sorted by p, yes first."""
     if cell.gain is None:
         return Td()
@@ -140,7 +142,7 @@ def _significant(cell: Cell) -> Td:
     p = p_text(cell.p)
     if not cell.equal:
         text = Markup('<span class="yes">yes</span> ({})').format(p)
-        only = SMALL.format("test images only") if cell.test == "mcnemar" else ""
+        only = SMALL.format(f"test {samples} only") if cell.test == "mcnemar" else ""
         return Td(text + only, f"0 {cell.p:.12f}", kind="nowrap")
     needed = ""
     if cell.needed and cell.needed > cell.pairs:

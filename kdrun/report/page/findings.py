@@ -15,8 +15,8 @@ def findings(table: Table, lines: list[Line]) -> list[Markup]:
     scored = [line for line in lines if table.protocol in line.cell.mean]
     if not scored:
         return []
-    best = max(scored, key=lambda line: line.cell.mean[table.protocol])
-    sentences = [Markup("Highest mean: <b>{}</b>, {}.").format(best.label, _score(table, best.cell))]
+    best = max(scored, key=lambda line: table.display.goodness(line.cell.mean[table.protocol]))
+    sentences = [Markup("Best mean: <b>{}</b>, {}.").format(best.label, _score(table, best.cell))]
     alone = [line for line in scored if line.cell.baseline]
     if len(alone) == 1 and alone[0] is not best:
         (base,) = alone
@@ -28,21 +28,25 @@ def findings(table: Table, lines: list[Line]) -> list[Markup]:
         )
         sentences.append(text.format(len(alone)))
     for teacher in teachers_of(line.cell for line in lines):
-        score = f"{table.metric.text(teacher.score)} {table.metric.unit}"
+        score = table.display.with_unit(table.display.text(teacher.score))
         sentences.append(Markup("The teacher {}: {}.").format(teacher.name, score))
     return sentences + _tests(table, scored)
 
 
 def _tests(table: Table, scored: list[Line]) -> list[Markup]:
     """Which rows are better, worse, equal, or not tested."""
-    significant = [line for line in scored if line.cell.equal is False and line.cell.gain is not None]
+    significant = [
+        (line, table.display.goodness(line.cell.gain))
+        for line in scored
+        if line.cell.equal is False and line.cell.gain is not None
+    ]
     one_seed = len(table.seeds) <= 1
-    covers = " on these test images (one seed; other seeds may differ)" if one_seed else ""
+    covers = f" on these test {table.display.samples} (one seed; other seeds may differ)" if one_seed else ""
     kinds = (
-        (f"Significantly better than the student alone{covers}", [x for x in significant if (x.cell.gain or 0) > 0]),
-        (f"Significantly worse{covers}", [x for x in significant if (x.cell.gain or 0) < 0]),
-        ("Difference to the student alone not significant (=)", [x for x in scored if x.cell.equal]),
-        ("Not tested", [x for x in scored if not x.cell.baseline and x.cell.equal is None]),
+        (f"Significantly better than the student alone{covers}", [line for line, gain in significant if gain > 0]),
+        (f"Significantly worse{covers}", [line for line, gain in significant if gain < 0]),
+        ("Difference to the student alone not significant (=)", [line for line in scored if line.cell.equal]),
+        ("Not tested", [line for line in scored if not line.cell.baseline and line.cell.equal is None]),
     )
     return [
         Markup("{}: {}.").format(name, ", ".join(_label(line, one_seed) for line in lines))
@@ -57,4 +61,4 @@ def _label(line: Line, one_seed: bool) -> str:
 
 def _score(table: Table, cell: Cell) -> str:
     seeds = "one seed" if cell.n == 1 else f"{cell.n} seeds"
-    return f"{spread(cell, table.protocol)} {table.metric.unit} ({seeds})"
+    return f"{table.display.with_unit(spread(cell, table.protocol))} ({seeds})"

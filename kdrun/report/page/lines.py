@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kdrun.report.cells import Cell
-from kdrun.report.metric import details_of
+from kdrun.report.facts import details_of
 from kdrun.report.style import Style
 
 
@@ -20,11 +20,11 @@ class Line:
 
     @property
     def calibrations(self) -> list[dict]:
-        """The calibration of each seed that has one; all have images, and the same bins."""
-        known = [details_of(run, "calibration") for _, run in sorted(self.cell.row.runs.items())]
-        runs = [calibration for calibration in known if calibration]
-        runs = [one for one in runs if sum(one["images"]) and _bins(one) == _bins(runs[0])]
-        return [one for one in runs if len(set(_bins(one))) == 1]
+        """The calibration of each seed that has one; all have samples, and the same bins."""
+        runs = [run for _, run in sorted(self.cell.row.runs.items())]
+        known = [one for run in runs if (one := details_of(run, "calibration"))]
+        known = [one for one in known if sum(one["images"]) and _bins(one) == _bins(known[0])]
+        return [one for one in known if len(set(_bins(one))) == 1]
 
 
 def _bins(calibration: dict) -> list[int]:

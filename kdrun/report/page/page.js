@@ -38,9 +38,9 @@ for (const input of document.querySelectorAll("input[type=search]")) {
   const count = input.closest(".tools").querySelector("[role=status]");
   const words = rows.map((row) => [...row.cells].map((cell) => cell.textContent).join(" ").toLowerCase());
   const filter = () => {
-    const asked = input.value.toLowerCase().split(/\s+/).filter(Boolean);
-    rows.forEach((row, i) => { row.hidden = !asked.every((word) => words[i].includes(word)); });
-    count.textContent = asked.length ? `${rows.filter((row) => !row.hidden).length} of ${rows.length} rows` : "";
+    const typed = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+    rows.forEach((row, i) => { row.hidden = !typed.every((word) => words[i].includes(word)); });
+    count.textContent = typed.length ? `${rows.filter((row) => !row.hidden).length} of ${rows.length} rows` : "";
   };
   input.addEventListener("input", filter);
   if (input.value) filter();

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from kdrun.report.display import PROTOCOLS
 from kdrun.report.learning import CurveChart, CurveLine, curve_chart
-from kdrun.report.metric import PROTOCOLS
 from kdrun.report.page.lines import Line
 from kdrun.report.page.rendering import render
 from kdrun.report.pivot import Table
@@ -35,14 +35,13 @@ def strips(table: Table, lines: list[Line]) -> Markup:
     chart, gains = score_chart(table, cells, styles), gain_chart(table, cells, styles)
     if chart is None:
         return NONE
-    name = table.metric.name
-    figures = _strips(
-        chart, f"{name[:1].upper()}{name[1:]}, {PROTOCOLS[table.protocol]}, highest first.", _legend(chart)
-    )
+    display = table.display
+    figures = _strips(chart, f"{display.title}, {PROTOCOLS[table.protocol]}, best first.", _legend(chart))
     if gains is not None:
         rings = "ring: one seed against none of the same seed; filled mark: mean; bar: 95 % interval of the mean"
         legend = [rings if gains.has_rings else "one seed: no interval", *gains.arrows]
-        figures += _strips(gains, "Gain over none.", [*legend, "dashed line: no gain", "= : not significant"])
+        legend += ["dashed line: no difference", "= : not significant"]
+        figures += _strips(gains, f"{display.over_none.capitalize()}.", legend)
     return Markup('<h4>Scores and gains</h4><div class="pair">{}</div>').format(figures)
 
 
@@ -50,10 +49,10 @@ def _legend(chart: StripChart) -> list[str]:
     """The legend of the scores."""
     own, (low, high) = chart.strips, chart.window
     legend = ["ring: one seed", "filled mark: mean"] if chart.has_rings else ["filled mark: the only seed"]
-    if any(strip.ends() and not strip.images for strip in own):
+    if any(strip.ends() and not strip.one_seed for strip in own):
         legend.append("bar: 95 % interval of the mean over seeds (very wide with two seeds)")
-    if any(strip.images for strip in own):
-        legend.append("dotted bar: one seed, 95 % interval of the test images (does not cover seeds)")
+    if any(strip.one_seed for strip in own):
+        legend.append(f"dotted bar: one seed, 95 % interval of the test {chart.display.samples} (does not cover seeds)")
     legend += chart.arrows
     legend += ["dashed line: none"] * (chart.base is not None)
     return legend + ["dotted line: teacher"] * any(strip.teacher and low <= strip.mean <= high for strip in own)
@@ -63,7 +62,7 @@ RULE = Markup('<line class="{0}" x1="{1}" x2="{1}" y1="0" y2="100%"/>')
 BAR = Markup('<line class="{}" x1="{}" x2="{}" y1="50%" y2="50%"/>')
 MARK = Markup('<svg x="{}" y="50%" overflow="visible"><path class="{}" d="{}"/></svg>')
 SEED = Markup(
-    '<circle class="seed" cx="{}" cy="50%" r="3.2" transform="translate(0 {:.1f})"><title>{}: {:.2f}</title></circle>'
+    '<circle class="seed" cx="{}" cy="50%" r="3.2" transform="translate(0 {:.1f})"><title>{}: {}</title></circle>'
 )
 ARROWS = ("M-7 0L2 -5V5Z", "M7 0L-2 -5V5Z")  # to the left, to the right
 
@@ -84,26 +83,26 @@ def _strips(chart: StripChart, title: str, legend: list[str]) -> Markup:
         title=title,
         legend=legend,
         description=f"{chart.axis}: " + "; ".join(f"{strip.label} {strip.text}" for strip in chart.strips),
-        rows=[(strip, _marks(strip, x, chart.window)) for strip in chart.strips],
+        rows=[(strip, _marks(strip, x, chart)) for strip in chart.strips],
         grid=NONE.join(grid),
         ticks=[(x(level), tick_text(level)) for level in levels],
         axis=chart.axis,
     )
 
 
-def _marks(strip: Strip, x: Place, window: tuple[float, float]) -> Markup:
+def _marks(strip: Strip, x: Place, chart: StripChart) -> Markup:
     """A bar, a mark at the mean, a ring per seed, an arrow where the row continues beyond the axis."""
-    (low, high), parts = window, []
+    (low, high), parts = chart.window, []
     if strip.low is not None and strip.high is not None:
-        parts.append(BAR.format("bar images" if strip.images else "bar", x(strip.low), x(strip.high)))
+        parts.append(BAR.format("bar images" if strip.one_seed else "bar", x(strip.low), x(strip.high)))
     if low <= strip.mean <= high:
         parts.append(MARK.format(x(strip.mean), "mean", strip.style.svg_mark))
     if len(strip.dots) > 1:
         scale = 300 / (high - low)  # pixels of a narrow track
         moved = stacked([value * scale for _, value in strip.dots], RING, ROOM)
         for (seed, value), up in sorted(zip(strip.dots, moved, strict=True), key=lambda item: abs(item[1])):
-            parts.append(SEED.format(x(value), -up, seed, value))
-    for is_cut, end, arrow in zip(beyond(strip, low, high), window, ARROWS, strict=True):
+            parts.append(SEED.format(x(value), -up, seed, chart.display.number(value)))
+    for is_cut, end, arrow in zip(beyond(strip, low, high), chart.window, ARROWS, strict=True):
         if is_cut:
             parts.append(MARK.format(x(end), "arrow", arrow))
     return NONE.join(parts)
@@ -121,6 +120,7 @@ def ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def tick_text(value: float) -> str:
+    """A number without zeros at its end."""
     return f"{value:.10f}".rstrip("0").rstrip(".") or "0"
 
 
@@ -143,6 +143,7 @@ class End:
 
     @property
     def style(self) -> str:
+        """The value of a style attribute: its place and its colours."""
         return f"--top:{self.moved:.1f}px;{self.colours}"
 
 
@@ -163,17 +164,17 @@ def learning_curves(table: Table, lines: list[Line]) -> Markup:
         return f"{tall * (top - max(min(value, top + 9 * (top - low)), low - 9 * (top - low))) / (top - low):.1f}"
 
     ends, levels = _ends(chart, series, y, tall), ticks(low, top, 6)
-    name, longest = chart.metric.name, max(len(end.text) for end in ends)
+    longest = max(len(end.text) for end in ends)
     return render(
         "curves.html",
         drawn=True,
-        title=f"{name[:1].upper()}{name[1:]} ({chart.metric.unit}) per epoch.",
+        title=f"{chart.display.axis[:1].upper()}{chart.display.axis[1:]} per epoch.",
         legend=_seeds(chart),
         many_lines=len(chart.lines) > 6,
         names_below=longest > 40,  # long names stand below the picture, where they have its whole width
         height=tall,
         levels=[(y(level), tick_text(level)) for level in levels],
-        description=f"{name} per epoch; at the end: " + "; ".join(end.text for end in ends),
+        description=f"{chart.display.name} per epoch; at the end: " + "; ".join(end.text for end in ends),
         paths=_paths(chart, series, x, y, levels),
         leaders=NONE.join(_leader(end) for end in ends),
         room=f"{0.5 * longest:.1f}",
@@ -218,9 +219,11 @@ def _ends(chart: CurveChart, series: dict[str, str], y: Place, tall: float) -> l
     ends = []
     for label, score in chart.teachers:
         where = ("", " (above)", " (below)")[chart.place(score)]
-        ends.append(End(float(y(score)), f"{label}  {score:.2f}{where}", f"{TEACHER.css};--dash:dotted"))
+        ends.append(
+            End(float(y(score)), f"{label}  {chart.display.number(score)}{where}", f"{TEACHER.css};--dash:dotted")
+        )
     for line in chart.lines:
-        ends.append(End(float(y(line.means[-1])), line.end, line.style.css, series[line.label]))
+        ends.append(End(float(y(line.means[-1])), chart.end(line), line.style.css, series[line.label]))
     ends.sort(key=lambda end: end.place)
     for end in ends:
         end.place = min(max(end.place, 0.0), tall)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from kdrun.report.metric import metric_of
+from kdrun.report.display import display_of
 from kdrun.report.page.tables import Head, SortableTable, Td, number, record_link, text
 from kdrun.report.rows import labels
 from kdrun.runs.identity import label_of
@@ -67,7 +67,7 @@ def _run(run: dict, name: str, place: Path | None) -> list[Td]:
     device = " ".join(filter(None, [engine.get("device"), engine.get("precision")]))
     return [
         text(name), text(_teacher(run)), text(label_of(run, "student")), number(run["seed"]), text(run["status"]),
-        Td() if score is None else Td(metric_of(run).text(score), score),
+        Td() if score is None else Td(display_of(run).text(score), score),
         text(device), text(commit), record_link(run.get("folder"), place),
         Td(Markup("<code>{}</code>").format(command), command) if command else Td(), text(versions),
     ]  # fmt: skip

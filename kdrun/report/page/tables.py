@@ -11,6 +11,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from kdrun.report.page.rendering import render
+from kdrun.runs.folder import RECORD
 
 Value = float | int | str | None
 
@@ -39,6 +40,7 @@ class Td:
     kind: str = ""
 
     def classes(self, head: Head) -> str:
+        """The CSS classes of the cell in this column."""
         return " ".join(filter(None, ["number" if head.numeric else "", self.kind]))
 
 
@@ -62,6 +64,7 @@ class SortableTable:
         return SortableTable(self.ident, self.name, [self.head[i] for i in used], rows, self.kind)
 
     def html(self) -> Markup:
+        """The table as HTML."""
         return render("table.html", table=self)
 
 
@@ -79,7 +82,7 @@ def record_link(folder: Any, place: Path | None) -> Td:
     """A link to the record in a run's folder, relative to the page in `place`; its path as text where there is no such link."""
     if not folder:
         return Td()
-    path = Path(folder) / "record.json"
+    path = Path(folder) / RECORD
     if place is not None:
         try:
             way = os.path.relpath(path.resolve(), place.resolve())

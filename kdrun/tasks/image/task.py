@@ -6,12 +6,14 @@ Imports in the functions keep start-up light: plans and reports read names and m
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kdrun.errors import KdrunError
 from kdrun.tasks.base import Batch, Evaluation, Evaluator, Loader, Task
 from kdrun.tasks.image import data
+from kdrun.tasks.image.settings import Augment, Data
 from kdrun.tasks.metric import ACCURACY
 
 if TYPE_CHECKING:
@@ -26,12 +28,23 @@ class ImageTask(Task):
     name = "image"
     unit = "images"
     metrics = (ACCURACY,)
+    datasets = data.SOURCES
+    Data, Augment = Data, Augment
 
     def checksum(self, cfg: Any, outputs: str) -> str:
         return data.checksum(cfg, outputs)
 
     def settled(self, cfg: Any, outputs: str) -> Any:
         return dataclasses.replace(cfg, size=data.own_size(cfg, outputs))  # size=8 of 8 px images is the run of null
+
+    def identity(self, cfg: Any) -> dict[str, Any]:
+        return {"size": cfg.size, "mean": cfg.mean, "std": cfg.std, "flip": cfg.flip}
+
+    def label(self, cfg: Any) -> str:
+        """The name of a folder of images."""
+        if cfg.name != "image_folder" or not cfg.root:
+            return str(cfg.name)
+        return os.path.basename(os.path.abspath(os.path.expanduser(cfg.root)))
 
     def sizes(self, cfg: Any, outputs: str) -> tuple[int, int]:
         train_n, test_n, _ = data.sizes(cfg, outputs)

@@ -6,7 +6,6 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from kdrun.errors import KdrunError, choices
 from kdrun.tasks.image.data.settings import SIDES, check
 
 if TYPE_CHECKING:
@@ -49,6 +48,4 @@ def load(cfg: Any, outputs: str) -> Dataset:
 
 
 def _source(cfg: Any) -> ModuleType:
-    if cfg.name not in SOURCES:
-        raise KdrunError(f"dataset.name={cfg.name} is unknown. {choices(cfg.name, SOURCES)}")
     return importlib.import_module(f"{__name__}.{SOURCES[cfg.name]}")

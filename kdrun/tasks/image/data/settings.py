@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from kdrun.errors import KdrunError, choices
+from kdrun.errors import KdrunError
 
 SIDES = {"digits": 8, "cifar10": 32, "cifar100": 32}  # datasets whose images have one size, in px
-MEMORY = ("auto", "always", "never")
 
 
 def check(cfg: Any) -> None:
     """Raise KdrunError for a setting of `cfg` (a node of conf/dataset) that is wrong or would be ignored."""
-    if cfg.memory not in MEMORY:
-        raise KdrunError(f"dataset.memory={cfg.memory} is unknown. {choices(str(cfg.memory), MEMORY)}")
     if cfg.size is not None and cfg.size < 1:
         raise KdrunError(f"dataset.size={cfg.size} must be a side in px, or null for that of the first image")
     if cfg.name in SIDES:

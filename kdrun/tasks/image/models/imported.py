@@ -26,7 +26,7 @@ OTHER = re.compile(
 )
 
 
-@register(name="import")
+@register(name="import", task="any")
 def imported(classes: int, *, path: str, arguments: dict[str, Any] = {}, taps: dict[str, str] = {}) -> nn.Module:  # noqa: B006
     """A function of yours, path=module:function; it gets the number of classes and `arguments`; `taps` names its tensors."""
     builder = _builder(path)
