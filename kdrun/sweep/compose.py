@@ -95,9 +95,11 @@ def _copied(config: DictConfig, values: list[Override]) -> DictConfig:
     """A copy that these values can be set on. Parts of the config that none of them touches are shared: copying them, too, took
     half of the time. Not for configs with interpolations, which look through the whole config from where they stand.
     """
-    copied = copy.copy(config)
     content = dict(config.__dict__["_content"])
-    copied.__dict__.update(_content=content, _metadata=copy.deepcopy(config._metadata), _flags_cache=None)
+    copied = DictConfig(None)  # copy.copy would copy all that is below
+    copied.__dict__.update(
+        {**config.__dict__, "_content": content, "_metadata": copy.deepcopy(config._metadata), "_flags_cache": None}
+    )
     for key in {value.key_or_group.partition(".")[0] for value in values} & content.keys():
         content[key] = copy.deepcopy(content[key])
         content[key]._set_parent(copied)
