@@ -1,5 +1,7 @@
 """`python -m kdrun` is the command `kdrun`."""
 
-from kdrun.cli import main
+import sys
 
-main()
+from kdrun.cli import run
+
+sys.exit(run())

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,13 +25,9 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM: stop as Ctrl-C does, with its own exit code."""
 
 
-def main() -> None:
-    """Entry point of the command; exits with the codes of the contract."""
-    sys.exit(run(sys.argv[1:]))
-
-
-def run(arguments: Sequence[str]) -> int:
-    """The whole command as a function of its arguments; returns the exit status."""
+def run(arguments: Sequence[str] | None = None) -> int:
+    """The whole command as a function of its arguments; returns the exit status, one of the contract's codes."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     debug = any(a.replace(" ", "").lower() in ("engine.debug=true", "engine.debug=1") for a in arguments)
     signal.signal(signal.SIGTERM, _terminate)
     process.prepare()
@@ -53,16 +48,9 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         return 1
     except Exception as error:
-        return _report(error, debug, arguments)
+        from kdrun.config.explain import report
 
-
-def _report(error: Exception, debug: bool, arguments: Sequence[str]) -> int:
-    if debug:
-        traceback.print_exc()
-    from kdrun.config.explain import message
-
-    print(f"kdrun: {message(error, arguments)}", file=sys.stderr)
-    return getattr(error, "status", 1)
+        return report(error, arguments, debug)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -86,20 +74,11 @@ def _dispatch(arguments: list[str]) -> int:
         check_user_folder(user_folder)
     import hydra
 
-    sys.argv = [sys.argv[0], *arguments]
-    job = hydra.main(version_base="1.3", config_path=str(conf_folder().resolve()), config_name="config")(_job)
-    job()
-    return 0
-
-
-def _job(composed: Any) -> Any:
-    """One job. Its error is reported here in one line, because Hydra would add lines of its own."""
     from kdrun.sweep.job import job
 
-    try:
-        return job(composed)
-    except Exception as error:
-        raise SystemExit(_report(error, composed.engine.get("debug"), ())) from None
+    sys.argv = [sys.argv[0], *arguments]
+    hydra.main(version_base="1.3", config_path=str(conf_folder().resolve()), config_name="config")(job)()
+    return 0
 
 
 def _verb(verb: str, rest: list[str]) -> int:
@@ -213,4 +192,4 @@ def _terminate(*_: Any) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,14 @@ LABEL_LOSSES = (
     "gt",
 )  # what others call the task's loss
 OPEN = ("taps", "weights", "stages", "schedules")  # keys of a method under which +key=value may add what the yaml lacks
+
+
+def report(error: BaseException, arguments: Sequence[str] = (), debug: bool = False) -> int:
+    """Say on stderr what went wrong, in one line, with its traceback where that is wanted; returns the exit status."""
+    if debug:
+        traceback.print_exception(error)
+    print(f"kdrun: {message(error, arguments)}", file=sys.stderr)
+    return int(getattr(error, "status", 1))
 
 
 def message(error: BaseException, arguments: Sequence[str] = ()) -> str:

@@ -7,6 +7,8 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from kdrun.config.checks import validate
+from kdrun.config.explain import report
 from kdrun.errors import ExitError, KdrunError
 from kdrun.runs import record as records
 from kdrun.runs.identity import label_of
@@ -27,38 +30,48 @@ from kdrun.tasks.metric import metric_of
 
 
 def job(composed: DictConfig) -> float:
-    """What Hydra calls. A single run raises its error; a job of a sweep never does: it leaves its state for the summary."""
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        return sweep_job(composed)
-    try:
-        return single_job(composed)
-    except SystemExit as error:
-        raise ExitError() from error
-
-
-def single_job(composed: DictConfig) -> float:
-    """A run of its own: answered where it is finished, else trained, with the table at its end."""
+    """What Hydra calls: a run of its own, trained with a table at its end unless it is finished, or a job of a sweep."""
     began = time.perf_counter()
-    if composed.get("table"):
-        raise KdrunError("table=NAME stands for many runs: add -m, as in kdrun -m table=NAME seed=0,1,2")
-    plan = prepare(composed)
-    if plan.config.phase == "teacher":
-        _teacher(plan, Screen())
-        return 0.0
-    if plan.config.engine.rehearse:
-        from kdrun.train import show_rehearsal
+    with _errors_in_one_line(composed):
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            return sweep_job(composed)
+        if composed.get("table"):
+            raise KdrunError("table=NAME stands for many runs: add -m, as in kdrun -m table=NAME seed=0,1,2")
+        plan, screen = prepare(composed), Screen()
+        if not _is_answered(plan, screen, began):
+            from kdrun.train import train  # brings torch
 
-        show_rehearsal(plan, Screen())
-        return 0.0
-    found = plan.finished()
-    if found is not None:
-        _already(plan, with_protocol(found, plan.config.protocol), time.perf_counter() - began)
-        return 0.0
-    screen = Screen()
-    from kdrun.train import train
-
-    result(with_protocol(train(plan, screen), plan.config.protocol), plan, screen)
+            result(with_protocol(train(plan, screen), plan.config.protocol), plan, screen)
     return 0.0
+
+
+@contextmanager
+def _errors_in_one_line(composed: DictConfig) -> Iterator[None]:
+    """An error of a run ends here as one line and an exit status, because Hydra would add lines of its own."""
+    try:
+        yield
+    except SystemExit as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise  # of the launcher
+        raise SystemExit(report(ExitError())) from error
+    except Exception as error:
+        raise SystemExit(report(error, debug=bool(composed.engine.get("debug")))) from None
+
+
+def _is_answered(plan: Plan, screen: Screen, began: float) -> bool:
+    """Whether no training is wanted: the run is finished, or its teacher or its rehearsal alone was asked for."""
+    if plan.config.phase == "teacher":
+        _teacher(plan, screen)
+        return True
+    if plan.config.engine.rehearse:
+        from kdrun.train import show_rehearsal  # brings torch
+
+        show_rehearsal(plan, screen)
+        return True
+    record = plan.finished()
+    if record is not None:
+        _already(plan, with_protocol(record, plan.config.protocol), time.perf_counter() - began)
+    return record is not None
 
 
 def prepare(composed: DictConfig, datasets: dict[str, Any] | None = None) -> Plan:
