@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import nn
 
+from kdrun.config.nodes import recipe_schema
 from kdrun.config.registry import METHODS
 from kdrun.config.schema import Recipe, conf_folder
 from kdrun.engine.build import Parts
@@ -23,7 +24,7 @@ from kdrun.engine.loop import Epoch, Progress, evaluate, fit
 from kdrun.engine.precision import Compute
 from kdrun.engine.schedule import learning_rate
 from kdrun.errors import DivergedError
-from kdrun.methods.base import DataFacts, Distillation
+from kdrun.methods.base import DataFacts, Distillation, Method
 from kdrun.screen import Screen
 from kdrun.tasks.base import Evaluation
 from kdrun.tasks.image import metrics as image
@@ -33,7 +34,9 @@ from kdrun.tasks.image.data.loader import Loader
 from kdrun.tasks.image.task import TASK
 
 CLASSES, TRAIN, HELD, TEST, BATCH = 3, 15, 6, 9, 5
-RECIPE = Recipe(**{**OmegaConf.to_container(OmegaConf.load(conf_folder() / "recipe" / "quick.yaml")), "epochs": 3})
+RECIPE = recipe_schema(TASK)(
+    **{**OmegaConf.to_container(OmegaConf.load(conf_folder() / "recipe" / "quick.yaml")), "epochs": 3}
+)
 
 
 def split(n: int, seed: int) -> Split:
@@ -81,7 +84,7 @@ class Run:
             **{f"{method}.{term}": value for term, value in settings.get("weights", {}).items()},
         }
         record = {
-            "id": "a" * 16, "method": [method], "code": {}, "teacher": None, "last": None, "best": None, "holdout": None,
+            "id": "a" * 16, "method": [method], "code": {"method": {}}, "teacher": None, "last": None, "best": None, "holdout": None,
             "agreement": None, "student": {"init_sha256": "0"},
             "resumed": 0, "time": {"peak_memory": 0},
         }  # fmt: skip
@@ -351,3 +354,33 @@ def test_a_curve_with_a_line_too_many_is_cut_by_the_resume(tmp_path):
     curve.write_text(curve.read_text() + curve.read_text().splitlines()[-1].replace('"epoch": 2', '"epoch": 3') + "\n")
     run = Run(tmp_path).fit()
     assert [line["epoch"] for line in run.curve] == [1, 2, 3]
+
+
+class Observer(Method):
+    """Logs how far training is."""
+
+    teacher = "none"
+
+    def loss(self, student, teacher, batch):
+        self.log("progress", self.progress)
+        self.log("norm", student.logits.norm())
+        return {"size": student.logits.square().mean()}
+
+
+def test_a_method_knows_its_progress_and_logs_numbers(tmp_path):
+    """Progress goes from 0 towards 1, a step at a time; what is logged stands in TensorBoard under the method's name."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = Run(tmp_path, epochs=2)
+    distillation = Distillation(
+        linear(), None, {"observer": (Observer, {})}, data=run.distillation._data, task=image.loss
+    )
+    run.parts.distillation = run.journal.distillation = distillation
+    run.weights = {"task": 1.0, "observer.size": 0.1}
+    run.fit(log_every=1)
+    events = EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    steps = 2 * TRAIN // BATCH
+    seen = [point.value for point in events.Scalars("distil/log/observer.progress")]
+    assert seen == pytest.approx([step / steps for step in range(steps)])
+    assert all(point.value > 0 for point in events.Scalars("distil/log/observer.norm"))

@@ -19,9 +19,9 @@ from torch import nn
 from kdrun import train
 from kdrun.config.checks import validate
 from kdrun.config.listing import FAMILIES
-from kdrun.config.nodes import register_nodes
+from kdrun.config.nodes import recipe_schema, register_nodes
 from kdrun.config.registry import METHODS, MODELS
-from kdrun.config.schema import Engine, Recipe, conf_folder, method_names
+from kdrun.config.schema import Engine, conf_folder, method_names
 from kdrun.engine.loop import enter, make_optimizer, weighted
 from kdrun.engine.precision import resolve
 from kdrun.errors import KdrunError
@@ -30,6 +30,7 @@ from kdrun.methods.base import DataFacts, Distillation, Method
 from kdrun.runs.checkpoint import weights_sha256
 from kdrun.tasks.image import metrics as image
 from kdrun.tasks.image.models.resnet_cifar import ResNet
+from kdrun.tasks.image.task import TASK
 
 CLASSES, ROWS, SIZE = 5, 24, 8
 NARROW, WIDER = (4, 4, 8, 16), (6, 8, 16, 24)
@@ -37,7 +38,7 @@ ALL = method_names()
 STAGED = ("ab", "fitnet", "fsp", "ft")  # what has stages of its own and stands alone
 ONE_STAGE = [name for name in ALL if name not in (*STAGED, "none")]  # what can stand beside another method
 KEYS = {name: next(iter(OmegaConf.load(conf_folder() / "method" / f"{name}.yaml"))) for name in ALL}
-RECIPE = Recipe(**OmegaConf.to_container(OmegaConf.load(conf_folder() / "recipe" / "quick.yaml")))
+RECIPE = recipe_schema(TASK)(**OmegaConf.to_container(OmegaConf.load(conf_folder() / "recipe" / "quick.yaml")))
 LABELS = torch.arange(ROWS) % CLASSES
 
 

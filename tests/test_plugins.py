@@ -66,6 +66,7 @@ def project(trained, tmp_path, monkeypatch):
     shutil.copytree(trained[0], root)
     monkeypatch.chdir(root)
     monkeypatch.syspath_prepend(root)
+    forget()
     known = [(registry, dict(registry.plugins)) for registry in (METHODS, MODELS)]
     yield root
     for registry, plugins in known:

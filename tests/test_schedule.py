@@ -8,16 +8,18 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from kdrun.config.nodes import recipe_schema
 from kdrun.config.schema import Recipe, conf_folder
 from kdrun.engine.loop import Meter, stage_recipe
 from kdrun.engine.schedule import check_schedule, factor, learning_rate
 from kdrun.errors import DivergedError, KdrunError
 from kdrun.methods.base import Stage
+from kdrun.tasks.image.task import TASK
 
 
 def recipe(name: str, **changes) -> Recipe:
     values = OmegaConf.to_container(OmegaConf.load(conf_folder() / "recipe" / f"{name}.yaml"))
-    return Recipe(**{**values, **changes})
+    return recipe_schema(TASK)(**{**values, **changes})
 
 
 @pytest.mark.parametrize(("name", "drops"), [("kdzoo", [100, 150]), ("crd240", [150, 180, 210])])
@@ -89,7 +91,10 @@ def test_factors_at_start_middle_and_end(schedule, values):
         ({"kind": "linaer", "to": 1}, "x.kind is 'linaer'. Did you mean linear"),
         ({}, "x.kind is ''. Choices: constant, cosine"),
         ({"kind": "linear"}, r"x has keys \['kind'\]; linear takes \['kind', 'to'\]"),
-        ({"kind": "linear", "to": 1, "after": 1}, r"linear takes \['kind', 'to'\], and may have \['start', 'until'\]"),
+        (
+            {"kind": "linear", "to": 1, "after": 1},
+            r"linear takes \['kind', 'to'\], and may have \['from', 'start', 'until'\]",
+        ),
         ({"kind": "linear", "to": 1, "start": 5}, "x.start is 5; it must be a share"),
         (0.5, "x is 0.5; give a kind"),
         ({"kind": "linear", "to": "low"}, "x.to is 'low'; it must be a number of 0 or more"),
@@ -141,3 +146,17 @@ def test_the_meter_averages_a_term_over_the_images_that_it_was_computed_for():
     meter.add({"task": torch.tensor(1.0), "kd.soft": torch.tensor(float("nan"))}, torch.tensor(0), 4, 4)
     with pytest.raises(DivergedError, match=r"step 4 .*kd.soft"):
         meter.read("distil")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "values"),
+    [
+        ({"kind": "linear", "from": 0.2, "to": 2.2}, {0: 0.2, 0.25: 0.7, 0.5: 1.2, 1: 2.2}),
+        ({"kind": "linear", "from": 3, "to": 1, "start": 0.2, "until": 0.6}, {0: 3, 0.2: 3, 0.4: 2, 0.6: 1, 1: 1}),
+        ({"kind": "cosine", "from": 0, "to": 4, "until": 0.5}, {0: 0, 0.25: 2, 0.5: 4, 1: 4}),
+        ({"kind": "linear", "from": 0, "to": 1, "start": 0.5, "until": 0.5}, {0.4: 0, 0.5: 1, 1: 1}),
+    ],
+)
+def test_a_ramp_goes_from_any_value_to_any_value(schedule, values):
+    check_schedule("s", schedule)
+    assert {at: factor(schedule, at) for at in values} == pytest.approx(values)

@@ -120,6 +120,7 @@ def train_epoch(
             group["lr"] = lr
 
         weights = {name: w * factor(training.schedules.get(name), share) for name, w in training.weights.items()}
+        distillation.set_progress(share)
         output, terms = distillation(batch, stage, weights)
         own = {name: weight_of(weights, name) for name in terms}
         if any(own.values()):
@@ -139,6 +140,7 @@ def train_epoch(
             logged = meter.read(stage.name)
             points = {f"loss/{name}": value for name, value in logged.items()}
             points |= {f"weight/{name}": value for name, value in own.items()}
+            points |= {f"log/{name}": value for name, value in distillation.logged().items()}
             journal.point(stage, progress.step, {**points, "lr": lr})
         journal.tick(stage, epoch, logged)
     seconds = time.perf_counter() - began

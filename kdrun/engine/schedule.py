@@ -10,7 +10,7 @@ from kdrun.config.schema import Recipe
 from kdrun.errors import KdrunError, choices
 
 KINDS = {"constant": (), "linear": ("to",), "cosine": ("to",), "warmup": ("until",), "off": ("after",)}
-OPTIONAL = {"linear": ("start", "until"), "cosine": ("start", "until")}
+OPTIONAL = {"linear": ("from", "start", "until"), "cosine": ("from", "start", "until")}
 
 
 def learning_rate(recipe: Recipe, epochs: int, epoch: int, share_of_epoch: float) -> float:
@@ -37,17 +37,17 @@ def check_schedule(where: str, schedule: Mapping[str, Any]) -> None:
         may = f", and may have {sorted(optional)}" if optional else ""
         raise KdrunError(f"{where} has keys {sorted(schedule)}; {kind} takes {sorted(wanted)}{may}")
     for key in sorted(set(schedule) - {"kind"}):
-        value, most = schedule[key], math.inf if key == "to" else 1  # the others are shares of the stage
+        value, most = schedule[key], math.inf if key in ("from", "to") else 1  # the others are shares of the stage
         if not isinstance(value, (int, float)) or not 0 <= value <= most or math.isinf(value):
-            said = "a number of 0 or more" if key == "to" else "a share of the stage, from 0 to 1"
-            raise KdrunError(f"{where}.{key} is {value!r}; it must be {said}")
+            wanted_value = "a number of 0 or more" if key in ("from", "to") else "a share of the stage, from 0 to 1"
+            raise KdrunError(f"{where}.{key} is {value!r}; it must be {wanted_value}")
 
 
 def factor(schedule: Mapping[str, Any] | None, progress: float) -> float:
     """What a term's weight is multiplied by at `progress` in [0, 1] of its stage.
 
-    constant: 1. linear and cosine: from 1 at 0 to `to` at `until` (1), and 0 before `start` (0). warmup: from 0 to 1 at
-    `until`. off: 1, then 0 from `after` on.
+    constant: 1. linear and cosine: from 1 at 0 to `to` at `until` (1), and 0 before `start` (0); with `from`, a ramp from that value
+    at `start` to `to` at `until`, and constant before and after. warmup: from 0 to 1 at `until`. off: 1, then 0 from `after` on.
     """
     if schedule is None or schedule["kind"] == "constant":
         return 1.0
@@ -55,10 +55,18 @@ def factor(schedule: Mapping[str, Any] | None, progress: float) -> float:
         return min(1.0, progress / schedule["until"]) if schedule["until"] else 1.0
     if schedule["kind"] == "off":
         return 0.0 if progress >= schedule["after"] else 1.0
-    if progress < schedule.get("start", 0):
-        return 0.0
-    until = schedule.get("until", 1)
-    way = min(1.0, progress / until) if until else 1.0
+    start, until = schedule.get("start", 0), schedule.get("until", 1)
+    if "from" in schedule:
+        first, way = schedule["from"], _way(progress - start, until - start)
+    else:
+        if progress < start:
+            return 0.0
+        first, way = 1, _way(progress, until)
     if schedule["kind"] == "linear":
-        return 1 + (schedule["to"] - 1) * way
-    return schedule["to"] + (1 - schedule["to"]) * 0.5 * (1 + math.cos(math.pi * way))
+        return first + (schedule["to"] - first) * way
+    return schedule["to"] + (first - schedule["to"]) * 0.5 * (1 + math.cos(math.pi * way))
+
+
+def _way(done: float, whole: float) -> float:
+    """Which part of a way is done, from 0 to 1."""
+    return min(1.0, max(0.0, done / whole)) if whole > 0 else float(done >= 0)

@@ -36,6 +36,7 @@ class Method(nn.Module):
     needs: tuple[str, ...] = ("label",)  # batch keys it must have
     needs_classes = False  # True: labels and outputs must be classes; it says nothing of numbers to be predicted
     generator: torch.Generator  # the method's own random stream, on the device, reseeded every epoch
+    progress = 0.0  # how far training of the stage is, from 0 to 1, at this step
 
     def build(self, pair: Pair) -> None:
         """Keep hyper-parameters (keyword-only arguments, whose values the yaml gives) and make layers sized by `pair`."""
@@ -43,6 +44,10 @@ class Method(nn.Module):
     def loss(self, student: Output, teacher: Any, batch: Batch) -> Terms:
         """Unweighted scalars by term. `teacher` is an Output, or None where `Method.teacher` is none or fresh."""
         raise NotImplementedError(f"{type(self).__name__} must define loss(student, teacher, batch)")
+
+    def log(self, name: str, value: float | Tensor) -> None:
+        """Show a number in TensorBoard at the next logging step, as <stage>/log/<method>.<name>. A scalar tensor is not waited for."""
+        self.__dict__.setdefault("_logged", {})[name] = value.detach() if isinstance(value, Tensor) else value
 
     def after_step(self) -> None:
         """Called after the optimiser's step: memory banks (changing them inside `loss` breaks the backward pass)."""
@@ -245,6 +250,18 @@ class Distillation(nn.Module):
         torch.manual_seed(stream(self.seed, "dropout", self.stages[stage].name, epoch))
         for name, method in self.methods.items():
             method.generator.manual_seed(stream(self.seed, "method", name, stage, epoch))
+
+    def set_progress(self, progress: float) -> None:
+        """How far training of the stage is, for methods that change with it."""
+        for method in self.methods.values():
+            method.progress = progress
+
+    def logged(self) -> dict[str, float]:
+        """The numbers that methods have logged, <method>.<name>, and forget them. Waits for the device."""
+        values = {
+            f"{name}.{key}": v for name, m in self.methods.items() for key, v in m.__dict__.pop("_logged", {}).items()
+        }
+        return {name: float(value) for name, value in values.items()}
 
     def after_step(self, weights: Mapping[str, float] | None = None) -> None:
         """After the optimiser's step: memory banks of the methods that were at work with the weights of this step."""
