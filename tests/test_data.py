@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -496,3 +497,16 @@ def test_dataset_files_have_exactly_these_keys():
         assert set(settings) == {"name", "label", *SETTINGS}
         assert settings["name"] == name
         assert settings["flip"] == (name != "digits")
+
+
+def test_a_second_view_is_another_augmentation_that_can_be_replayed(tmp_path):
+    """`input2` has its own crops and flips, and changes nothing in `input`; evaluation has one view."""
+    dataset = data.load(config("digits"), str(tmp_path))
+    one, two = loader(dataset, seed=3), loader(dataset, seed=3, two_views=True)
+    for plain, both in zip(islice(one.epoch(2), 3), two.epoch(2), strict=False):
+        assert "input2" not in plain
+        assert both["input"].equal(plain["input"])
+        assert not both["input2"].equal(both["input"])
+        assert two.view(both["index"], 2).equal(both["input"])
+        assert two.view(both["index"], 2, second=True).equal(both["input2"])
+    assert "input2" not in next(iter(two.batches()))

@@ -82,7 +82,7 @@ def _build(
         student,
         teacher,
         {name: (METHODS.get(name), values) for name, values in settings(config).items()},
-        data=_facts(dataset, config.dataset.holdout, models.outputs, models.example),
+        data=_facts(dataset, config.dataset.holdout, models.outputs, models.example, task.preprocessing(dataset)),
         task=task.loss,
         seed=config.seed,
         autocast=compute.autocast,
@@ -98,12 +98,12 @@ def _build(
     return parts
 
 
-def _facts(dataset: Any, holdout: int, outputs: int, example: Any) -> DataFacts:
+def _facts(dataset: Any, holdout: int, outputs: int, example: Any, preprocessing: dict[str, Any]) -> DataFacts:
     """What methods may know of the training data; rows of the holdout have the label -1."""
     labels = dataset.train.labels
     every = labels.new_full((len(labels) + holdout, *labels.shape[1:]), -1)
     every[dataset.train.index] = labels
-    return DataFacts(len(every), every, outputs, example)
+    return DataFacts(len(every), every, outputs, example, preprocessing)
 
 
 @dataclass

@@ -95,6 +95,7 @@ class DataFacts:
     labels: Tensor  # (train_n, ...); -1 where a row belongs to the holdout
     classes: int  # numbers that a model gives for one sample
     example: Any  # two inputs
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)  # of the task; of images: size, mean, std
 
     @property
     def are_classes(self) -> bool:

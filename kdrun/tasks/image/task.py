@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from kdrun.config.registry import METHODS
 from kdrun.errors import KdrunError
 from kdrun.tasks.base import Batch, Evaluation, Evaluator, Loader, Task
 from kdrun.tasks.image import data
@@ -66,7 +67,10 @@ class ImageTask(Task):
     ) -> tuple[Loader, Mapping[str, Loader]]:
         from kdrun.tasks.image.data.loader import loaders
 
-        return loaders(dataset, config.recipe, config.seed, config.engine.workers, device, layout)
+        needs = {key for name in config.method for key in METHODS.entry(name).attributes.get("needs", ())}
+        return loaders(
+            dataset, config.recipe, config.seed, config.engine.workers, device, layout, two_views="input2" in needs
+        )
 
     def preprocessing(self, dataset: Any) -> dict[str, Any]:
         """The side in px, and what normalises pixels in [0, 1]."""

@@ -21,7 +21,8 @@ class Loader:
 
     Order and augmentation are functions of (seed, epoch) and (seed, epoch, index), and a streamed image goes through
     the same code as one in memory, so both give the same bits. `augment` None leaves images as they are; `limit`
-    stops after so many batches; `workers` reads streamed files.
+    stops after so many batches; `workers` reads streamed files; `two_views` adds `input2` to training batches, each image in a
+    second augmentation of its own.
     """
 
     def __init__(
@@ -36,11 +37,12 @@ class Loader:
         channels_last: bool = False,
         workers: int = 2,
         limit: int | None = None,
+        two_views: bool = False,
     ):
         if batch_size < 1:
             raise KdrunError(f"batch size {batch_size} must be 1 or more: recipe.batch_size=64")
         self.split, self.batch_size, self.seed, self.workers, self.limit = split, batch_size, seed, workers, limit
-        self.device = torch.device(device)
+        self.device, self.two_views = torch.device(device), two_views
         self.augment, self.flip = augment, augment is not None and augment.flip and dataset.flip
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         if augment is not None:
@@ -80,11 +82,12 @@ class Loader:
         """The batches in the split's order, not augmented: for evaluation."""
         return self._batches(torch.arange(len(self.split)), self._sizes(training=False), None)
 
-    def view(self, index: Tensor, epoch: int) -> Tensor:
-        """The inputs that these rows of the training set have at `epoch`: bit for bit those of epoch()."""
+    def view(self, index: Tensor, epoch: int, second: bool = False) -> Tensor:
+        """The inputs (or second inputs) that these rows of the training set have at `epoch`: bit for bit those of epoch()."""
         index = index.to(self.device)
         rows = self.position[index]
-        return self._prepare(next(self._read([rows.cpu()] if self.images is None else [rows], workers=0)), index, epoch)
+        images = next(self._read([rows.cpu()] if self.images is None else [rows], workers=0))
+        return self._prepare(images, index, epoch, second)
 
     def first(self, count: int) -> Tensor:
         """The inputs of the first images, not augmented."""
@@ -97,7 +100,10 @@ class Loader:
         images = self._read(chunks if self.images is not None else on_cpu, self.workers)
         for rows, images_BCHW in zip(chunks, images, strict=True):
             index = self.index[rows]
-            yield {"input": self._prepare(images_BCHW, index, epoch), "label": self.labels[rows], "index": index}
+            batch = {"input": self._prepare(images_BCHW, index, epoch), "label": self.labels[rows], "index": index}
+            if self.two_views and epoch is not None:
+                batch["input2"] = self._prepare(images_BCHW, index, epoch, second=True)
+            yield batch
 
     def _read(self, rows: Sequence[Tensor], workers: int) -> Iterator[Tensor]:
         """The uint8 images of each batch of rows, on the device."""
@@ -106,10 +112,10 @@ class Loader:
         streamed = self.split.batches(rows, workers, pin=self.device.type == "cuda")
         return (images.to(self.device, non_blocking=True) for images in streamed)
 
-    def _prepare(self, images_BCHW: Tensor, index_B: Tensor, epoch: int | None) -> Tensor:
+    def _prepare(self, images_BCHW: Tensor, index_B: Tensor, epoch: int | None, second: bool = False) -> Tensor:
         if self.augment is not None and epoch is not None:
             crop, padding = self.augment.crop, self.augment.padding
-            seed = stream(self.seed, "augment")
+            seed = stream(self.seed, "augment2" if second else "augment")
             images_BCHW = augment(
                 images_BCHW, index_B, seed=seed, epoch=epoch, crop=crop, padding=padding, flip=self.flip
             )
@@ -134,7 +140,13 @@ class Loader:
 
 
 def loaders(
-    dataset: Dataset, recipe: Any, seed: int, workers: int, device: torch.device, layout: torch.memory_format
+    dataset: Dataset,
+    recipe: Any,
+    seed: int,
+    workers: int,
+    device: torch.device,
+    layout: torch.memory_format,
+    two_views: bool = False,
 ) -> tuple[Loader, dict[str, Loader]]:
     """The training loader with the recipe's augmentation, and one loader for each split to evaluate on."""
     padding = recipe.padding if recipe.padding is not None else dataset.size // 8
@@ -142,7 +154,9 @@ def loaders(
     common: dict[str, Any] = {
         "device": device, "channels_last": layout is torch.channels_last, "workers": workers,
     }  # fmt: skip
-    train = Loader(dataset.train, dataset, batch_size=recipe.batch_size, seed=seed, augment=augment, **common)
+    train = Loader(
+        dataset.train, dataset, batch_size=recipe.batch_size, seed=seed, augment=augment, two_views=two_views, **common
+    )
     splits = {"test": dataset.test} | ({"holdout": dataset.holdout} if dataset.holdout is not None else {})
     evals = {name: Loader(split, dataset, batch_size=512, augment=None, **common) for name, split in splits.items()}
     return train, evals
