@@ -8,17 +8,24 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from kdrun import __version__, process
 from kdrun.errors import KdrunError
 
 VALUE_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c")
-REPORTS = {"report": "report.command", "status": "sweep.status", "verify": "report.verify", "diff": "report.diff"}
+REPORTS = {
+    "report": "report.command",
+    "status": "sweep.status",
+    "verify": "report.verify",
+    "diff": "report.diff",
+    "check": "sweep.check",
+}
 HELP = ("--help", "-h")
 SWEEPERS = ("kdrun", "search")  # those of hydra_plugins/kdrun_sweeper.py
 ONLY_PLAN = "hydra.sweeper.only_plan=true"  # of kdrun's sweepers: print the plan, train nothing
-VERBS = ("methods", "models", "plan", "report", "status", "verify", "diff")
+VERBS = ("methods", "models", "check", "plan", "report", "status", "verify", "diff")
 
 
 class Terminated(KeyboardInterrupt):
@@ -62,6 +69,8 @@ def _dispatch(arguments: list[str]) -> int:
     if not [argument for argument in arguments if argument not in ("-m", "--multirun")]:
         arguments = ["--help"]  # a bare command would train for hours
     _check_twice(arguments)
+    if not set(HELP) & set(arguments):
+        arguments = _with_project(arguments)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what happened instead of printing it
     arguments = _flags_first(arguments)
     user_folder = _check_usage(arguments)
@@ -106,9 +115,21 @@ def _verb(verb: str, rest: list[str]) -> int:
     from kdrun.config.listing import show
 
     if not set(HELP) & set(rest):
-        _import_plugins(rest)
+        _import_plugins([argument for argument in _with_project(rest) if argument.startswith("plugins=")])
     show(verb, usage=bool(set(HELP) & set(rest)))
     return 0
+
+
+def _with_project(arguments: list[str]) -> list[str]:
+    """The arguments with those of the project's kdrun.yaml, if there is one; its folder is on the path for plug-ins."""
+    from kdrun.config import project
+
+    file = project.find(Path.cwd())
+    if file is None:
+        return arguments
+    if str(file.parent) not in sys.path:
+        sys.path.insert(0, str(file.parent))
+    return project.with_project(arguments, project.read(file))
 
 
 def _plan(rest: list[str]) -> int:

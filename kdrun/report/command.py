@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from kdrun.config.project import outputs_here
 from kdrun.errors import KdrunError
 from kdrun.report import render
 from kdrun.report.against import beside
@@ -62,7 +63,7 @@ def parser() -> Parser:
     made.add_argument(
         "folders",
         nargs="*",
-        default=["outputs/runs"],
+        default=[os.path.join(outputs_here(), "runs")],
         metavar="FOLDER",
         help="default: outputs/runs. Or the study of a search, such as outputs/study.db",
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from kdrun.config.project import outputs_here
 from kdrun.errors import KdrunError
 from kdrun.report.collect import Collection, collect
 from kdrun.report.command import Parser
@@ -48,7 +49,7 @@ def status(arguments: Sequence[str]) -> int:
     parser = Parser(
         "kdrun status", description="State, progress, time left and last error of every run; finished runs are counted."
     )
-    parser.add_argument("folder", nargs="?", default="outputs", metavar="FOLDER", help="default: outputs")
+    parser.add_argument("folder", nargs="?", default=outputs_here(), metavar="FOLDER", help="default: outputs")
     parser.add_argument("--watch", nargs="?", type=float, const=5.0, metavar="SECONDS", help="repeat every few seconds")
     options = parser.parse_args(arguments)
     while True:
