@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kdrun.errors import KdrunError
 
-Shape = tuple[int, ...]  # of a tap: (B, C, H, W) or (B, D)
+Shape = tuple[int, ...]  # of a tap: (B, C, H, W), (B, T, D) or (B, D)
 
 
 def connector(
@@ -17,12 +17,15 @@ def connector(
 
     tail: "bn+relu" is the regressor of RepDistiller's FitNet, "bn" leaves the ReLU out, "" is the convolution alone. Equal
     sides take a 1x1 convolution, a student of twice the side a strided 3x3, one of half the side a transposed 4x4; any
-    other is resized first (averaged down, nearest up) and takes a 1x1. Vectors (B, D) take a linear layer.
+    other is resized first (averaged down, nearest up) and takes a 1x1. Vectors (B, D), and sequences (B, T, D) of one length, take a
+    linear layer over D.
     """
     if student[1:] == teacher[1:] and not always:
         return nn.Identity()
     if len(student) == len(teacher) == 2:
         return nn.Linear(student[1], teacher[1])
+    if len(student) == len(teacher) == 3 and student[1] == teacher[1]:
+        return nn.Linear(student[2], teacher[2])
     if len(student) != 4 or len(teacher) != 4:
         raise KdrunError(
             f"no adapter from the student's tap of shape {student[1:]} to the teacher's {teacher[1:]}: tap layers alike"
