@@ -19,7 +19,7 @@ REPORTS = {"report": "report.command", "status": "sweep.status", "verify": "repo
 HELP = ("--help", "-h")
 SWEEPERS = ("kdrun", "search")  # those of hydra_plugins/kdrun_sweeper.py
 ONLY_PLAN = "hydra.sweeper.only_plan=true"  # of kdrun's sweepers: print the plan, train nothing
-VERBS = ("methods", "models", "plan", "report", "status", "verify", "diff")
+VERBS = ("methods", "models", "datasets", "plan", "report", "status", "verify", "diff")
 
 
 class Terminated(KeyboardInterrupt):
