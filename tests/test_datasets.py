@@ -228,6 +228,7 @@ WRONG = [
     (splits(test=Pairs(COLOUR / 255, torch.tensor)), r"test image 0 is float64 \(3, 8, 8\); kdrun wants uint8"),
     (splits(train=(IMAGES.reshape(64, 2, 4, 8), LABELS)), r"train images are uint8 \(64, 2, 4, 8\); kdrun wants \(N, H, W\)"),
     (splits(train=(list(IMAGES.reshape(64, 64)), LABELS)), r"train image 0 is uint8 \(64,\); kdrun wants \(H, W\), \(H, W, 3\)"),
+    (splits(train=Pairs(IMAGES.astype("float32"), Image.fromarray)), "train image 0 has floats from .* black is 0 and white is 1"),
     (splits(test=(IMAGES[:0], LABELS[:0])), "test has no images"),
     (splits(test=[]), "test has no images"),
     (splits(train=(IMAGES, LABELS[:9])), "train has 64 images and 9 labels"),

@@ -147,7 +147,7 @@ def method_schema(name: str) -> type:
 
 def dataset_schema(task: Any, name: str) -> type:
     """The schema of a dataset: what every dataset of its task has, and the options of the function that gives it, where there is one."""
-    if name not in DATASETS.names():
+    if name in task.datasets:
         return task.Data  # type: ignore[no-any-return]
     entry, defaults, kinds = DATASETS.entry(name), DATASETS.defaults.get(name, {}), get_type_hints(task.Data)
     unknown = [key for key in defaults if key not in kinds or key in ("name", "root")]

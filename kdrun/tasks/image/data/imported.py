@@ -1,7 +1,7 @@
 """Datasets that a function gives: `dataset=import dataset.path=module:function`, and the functions that a plug-in registered.
 
-What the function returns is the only thing that says which data it is, so it is called when a run is planned. It is called once in
-a process, and what it returned last is kept until the run has loaded it.
+What the function returns is the only thing that says which data it is, so it is called when a run is planned. What it returned last
+is kept: the run that was planned, and the next ones of a sweep on the same data, do not call it again.
 """
 
 from __future__ import annotations
