@@ -332,6 +332,14 @@ def test_a_plugin_is_a_choice_with_options_of_its_own(project, capsys):
     assert "  mean:\n  - 0.5\n  - 0.5\n  - 0.5\n" in shown
 
 
+def test_a_file_of_the_same_name_is_refused(project, capsys):
+    """Hydra would take the plug-in's choice and not mention the file."""
+    (project / "conf" / "dataset").mkdir(parents=True)
+    (project / "conf" / "dataset" / "noise.yaml").write_text("name: noise\nflip: true\n")
+    assert run(["plugins=[sets]", "dataset=noise", "--config-dir", "conf", *ALONE]) == 1
+    assert "conf/dataset/noise.yaml has the name of" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
