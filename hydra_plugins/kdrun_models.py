@@ -1,4 +1,5 @@
-"""The groups `teacher` and `student` of Hydra: a choice for every model that kdrun knows, made when it is asked for.
+"""The groups `teacher`, `student` and `dataset` of Hydra: a choice for every model that kdrun knows, and for every dataset of a plug-in,
+made when it is asked for.
 
 Hydra copies its sources of configs at every composition. This one holds nothing, so the copy costs nothing: a hundred nodes in
 Hydra's ConfigStore took 0.1 s of each composition, and 0.3 s to make them all when the command starts.
@@ -15,49 +16,51 @@ from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSou
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 SCHEME = "kdrun"
+GROUPS = ("dataset", "student", "teacher")
 
 
 class ModelSource(ConfigSource):
-    """`kdrun://models`: teacher/NAME and student/NAME for the models of the registry, those of plug-ins among them."""
+    """`kdrun://models`: teacher/NAME and student/NAME for the models of the registry, dataset/NAME for the datasets of plug-ins."""
 
     @staticmethod
     def scheme() -> str:
         return SCHEME
 
     def load_config(self, config_path: str) -> ConfigResult:
-        from kdrun.config.nodes import model_choice
+        from kdrun.config.nodes import registry_choice
 
         group, _, name = config_path.removesuffix(".yaml").rpartition("/")
         if not self.is_config(config_path):
-            raise ConfigLoadError(f"no model {config_path}")
-        node = model_choice(group, name)
+            raise ConfigLoadError(f"no model and no dataset {config_path}")
+        node = registry_choice(group, name)
         return ConfigResult(provider=self.provider, path=self.full_path(), config=node, header={"package": None})
 
     def available(self) -> bool:
         return True
 
     def is_group(self, config_path: str) -> bool:
-        return config_path.strip("/") in ("", "teacher", "student")
+        return config_path.strip("/") in ("", *GROUPS)
 
     def is_config(self, config_path: str) -> bool:
-        from kdrun.config.nodes import model_choices
+        from kdrun.config.nodes import registry_choices
 
         group, _, name = config_path.strip("/").removesuffix(".yaml").rpartition("/")
-        return name in model_choices(group)
+        return name in registry_choices(group)
 
     def list(self, config_path: str, results_filter: Optional[ObjectType]) -> List[str]:  # noqa: UP006
-        from kdrun.config.nodes import model_choices
+        from kdrun.config.nodes import registry_choices
 
         group = config_path.strip("/")
         if not group:
-            return [] if results_filter == ObjectType.CONFIG else ["student", "teacher"]
-        return [] if results_filter == ObjectType.GROUP else sorted(model_choices(group))
+            return [] if results_filter == ObjectType.CONFIG else list(GROUPS)
+        return [] if results_filter == ObjectType.GROUP else sorted(registry_choices(group))
 
     def __getstate__(self) -> dict[str, Any]:
         """With the modules of plug-ins: the processes of a sweep compose their jobs before kdrun itself is called there."""
-        from kdrun.config.registry import MODELS
+        from kdrun.config.registry import DATASETS, MODELS
 
-        return {**self.__dict__, "plugins": sorted({item.__module__ for item in MODELS.plugins.values()})}
+        items = (*MODELS.plugins.values(), *DATASETS.plugins.values())
+        return {**self.__dict__, "plugins": sorted({item.__module__ for item in items})}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         from kdrun.config.registry import import_plugins

@@ -25,7 +25,7 @@ REPORTS = {
 HELP = ("--help", "-h")
 SWEEPERS = ("kdrun", "search")  # those of hydra_plugins/kdrun_sweeper.py
 ONLY_PLAN = "hydra.sweeper.only_plan=true"  # of kdrun's sweepers: print the plan, train nothing
-VERBS = ("methods", "models", "check", "plan", "report", "status", "verify", "diff")
+VERBS = ("methods", "models", "datasets", "check", "plan", "report", "status", "verify", "diff")
 
 
 class Terminated(KeyboardInterrupt):

@@ -289,16 +289,17 @@ def scanned() -> None:
     Plugins.instance()
 
 
-def test_the_source_knows_models_and_nothing_else() -> None:
+def test_the_source_knows_models_and_datasets_and_nothing_else() -> None:
     source = kdrun_models.ModelSource("kdrun", "kdrun://models")
-    assert source.list("", ObjectType.GROUP) == ["student", "teacher"]
+    assert source.list("", ObjectType.GROUP) == ["dataset", "student", "teacher"]
     assert source.list("", ObjectType.CONFIG) == []
     assert source.list("student", ObjectType.CONFIG) == sorted(MODELS.entries())
     assert {*source.list("teacher", None)} - {*source.list("student", None)} == {"none"}
     assert source.list("teacher", ObjectType.GROUP) == []
+    assert source.list("dataset", None) == []  # plug-ins alone: tests/test_datasets.py
     assert source.is_config("teacher/resnet20.yaml")
     assert source.is_config("student/resnet20")
-    for path in ("student/none", "method/kd", "resnet20", "config", "student", "student/resnet20/x"):
+    for path in ("student/none", "method/kd", "resnet20", "config", "student", "student/resnet20/x", "dataset/digits"):
         assert not source.is_config(path)
         with pytest.raises(ConfigLoadError):
             source.load_config(path)

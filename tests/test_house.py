@@ -13,7 +13,7 @@ import kdrun
 ROWS = (
     ("errors", "process", "screen", "seeds"),
     ("config",),
-    ("methods", "models"),
+    ("methods", "models", "datasets"),
     ("tasks",),
     ("runs",),
     ("engine", "report"),

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kdrun.config.nodes import _no_teacher, method_schema, model_node, no_teacher, recipe_schema
+from kdrun.config.nodes import _no_teacher, dataset_schema, method_schema, model_node, no_teacher, recipe_schema
 from kdrun.config.registry import METHODS, MODELS, TASKS
 from kdrun.config.schema import Config, Engine, Loss, Recipe, Sweep, conf_folder, method_names
 from kdrun.config.words import wrong_value
@@ -45,7 +45,8 @@ def validate(composed: DictConfig) -> Config:
             raise KdrunError(f"{role} has no value; say {role}=NAME. {choices('', MODELS.entries())}")
     task = _task(plain)
     schema = {
-        "dataset": task.Data, "recipe": recipe_schema(task), "engine": Engine, "loss": Loss, "sweep": Sweep,
+        "dataset": dataset_schema(task, str(plain["dataset"]["name"])),
+        "recipe": recipe_schema(task), "engine": Engine, "loss": Loss, "sweep": Sweep,
         "student": model_node(MODELS.entry(plain["student"]["name"]), "student"),
         "teacher": _no_teacher() if plain["teacher"]["name"] == "none"
         else model_node(MODELS.entry(plain["teacher"]["name"]), "teacher"),

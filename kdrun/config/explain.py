@@ -129,7 +129,8 @@ def _missing(error: Any, arguments: Sequence[str]) -> str:
     way = {
         "method": " (kdrun methods shows them; one of yours needs --config-dir FOLDER with method/NAME.yaml, and plugins=[MODULE])",
         "teacher": " (kdrun models shows them)",
-        "dataset": " (your own images: dataset=image_folder dataset.root=FOLDER with train/<class>/* and test/<class>/*)",
+        "dataset": " (kdrun datasets shows them; your own images: dataset=image_folder dataset.root=FOLDER with train/<class>/* and "
+        "test/<class>/*)",
     }
     way["student"] = way["teacher"]
     if group == "hydra/launcher":

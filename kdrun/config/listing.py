@@ -1,4 +1,4 @@
-"""`kdrun methods` and `kdrun models`: all methods and models, read from the sources in a few milliseconds, and those of plug-ins."""
+"""`kdrun methods`, `kdrun models`, `kdrun datasets`: read from the sources in a few milliseconds, and those of plug-ins."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kdrun.config.arguments import REQUIRED
-from kdrun.config.registry import METHODS, MODELS
+from kdrun.config.arguments import REQUIRED, Argument
+from kdrun.config.registry import DATASETS, METHODS, MODELS
 from kdrun.config.schema import conf_folder, method_names
 
 FAMILIES = {
@@ -27,15 +27,16 @@ USAGE = """kdrun {verb} ['plugins=[MODULE, ...]']
 WAYS = {
     "methods": "A run: kdrun method=NAME 'plugins=[my_lab.mine]' --config-dir FOLDER",
     "models": "A run: kdrun student=NAME 'plugins=[my_lab.mine]'",
+    "datasets": "A run: kdrun dataset=NAME 'plugins=[my_lab.mine]'",
 }
 
 
 def show(verb: str, usage: bool = False) -> None:
-    """Print the list of the verb "methods" or "models", or how it is used."""
+    """Print the list of the verb "methods", "models" or "datasets", or how it is used."""
     if usage:
         print(USAGE.format(verb=verb, kind=verb.removesuffix("s"), way=WAYS[verb]))
     else:
-        {"methods": show_methods, "models": show_models}[verb]()
+        {"methods": show_methods, "models": show_models, "datasets": show_datasets}[verb]()
 
 
 def show_methods() -> None:
@@ -84,13 +85,33 @@ def show_models() -> None:
     """A line per model, with the options that its builder takes."""
     table = _table("model", "what it is", "options")
     for name, entry in MODELS.entries().items():
-        options = ", ".join(k if a.default is REQUIRED else f"{k}={a.default}" for k, a in entry.arguments.items())
         module = f" ({entry.module})" * (name in MODELS.plugins)
-        table.add_row(name, escape(f"{entry.summary}{module}".strip()), escape(options))
+        table.add_row(name, escape(f"{entry.summary}{module}".strip()), escape(_options(entry.arguments)))
     _print(
         table,
         "kdrun teacher=NAME student=NAME; an option is student.shortcut=A; parameters are those with 100 classes; taps: docs/models.md",
     )
+
+
+def show_datasets() -> None:
+    """A line per dataset: what the first line of its file in conf/dataset says of it, or the function of a plug-in."""
+    table = _table("dataset", "what it is", "options")
+    given = DATASETS.entries()
+    for file in sorted((conf_folder() / "dataset").glob("*.yaml")):
+        line = file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        options = given[file.stem].arguments if file.stem in given else {}
+        table.add_row(file.stem, escape(line), escape(_options(options)))
+    for name in sorted(DATASETS.plugins):
+        entry = given[name]
+        table.add_row(name, escape(f"{entry.summary} ({entry.module})".strip()), escape(_options(entry.arguments)))
+    _print(
+        table,
+        "kdrun dataset=NAME; an option is dataset.holdout=5000, which every dataset has; your own data: docs/data.md",
+    )
+
+
+def _options(arguments: dict[str, Argument]) -> str:
+    return ", ".join(k if a.default is REQUIRED else f"{k}={a.default}" for k, a in arguments.items())
 
 
 def _table(*columns: str) -> Table:

@@ -1,20 +1,21 @@
-"""The nodes of the config that the registries give: a choice of `teacher` and `student` for each model, a schema for each method."""
+"""The nodes of the config that the registries give: a choice of `teacher` and `student` for each model, one of `dataset` for each dataset
+of a plug-in, a schema for each method."""
 
 from __future__ import annotations
 
 from dataclasses import field, fields, make_dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdrun.config.arguments import REQUIRED, Argument
-from kdrun.config.registry import METHODS, MODELS, Entry
+from kdrun.config.registry import DATASETS, METHODS, MODELS, TASKS, Entry
 from kdrun.config.schema import Config, Recipe, conf_folder
 from kdrun.config.words import wrong_value
-from kdrun.errors import KdrunError
+from kdrun.errors import KdrunError, choices
 
 _NODES: dict[str, tuple[Entry, type]] = {}  # the schemas of models and methods, each with what it was made from
 PROVIDER = "kdrun"  # of the schema in Hydra's ConfigStore
@@ -31,8 +32,7 @@ def check_user_folder(folder: str) -> None:
         )
     for file in sorted(Path(folder).glob("*/*.yaml")):
         group, name = file.parent.name, file.stem
-        models = [*MODELS.entries(), "none"] if group in ("teacher", "student") else []
-        if name in models or (conf_folder() / group / file.name).is_file():
+        if name in registry_choices(group) or (conf_folder() / group / file.name).is_file():
             raise KdrunError(f"{file} has the name of the built-in {group}={name}, which would win; rename the file")
 
 
@@ -53,15 +53,23 @@ def register_nodes() -> None:
     for name in sorted(MODELS.plugins):
         for role in ROLES:
             model_node(MODELS.entry(name), role)
+    for name in sorted(DATASETS.plugins):
+        dataset_schema(TASKS.of(name), name)
 
 
-def model_choices(group: str) -> list[str]:
-    """The choices of the groups `teacher` and `student` that the registry of models gives; none for another group."""
+def registry_choices(group: str) -> list[str]:
+    """The choices that the registries give: models for `teacher` and `student`, those of plug-ins for `dataset`."""
+    if group == "dataset":
+        return sorted(DATASETS.plugins)
     return [*MODELS.entries(), *["none"] * (group == "teacher")] if group in ROLES else []
 
 
-def model_choice(group: str, name: str) -> DictConfig:
-    """The typed node of one choice: `teacher` or `student`, and the model's name."""
+def registry_choice(group: str, name: str) -> DictConfig:
+    """The node of one choice of a group."""
+    if group == "dataset":  # open, as the files of conf/dataset are: checks.py says which keys there are
+        plain = OmegaConf.to_container(OmegaConf.structured(dataset_schema(TASKS.of(name), name)))
+        assert isinstance(plain, dict)
+        return OmegaConf.create(plain)
     node: DictConfig = OmegaConf.structured(_no_teacher() if name == "none" else model_node(MODELS.entry(name), group))
     if group == "teacher":
         OmegaConf.set_struct(node.recipe, False)
@@ -135,6 +143,29 @@ def method_schema(name: str) -> type:
         ("schedules", dict[str, Any], field(default_factory=dict)),
     ]
     return _schema(f"method_{name}", parts, METHODS.entry(name))
+
+
+def dataset_schema(task: Any, name: str) -> type:
+    """The schema of a dataset: what every dataset of its task has, and the options of the function that gives it, where there is one."""
+    if name in task.datasets:
+        return task.Data  # type: ignore[no-any-return]
+    entry, defaults, kinds = DATASETS.entry(name), DATASETS.defaults.get(name, {}), get_type_hints(task.Data)
+    unknown = [key for key in defaults if key not in kinds or key in ("name", "root")]
+    if unknown:
+        known = [key for key in kinds if key not in ("name", "root")]
+        raise KdrunError(
+            f"{entry.file.name}: @register of {entry.symbol} has no '{unknown[0]}'. {choices(unknown[0], known)}"
+        )
+    parts = [(one.name, kinds[one.name], _with_default(one, {"name": name, **defaults})) for one in fields(task.Data)]
+    return _schema(f"dataset_{name}", parts, entry)
+
+
+def _with_default(one: Any, defaults: dict[str, Any]) -> Any:
+    """The field of a dataclass, with another default where there is one."""
+    value = defaults.get(one.name, one.default)
+    if isinstance(value, (list, tuple)):
+        return field(default_factory=lambda: list(value), metadata=one.metadata)
+    return field(default=value, metadata=one.metadata)
 
 
 def recipe_schema(task: Any) -> type:

@@ -1,4 +1,4 @@
-"""Registries of models and methods.
+"""Registries of models, methods and datasets.
 
 Of what kdrun ships, names, summaries and keyword arguments are read from the source with `ast`, so that help, completion, typos and
 finished runs are answered without torch; the import happens when something is built. A user's function or class is imported anyhow,
@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from kdrun import PACKAGE
 from kdrun.config.arguments import Argument, of_builder, read
+from kdrun.config.schema import conf_folder
 from kdrun.errors import KdrunError, choices
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -43,7 +44,7 @@ class Entry:
     summary: str
     arguments: dict[str, Argument] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)  # class-level constants: teacher = "outputs"
-    task: str = "any"  # of a model: what it learns
+    task: str = "any"  # of a model: what it learns; of a dataset: what is learned from it
 
 
 class Registry:
@@ -55,10 +56,11 @@ class Registry:
     def __init__(self, kind: str, package: str, given: tuple[str, ...]):
         self.kind, self.package, self.given = kind, package, given
         self.plugins: dict[str, Any] = {}  # what lies outside the package, by name
-        self.tasks: dict[str, str] = {}  # of a plug-in's models
+        self.tasks: dict[str, str] = {}  # of a plug-in's models and datasets
+        self.defaults: dict[str, dict[str, Any]] = {}  # of a plug-in's datasets: the keys that every dataset has
 
     def register(self, item: T | None = None, *, name: str | None = None, task: str = "image") -> Any:
-        """Decorator: `@register` or `@register(name="import")`. A name that is taken is an error. `task`: what a model learns."""
+        """Decorator: `@register` or `@register(name="import")`. A name that is taken is an error. `task`: as in Entry."""
 
         def add(item: T) -> T:
             key = name or item.__name__.lower()
@@ -66,7 +68,7 @@ class Registry:
             if shipped is not None and (shipped.module, shipped.symbol) == (item.__module__, item.__qualname__):
                 return item
             where = f"{self.kind} '{key}' of {item.__module__}"
-            if shipped is not None or key == "none":
+            if shipped is not None or key == "none" or (self.kind == "dataset" and _is_file_of_ours(key)):
                 raise KdrunError(f"{where} has the name of a built-in; rename it")
             known = self.plugins.get(key)
             if known is not None and _origin(known) != _origin(item):
@@ -79,6 +81,10 @@ class Registry:
             return item
 
         return add(item) if item is not None else add
+
+    def names(self) -> list[str]:
+        """Built-in and plug-in."""
+        return [*_entries(self.package), *sorted(self.plugins)]
 
     def entries(self) -> dict[str, Entry]:
         """Every known entry by name, built-in and plug-in. KdrunError for a plug-in whose options no config could hold."""
@@ -121,8 +127,12 @@ class Registry:
         )
         summary = inspect.cleandoc(item.__doc__ or "").partition("\n")[0]
         arguments = of_builder(builders[0], given, builders[1:])
-        task = self.tasks[name] if self.kind == "model" else "any"
+        task = self.tasks[name] if self.kind != "method" else "any"
         return Entry(name, item.__module__, item.__qualname__, Path(file), summary, arguments, attributes, task)
+
+
+def _is_file_of_ours(dataset: str) -> bool:
+    return (conf_folder() / "dataset" / f"{dataset}.yaml").is_file()
 
 
 def _origin(item: Any) -> tuple[str, str]:
@@ -254,10 +264,13 @@ class Tasks:
         for task in self.all():
             if dataset in task.datasets:
                 return task
-        known = [name for task in self.all() for name in task.datasets]
+        if dataset in DATASETS.names():
+            return self.get(DATASETS.entry(dataset).task)
+        known = [*(name for task in self.all() for name in task.datasets), *DATASETS.names()]
         raise KdrunError(f"dataset.name={dataset} is unknown. {choices(dataset, known)}")
 
 
 TASKS = Tasks()
 MODELS = Registry("model", "kdrun.tasks.*.models", ("classes",))
 METHODS = Registry("method", "kdrun.methods", ("pair",))
+DATASETS = Registry("dataset", "kdrun.tasks.*.data", ("root",))  # those that a function gives; others are Task.datasets

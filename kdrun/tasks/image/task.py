@@ -42,7 +42,10 @@ class ImageTask(Task):
         return {"size": cfg.size, "mean": cfg.mean, "std": cfg.std, "flip": cfg.flip}
 
     def label(self, cfg: Any) -> str:
-        """The name of a folder of images."""
+        """The name of a folder of images; of data that a function gives, its module and its name."""
+        if cfg.name == "import":
+            module, _, function = cfg.path.partition(":")
+            return f"{module.rpartition('.')[2]}.{function}"
         if cfg.name != "image_folder" or not cfg.root:
             return str(cfg.name)
         return os.path.basename(os.path.abspath(os.path.expanduser(cfg.root)))

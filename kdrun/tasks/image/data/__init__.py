@@ -11,7 +11,8 @@ from kdrun.tasks.image.data.settings import SIDES, check
 if TYPE_CHECKING:
     from kdrun.tasks.image.data.base import Dataset
 
-# name in conf/dataset -> the module beside this one that has checksum(cfg, outputs) and load(cfg, outputs)
+# name in conf/dataset -> the module beside this one that has checksum(cfg, outputs) and load(cfg, outputs); imported.py serves the names
+# of the registry: dataset=import and the datasets of plug-ins
 SOURCES = {"digits": "digits", "image_folder": "image_folder", "cifar10": "cifar", "cifar100": "cifar"}
 
 
@@ -48,4 +49,4 @@ def load(cfg: Any, outputs: str) -> Dataset:
 
 
 def _source(cfg: Any) -> ModuleType:
-    return importlib.import_module(f"{__name__}.{SOURCES[cfg.name]}")
+    return importlib.import_module(f"{__name__}.{SOURCES.get(cfg.name, 'imported')}")

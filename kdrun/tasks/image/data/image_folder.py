@@ -105,11 +105,11 @@ def read(path: str, size: int, resize: bool) -> Tensor:
             raise KdrunError(
                 f"{shown(path)} is {width} x {height} px, the first image {size} x {size}: dataset.size={size} resizes all"
             )
-        image = _resized(image, size)
+        image = resized(image, size)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def _resized(image: Image.Image, size: int) -> Image.Image:
+def resized(image: Image.Image, size: int) -> Image.Image:
     """Resize and CenterCrop of torchvision.transforms.v2, pixel for pixel, without a second spent on its import."""
     short = min(image.size)
     width, height = (int(size * side / short) for side in image.size)

@@ -43,6 +43,14 @@ def rgb(path: str) -> Image.Image:
         ) from error
 
 
+def as_rgb(image: Image.Image, name: str) -> Image.Image:
+    """An open image, mode RGB, by the same rules; `name` says in an error which one it is."""
+    try:
+        return _rgb(image)
+    except _Refused as error:
+        raise KdrunError(f"{name} {error}") from error
+
+
 def read_anew(data: bytes) -> bool:
     """True for a file whose pixels came out otherwise before alpha and 16 bits were read: such a folder is another one."""
     from_png = data[:8] == b"\x89PNG\r\n\x1a\n"
