@@ -211,6 +211,8 @@ BUILD = [
     ("dataset-key", f"{ALONE} dataset.holdot=3", "no key 'holdot' in dataset|Did you mean holdout?", 1),
     ("recipe-key", f"{ALONE} recipe.epoch=3", "no key 'epoch' in recipe|Did you mean epochs?", 1),
     ("teacher-recipe-key", f"{TINY} teacher.recipe.epoch=3", "no key 'epoch' in teacher.recipe|Did you mean epochs?", 1),
+    ("optimizer-key", f"{TINY} +method.kd.optimizer.rate=1", "no key 'rate' in method.kd.optimizer|lr, weight_decay", 1),
+    ("optimizer-lr", f"{TINY} +method.kd.optimizer.lr=0", "method.kd.optimizer.lr is 0.0|above 0", 1),
     ("tap", f"{TINY} method=at method.at.taps=[stage9]", "no tap 'stage9'|Did you mean stage3?|Choices: ", 1),
     ("variant", f"{TINY} method=at method.at.variant=foo", "'foo'|code|paper", 1),
     ("temperature", f"{TINY} method.kd.temperature=-1", "method.kd.temperature|-1|above 0", 1),

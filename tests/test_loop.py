@@ -384,3 +384,32 @@ def test_a_method_knows_its_progress_and_logs_numbers(tmp_path):
     seen = [point.value for point in events.Scalars("distil/log/observer.progress")]
     assert seen == pytest.approx([step / steps for step in range(steps)])
     assert all(point.value > 0 for point in events.Scalars("distil/log/observer.norm"))
+
+
+class Layered(Method):
+    """Has a layer of its own, which learns nothing but what weight decay does to it, and the student's loss beside it."""
+
+    teacher = "none"
+
+    def build(self, pair):
+        self.layer = nn.Linear(CLASSES, 1)
+
+    def loss(self, student, teacher, batch):
+        return {"size": self.layer(student.logits.detach()).square().mean()}
+
+
+def test_a_method_s_layers_have_a_rate_of_their_own(tmp_path):
+    """method.x.optimizer: its layers learn at that rate, which follows the recipe's schedule; the student's rate is untouched."""
+    moved = {}
+    for name, optimizer in {"recipe": {}, "slow": {"lr": 1e-6, "weight_decay": 0.0}}.items():
+        run = Run(tmp_path / name, epochs=1)
+        settings = {"layered": (Layered, {"optimizer": optimizer})}
+        distillation = Distillation(linear(), None, settings, data=run.distillation._data, task=image.loss)
+        before = distillation.methods["layered"].layer.weight.detach().clone()
+        run.distillation = run.parts.distillation = run.journal.distillation = distillation
+        run.weights = {"task": 1.0, "layered.size": 1.0}
+        run.fit()
+        layer = distillation.methods["layered"].layer
+        moved[name] = (layer.weight - before).abs().max().item(), run.head
+    assert moved["slow"][0] < 1e-4 < 100 * moved["slow"][0] < moved["recipe"][0]
+    assert moved["slow"][1].equal(moved["recipe"][1])

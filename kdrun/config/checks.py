@@ -206,6 +206,13 @@ def _check(config: Config) -> None:
     for key, weight in {"loss.task": config.loss.task, **weights}.items():
         if weight is not None and not (math.isfinite(weight) and weight >= 0):
             raise KdrunError(f"{key} is {weight}; it must be a number of 0 or more (0 leaves the term out)")
+    for name, values in config.method.items():
+        for key, value in values.optimizer.items():
+            if key not in ("lr", "weight_decay"):
+                raise KdrunError(f"no key '{key}' in method.{name}.optimizer. {choices(key, ('lr', 'weight_decay'))}")
+            if not (math.isfinite(value) and value >= 0 and (value > 0 or key != "lr")):
+                least = "above 0" if key == "lr" else "0 or more"
+                raise KdrunError(f"method.{name}.optimizer.{key} is {value}; it must be {least}")
     for where in ("recipe", "teacher.recipe"):
         check_recipe(where, _get(config, where))
     if config.engine.log_every < 1 or (config.engine.threads is not None and config.engine.threads < 1):

@@ -27,7 +27,13 @@ LABEL_LOSSES = (
     "student",
     "gt",
 )  # what others call the task's loss
-OPEN = ("taps", "weights", "stages", "schedules")  # keys of a method under which +key=value may add what the yaml lacks
+OPEN = (
+    "taps",
+    "weights",
+    "stages",
+    "schedules",
+    "optimizer",
+)  # keys of a method under which +key=value may add what the yaml lacks
 
 
 def report(error: BaseException, arguments: Sequence[str] = (), debug: bool = False) -> int:

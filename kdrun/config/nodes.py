@@ -141,6 +141,7 @@ def method_schema(name: str) -> type:
         ("weights", dict[str, float], field(default_factory=dict)),
         ("stages", dict[str, Any], field(default_factory=dict)),
         ("schedules", dict[str, Any], field(default_factory=dict)),
+        ("optimizer", dict[str, float], field(default_factory=dict)),
     ]
     return _schema(f"method_{name}", parts, METHODS.entry(name))
 

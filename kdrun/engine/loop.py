@@ -15,7 +15,7 @@ from kdrun.config.schema import Recipe
 from kdrun.engine.meter import Meter
 from kdrun.engine.schedule import factor, learning_rate
 from kdrun.errors import DivergedError, KdrunError, choices
-from kdrun.methods.base import Distillation, Stage
+from kdrun.methods.base import Distillation, Method, Stage
 from kdrun.methods.taps import as_float, device_of
 from kdrun.tasks.base import Evaluation, Loader, Task
 
@@ -117,7 +117,7 @@ def train_epoch(
         share = (epoch + i / steps) / recipe.epochs
         lr = learning_rate(recipe, recipe.epochs, epoch, i / steps)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("factor", 1.0)
 
         weights = {name: w * factor(training.schedules.get(name), share) for name, w in training.weights.items()}
         distillation.set_progress(share)
@@ -212,13 +212,24 @@ def stage_recipe(recipe: Recipe, stage: Stage) -> Recipe:
 
 
 def make_optimizer(stage: Stage, recipe: Recipe) -> torch.optim.Optimizer:
-    """A fresh optimiser over the parameters that the stage has thawed, each once."""
-    parameters = list(dict.fromkeys(p for module in stage.trains for p in module.parameters() if p.requires_grad))
-    fused = all(p.is_cuda for p in parameters)
+    """A fresh optimiser over the parameters that the stage has thawed, each once.
+
+    A method's layers have a group of their own where it says `optimizer: {lr, weight_decay}`; its rate follows the recipe's schedule.
+    """
+    own = {p: m.optimizer for m in stage.trains if isinstance(m, Method) and m.optimizer for p in m.parameters()}
+    every = list(dict.fromkeys(p for module in stage.trains for p in module.parameters() if p.requires_grad))
+    groups: list[dict[str, Any]] = [{"params": [p for p in every if p not in own]}]
+    for module in stage.trains:
+        layers = [p for p in module.parameters() if p in own and p.requires_grad] if isinstance(module, Method) else []
+        if layers and isinstance(module, Method):
+            lr = module.optimizer.get("lr", recipe.lr)
+            decay = module.optimizer.get("weight_decay", recipe.weight_decay)
+            groups.append({"params": layers, "lr": lr, "factor": lr / recipe.lr, "weight_decay": decay})
+    fused = all(p.is_cuda for p in every)
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
+        return torch.optim.AdamW(groups, recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
     return torch.optim.SGD(
-        parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov, fused=fused
+        groups, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov, fused=fused
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -36,6 +37,9 @@ class Method(nn.Module):
     needs: tuple[str, ...] = ("label",)  # batch keys it must have
     needs_classes = False  # True: labels and outputs must be classes; it says nothing of numbers to be predicted
     generator: torch.Generator  # the method's own random stream, on the device, reseeded every epoch
+    optimizer: Mapping[str, float] = MappingProxyType(
+        {}
+    )  # lr and weight_decay of its own layers, where not the recipe's
     progress = 0.0  # how far training of the stage is, from 0 to 1, at this step
 
     def build(self, pair: Pair) -> None:
@@ -174,6 +178,7 @@ class Distillation(nn.Module):
             pairs[name] = pair = self._pair(name, outputs)
             torch.manual_seed(stream(self.seed, "method", name))  # layers start alike whatever was built before them
             method = cls()
+            method.optimizer = settings.get("optimizer") or {}
             method.build(pair, **{k: v for k, v in settings.items() if k not in RESERVED})
             method.generator = torch.Generator(device)
             self.methods[name] = method  # type: ignore[index]
@@ -310,7 +315,13 @@ class Distillation(nn.Module):
 
 
 TEACHERS = ("none", "outputs", "gradients", "fresh")
-RESERVED = ("taps", "weights", "stages", "schedules")  # keys of a method's yaml that are not hyper-parameters
+RESERVED = (
+    "taps",
+    "weights",
+    "stages",
+    "schedules",
+    "optimizer",
+)  # keys of a method's yaml that are not hyper-parameters
 
 
 def _check_kind(name: str, cls: type[Method], data: DataFacts) -> None:

@@ -209,7 +209,7 @@ def canonical(value: Any, path: str) -> Any:
         return {
             key: canonical(item, where)
             for key, (where, item) in inner.items()
-            if where not in NEUTRAL or item != NEUTRAL[where]
+            if (where not in NEUTRAL or item != NEUTRAL[where]) and not (key == "optimizer" and item == {})
         }
     if isinstance(value, list):
         return [canonical(item, path) for item in value]
