@@ -14,7 +14,7 @@ from kdrun.engine.precision import resolve
 from kdrun.engine.teacher import ready_teacher, trained_weights
 from kdrun.errors import KdrunError
 from kdrun.runs.folder import clear, hold
-from kdrun.runs.identity import label
+from kdrun.runs.identity import label, run_name
 from kdrun.runs.plan import Plan, describe, score
 from kdrun.screen import Screen
 from kdrun.tasks import task_of
@@ -39,7 +39,9 @@ def train(plan: Plan, screen: Screen, *, role: str = "student", wait: bool = Fal
     parts = build(config, compute, dataset, trained_weights(plan))
     if in_full:
         screen.say_all(parts.lines())
-    with hold(plan.folder, _called(plan), config.outputs, wait, screen.say):
+    with hold(
+        plan.folder, run_name((config.method, label(config.student), config.seed)), config.outputs, wait, screen.say
+    ):
         record = plan.finished()  # another process may have finished it meanwhile
         if record is not None:
             return record
@@ -109,7 +111,3 @@ def _say_shares(parts: Any, screen: Screen) -> None:
     line = parts.rehearsal.line()
     if line:
         (screen.note if screen.brief else screen.say)(line)
-
-
-def _called(plan: Plan) -> str:
-    return f"{'+'.join(plan.config.method)} {label(plan.config.student)} seed {plan.config.seed}"

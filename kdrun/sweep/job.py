@@ -20,7 +20,7 @@ from kdrun.config.checks import validate
 from kdrun.config.explain import report
 from kdrun.errors import ExitError, KdrunError
 from kdrun.runs import record as records
-from kdrun.runs.identity import label_of
+from kdrun.runs.identity import label_of, run_name
 from kdrun.runs.plan import Plan, make_plan, with_protocol
 from kdrun.runs.source import changed_code
 from kdrun.screen import Screen, clock
@@ -216,7 +216,7 @@ def result(record: dict[str, Any], plan: Plan, screen: Screen) -> None:
 
 def _already(plan: Plan, record: dict[str, Any], seconds: float) -> None:
     best, teacher, shown = record["best"], record["teacher"], metric_of(record).text
-    parts = [f"already done: {'+'.join(record['method'])} {label_of(record, 'student')} seed {record['seed']}"]
+    parts = [f"already done: {run_name(record)}"]
     parts += [
         f"last {shown(record['last']['score'])}",
         f"best on test {shown(best['score'])} (epoch {best['epoch']})",
