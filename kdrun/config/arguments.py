@@ -36,12 +36,12 @@ class Argument:
 
 def read(node: ast.FunctionDef) -> dict[str, Argument]:
     """The keyword-only arguments of a function of kdrun's own, from its source."""
-    found = {}
+    arguments = {}
     for argument, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
         kind, choices = accepted(_object(argument.annotation, NAMES) if argument.annotation else Any)
         value = REQUIRED if default is None else ast.literal_eval(default)
-        found[argument.arg] = Argument(Optional[kind] if value is None else kind, value, choices)
-    return found
+        arguments[argument.arg] = Argument(Optional[kind] if value is None else kind, value, choices)
+    return arguments
 
 
 def of_builder(builder: Callable[..., Any], given: Sequence[str], parents: Sequence[Any] = ()) -> dict[str, Argument]:
@@ -50,13 +50,13 @@ def of_builder(builder: Callable[..., Any], given: Sequence[str], parents: Seque
     `**options` stands for the keyword arguments of the builder that comes next in `parents`. Any other argument is an error: its
     value would be in no config and in no record.
     """
-    found: dict[str, Argument] = {}
+    arguments: dict[str, Argument] = {}
     where, positional = place(builder), 0
     for parameter in inspect.signature(builder).parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY:
-            found[parameter.name] = _argument(parameter, builder, where)
+            arguments[parameter.name] = _argument(parameter, builder, where)
         elif parameter.kind is parameter.VAR_KEYWORD and (inherited := _next(parents, given)):
-            found = {**inherited, **found}
+            arguments = {**inherited, **arguments}
         elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD) and positional < len(given):
             positional += 1
         else:
@@ -65,7 +65,7 @@ def of_builder(builder: Callable[..., Any], given: Sequence[str], parents: Seque
         raise KdrunError(
             f"{where} must take {', '.join(given)}, and its options after a `*`, as in {_example(given, 'width')}"
         )
-    return found
+    return arguments
 
 
 def place(builder: Any) -> str:

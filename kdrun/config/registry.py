@@ -171,7 +171,7 @@ def _entries(package: str) -> dict[str, Entry]:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef))
     ]
     classes = {node.name: node for _, node in nodes if isinstance(node, ast.ClassDef)}
-    found = {}
+    entries = {}
     for file, node in nodes:
         for decorator in node.decorator_list:
             call = decorator if isinstance(decorator, ast.Call) else None
@@ -182,8 +182,8 @@ def _entries(package: str) -> dict[str, Entry]:
             name = named.get("name") or node.name.lower()
             module = ".".join(("kdrun", *file.relative_to(PACKAGE).with_suffix("").parts))
             task = named.get("task") or (file.parts[-3] if "*" in package else "any")
-            found[name] = replace(_shipped(name, module, file, node, classes), task=task)
-    return found
+            entries[name] = replace(_shipped(name, module, file, node, classes), task=task)
+    return entries
 
 
 def _shipped(
@@ -202,21 +202,21 @@ def _shipped(
 
 def _lineage(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> list[ast.ClassDef]:
     """A class and those that it inherits from in this package, the nearest first."""
-    found = [node]
+    lineage = [node]
     for base in node.bases:
         if isinstance(base, ast.Name) and base.id in classes:
-            found += [one for one in _lineage(classes[base.id], classes) if one not in found]
-    return found
+            lineage += [one for one in _lineage(classes[base.id], classes) if one not in lineage]
+    return lineage
 
 
 def _constants(node: ast.ClassDef) -> dict[str, Any]:
     """The attributes that are known without building: `teacher = "fresh"`, `needs: tuple[str, ...] = ("label",)`."""
-    found = {}
+    constants = {}
     for item in node.body:
         target = item.targets[0] if isinstance(item, ast.Assign) else getattr(item, "target", None)
         if isinstance(item, (ast.Assign, ast.AnnAssign)) and isinstance(target, ast.Name) and target.id in ATTRIBUTES:
-            found[target.id] = ast.literal_eval(item.value) if item.value is not None else None
-    return found
+            constants[target.id] = ast.literal_eval(item.value) if item.value is not None else None
+    return constants
 
 
 class Tasks:

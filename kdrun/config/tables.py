@@ -49,29 +49,29 @@ def table_names() -> list[str]:
     return sorted(file.stem for file in (conf_folder() / "table").glob("*.yaml"))
 
 
-def jobs(name: str, asked: list[str], pair: str | None = None, budget: str = "full") -> list[list[str]]:
-    """The table as jobs of a sweep. `asked`: the other overrides of the command, which win over the table's own.
+def jobs(name: str, overrides: list[str], pair: str | None = None, budget: str = "full") -> list[list[str]]:
+    """The table as jobs of a sweep. `overrides`: the other overrides of the command, which win over the table's own.
 
     method=... there chooses among the table's rows. KdrunError for a pair, a method or a budget that it has not.
     """
     if budget not in BUDGETS:
         raise KdrunError(f"no budget '{budget}'. {choices(budget, BUDGETS)}")
-    found = cells(name)
-    pairs = {f"{cell.teacher}-{cell.student}" for cell in found}
+    table_cells = cells(name)
+    pairs = {f"{cell.teacher}-{cell.student}" for cell in table_cells}
     if pair is not None and pair not in pairs:
         raise KdrunError(f"table {name} has no pair '{pair}'. {choices(pair, pairs)}")
-    wanted = [item.partition("=")[2] for item in asked if item.startswith("method=")]
-    rows = {cell.method for cell in found}
+    wanted = [item.partition("=")[2] for item in overrides if item.startswith("method=")]
+    rows = {cell.method for cell in table_cells}
     for method in wanted:
         if method not in rows:
             raise KdrunError(f"table {name} has no row '{method}'. {choices(method, rows)}")
     epochs = BUDGETS[budget]
     scaled = [] if epochs is None else [f"recipe.epochs={epochs}", f"teacher.recipe.epochs={epochs}"]
-    others = [*scaled, *(item for item in asked if not item.startswith("method="))]
+    others = [*scaled, *(item for item in overrides if not item.startswith("method="))]
     keys = {item.partition("=")[0] for item in others}
     return [
         [*(item for item in cell.command() if item.partition("=")[0] not in keys), *others]
-        for cell in found
+        for cell in table_cells
         if (pair is None or f"{cell.teacher}-{cell.student}" == pair) and (not wanted or cell.method in wanted)
     ]
 
@@ -90,7 +90,7 @@ def cells(name: str) -> list[Cell]:
     if unknown:
         raise KdrunError(f"table {name} has a key '{sorted(unknown)[0]}'. {choices(sorted(unknown)[0], KEYS)}")
     common = (f"dataset={table['dataset']}", f"recipe={table['recipe']}")
-    found = []
+    table_cells = []
     for pair in table["pairs"]:
         teacher, _, student = pair.partition("-")
         methods = {**table["methods"], **table.get("exceptions", {}).get(pair, {})}
@@ -99,5 +99,5 @@ def cells(name: str) -> list[Cell]:
                 method = next((item.partition("=")[2] for item in overrides if item.startswith("method=")), row)
                 others = [item for item in overrides if not item.startswith("method=")]
                 own = (*table.get("students", {}).get(student, []), *others)
-                found.append(Cell(teacher, student, method, (*common, *own)))
-    return found
+                table_cells.append(Cell(teacher, student, method, (*common, *own)))
+    return table_cells

@@ -54,9 +54,9 @@ def check_share(where: str, value: float) -> float:
 def check_choice(name: str, key: str, value: str, known: Mapping[str, str]) -> str:
     """One of the known values, each with what it means."""
     if value not in known:
-        said = ", ".join(f"{choice} ({meaning})" for choice, meaning in known.items())
+        meanings = ", ".join(f"{choice} ({meaning})" for choice, meaning in known.items())
         near = choices(value, known).partition("Choices:")[0]
-        raise KdrunError(f"no {key} '{value}' of {name}. {near}Choices: {said}")
+        raise KdrunError(f"no {key} '{value}' of {name}. {near}Choices: {meanings}")
     return value
 
 

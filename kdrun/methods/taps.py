@@ -139,17 +139,17 @@ class Tapped(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
-        found = [
+        before = [
             *dict.fromkeys(m for m in fired if any(True for _ in m.parameters()) or any(True for _ in m.buffers()))
         ]
-        for module in found:  # training it trains what it contains, so all of that must lie before the tap too
-            behind = [m for m in module.modules() if m not in found and any(True for _ in m.parameters(recurse=False))]
+        for module in before:  # training it trains what it contains, so all of that must lie before the tap too
+            behind = [m for m in module.modules() if m not in before and any(True for _ in m.parameters(recurse=False))]
             if behind:
                 raise KdrunError(
                     f"the part of {self._kind()} up to '{tap}' cannot be told apart: {type(module).__name__} has parameters of"
                     f" its own and layers behind the tap, such as {type(behind[0]).__name__}"
                 )
-        return found
+        return before
 
 
 def device_of(x: Any) -> torch.device:

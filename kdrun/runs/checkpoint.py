@@ -63,21 +63,21 @@ def load_weights(path: str | Path) -> Weights:
     wants is `load_checkpoint`'s business.
     """
     content = _content(Path(path))
-    found = fitting.candidates(content)
-    if not found:
+    candidates = fitting.candidates(content)
+    if not candidates:
         raise KdrunError(f"{path} {fitting.no_weights(content)}")
-    return found[0].weights
+    return candidates[0].weights
 
 
 def load_checkpoint(model: nn.Module, path: str | Path, name: str, role: str, key: str | None = None) -> str | None:
     """Load the weights of a file into a model: those under `key`, or the first that fit. What was chosen, where there was a choice."""
     content = _content(Path(path))
-    found = fitting.at_key(content, key, role, path) if key else fitting.candidates(content, role)
-    if not found:
+    candidates = fitting.at_key(content, key, role, path) if key else fitting.candidates(content, role)
+    if not candidates:
         raise KdrunError(f"{path} {fitting.no_weights(content)}")
     wanted = fitting.wanted_by(model)
-    fits = [one for one in found if fitting.misfit(fitting.fitted(one.weights, wanted), wanted) is None]
-    taken = (fits or found)[0]
+    fits = [one for one in candidates if fitting.misfit(fitting.fitted(one.weights, wanted), wanted) is None]
+    taken = (fits or candidates)[0]
     try:
         load_into(model, taken.weights, path, name)
     except KdrunError as error:
@@ -86,10 +86,10 @@ def load_checkpoint(model: nn.Module, path: str | Path, name: str, role: str, ke
             raise
         way = f"{role}.checkpoint_key={'.'.join((*taken.path, part))}"
         raise KdrunError(f"{error} A part of it fits: say {way}") from error
-    others = [str(one) for one in found if one is not taken]
+    others = [str(one) for one in candidates if one is not taken]
     if not others:
         return None
-    other = next((".".join(one.path) for one in found if one is not taken and one.path), "KEY")
+    other = next((".".join(one.path) for one in candidates if one is not taken and one.path), "KEY")
     return (
         f"the weights under '{taken}' of {Path(path).name} are taken, not those under {fitting.some(others)}: "
         f"{role}.checkpoint_key={other} takes others"

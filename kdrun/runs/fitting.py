@@ -103,7 +103,7 @@ def plain_names(model: nn.Module) -> dict[str, str]:
 
     The counter of an average is left out: it is no weight.
     """
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for name in model.state_dict():
         parts, at = [], model
         for part in WRAPPERS.sub("", name).split("."):
@@ -117,8 +117,8 @@ def plain_names(model: nn.Module) -> dict[str, str]:
             parts.append(part)
             at = getattr(at, part, at)
         else:
-            found[name] = ".".join(parts)
-    return found if len(set(found.values())) == len(found) else {name: name for name in model.state_dict()}
+            names[name] = ".".join(parts)
+    return names if len(set(names.values())) == len(names) else {name: name for name in model.state_dict()}
 
 
 def wanted_by(model: nn.Module) -> Weights:
@@ -183,8 +183,10 @@ def misfit(weights: Weights, wanted: Weights) -> str | None:
             f"the shapes fit, one by one, and only names differ: '{pair[0]}' in the file is '{pair[1]}' in the model. Where it "
             "is the same network, rename the keys of its state dict and save it again (docs/checkpoints.md shows how)"
         )
-    told = [f"it {verb} {some(sorted(keys))}" for verb, keys in (("lacks", missing), ("has besides", extra)) if keys]
-    return f"{len(wanted)} tensors wanted, {len(weights)} found; {'; '.join(told)}. Is it another architecture?"
+    differences = [
+        f"it {verb} {some(sorted(keys))}" for verb, keys in (("lacks", missing), ("has besides", extra)) if keys
+    ]
+    return f"{len(wanted)} tensors wanted, {len(weights)} found; {'; '.join(differences)}. Is it another architecture?"
 
 
 def _renamed(weights: Weights, wanted: Weights) -> tuple[str, str] | None:

@@ -48,7 +48,7 @@ def identity(config: Config, checksum: str, teacher_id: str | None = None) -> di
     outside stands in it by the hash of its content.
     """
     task = task_of(config)
-    found = {
+    values = {
         "schema": SCHEMA,
         "task": task.name,
         "dataset": {
@@ -64,25 +64,29 @@ def identity(config: Config, checksum: str, teacher_id: str | None = None) -> di
         "deterministic": config.engine.deterministic,
         "teacher": _teacher(config, checksum, teacher_id),
     }  # fmt: skip
-    return canonical(found, "")
+    return canonical(values, "")
 
 
-def digest(found: dict[str, Any]) -> str:
+def digest(identity: dict[str, Any]) -> str:
     """16 hex digits of the SHA-256 of an identity."""
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def group(found: dict[str, Any]) -> str:
+def group(identity: dict[str, Any]) -> str:
     """The identity without the seed: runs of one group differ by their seed alone."""
-    return digest({key: value for key, value in found.items() if key != "seed"})
+    return digest({key: value for key, value in identity.items() if key != "seed"})
 
 
-def folder(config: Config, found: dict[str, Any]) -> Path:
+def folder(config: Config, identity: dict[str, Any]) -> Path:
     """outputs/runs/<dataset>/<method>/<teacher>-<student>/<group>/seed<k>, by their labels; a run of another label is found.
 
     Labels are no part of the identity. Where this run was begun under another label, its folder is the one that it has.
     """
-    runs, method, tail = Path(config.outputs, "runs"), "+".join(config.method), (group(found)[:8], f"seed{config.seed}")
+    runs, method, tail = (
+        Path(config.outputs, "runs"),
+        "+".join(config.method),
+        (group(identity)[:8], f"seed{config.seed}"),
+    )
     pair = f"{safe(label(config.teacher))}-{safe(label(config.student))}"
     expected = runs.joinpath(safe(dataset_label(config.dataset)), method, pair, *tail)
     if (expected / records.NAME).is_file():
@@ -92,7 +96,7 @@ def folder(config: Config, found: dict[str, Any]) -> Path:
             record = records.read(other)
         except KdrunError:
             continue  # what cannot be read is no run of ours
-        if record is not None and record["id"] == digest(found):
+        if record is not None and record["id"] == digest(identity):
             return other
     return expected
 
@@ -220,13 +224,13 @@ def canonical(value: Any, path: str) -> Any:
 
 def flat(identity: dict, prefix: str = "") -> dict[str, str]:
     """{dotted key: value as text} of an identity, without its seed and schema number."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for key, value in identity.items():
         if isinstance(value, dict) and value:
-            found |= flat(value, f"{prefix}{key}.")
+            texts |= flat(value, f"{prefix}{key}.")
         elif prefix or key not in ("seed", "schema"):
-            found[prefix + key] = as_text(value)
-    return found
+            texts[prefix + key] = as_text(value)
+    return texts
 
 
 def as_text(value: Any) -> str:

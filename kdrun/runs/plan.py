@@ -52,14 +52,14 @@ class Plan:
 
     def finished(self) -> dict[str, Any] | None:
         """The record of a finished run, unless rerun=true asks for another. A run that ended in NaN needs rerun=true."""
-        found = None if self.config.rerun else self.record()
-        if found is None:
+        record = None if self.config.rerun else self.record()
+        if record is None:
             return None
-        if found["id"] != self.id:
-            raise KdrunError(f"{self.folder} holds another run ({found['id']}, not {self.id}); rerun=true replaces it")
-        if found["status"] == "nan":
-            raise KdrunError(f"{self.folder} ended in NaN: {found['error']['message']}. rerun=true starts it over")
-        return found if found["status"] == "done" else None
+        if record["id"] != self.id:
+            raise KdrunError(f"{self.folder} holds another run ({record['id']}, not {self.id}); rerun=true replaces it")
+        if record["status"] == "nan":
+            raise KdrunError(f"{self.folder} ended in NaN: {record['error']['message']}. rerun=true starts it over")
+        return record if record["status"] == "done" else None
 
 
 def make_plan(config: Config, datasets: dict[str, tuple[str, Any]] | None = None) -> Plan:

@@ -158,16 +158,16 @@ def _around(module: str) -> Iterator[Place]:
 
 def _local(root: Place) -> list[Place]:
     """A module and, through imports, the local ones that it needs."""
-    found, waiting = {root.name: root}, [root]
+    places, waiting = {root.name: root}, [root]
     while waiting:
         place = waiting.pop()
         for name in _imports(place):
-            if name not in found and _is_local(name):
+            if name not in places and _is_local(name):
                 other = locate(name)
                 if other is not None:
-                    found[name] = other
+                    places[name] = other
                     waiting.append(other)
-    return list(found.values())
+    return list(places.values())
 
 
 def _shipped(place: Place, seen: dict[Path, None]) -> None:
@@ -183,12 +183,12 @@ def _shipped(place: Place, seen: dict[Path, None]) -> None:
 def _imports(place: Place) -> list[str]:
     """Every module that a source may import, with the packages around each; names that are no modules among them."""
     tree = _tree(place.file)
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for node in ast.walk(tree) if tree is not None else ():
         for name in _named(node, place.package):
             parts = name.split(".")
-            found |= dict.fromkeys(".".join(parts[: end + 1]) for end in range(len(parts)))
-    return list(found)
+            names |= dict.fromkeys(".".join(parts[: end + 1]) for end in range(len(parts)))
+    return list(names)
 
 
 def _named(node: ast.AST, package: str) -> Iterator[str]:

@@ -21,7 +21,7 @@ def correct(logits_BK: Tensor, label_B: Tensor) -> Tensor:
     return (logits_BK.argmax(1) == label_B).sum()
 
 
-def score(logits_NK: Tensor, labels_N: Tensor) -> float:
+def accuracy(logits_NK: Tensor, labels_N: Tensor) -> float:
     """Top-1 accuracy in [0, 1]."""
     return correct(logits_NK, labels_N).item() / len(labels_N)
 
@@ -50,7 +50,7 @@ class LogitsEvaluator:
     def result(self) -> Evaluation:
         logits_NK, labels_N = torch.cat(self.logits), torch.cat(self.labels)
         predictions = {"logits": logits_NK, "labels": labels_N}
-        return Evaluation({"accuracy": score(logits_NK, labels_N)}, mean_loss(logits_NK, labels_N), predictions)
+        return Evaluation({"accuracy": accuracy(logits_NK, labels_N)}, mean_loss(logits_NK, labels_N), predictions)
 
 
 def calibration(logits_NK: Tensor, labels_N: Tensor, bins: int = 15) -> dict[str, Any]:
@@ -61,10 +61,10 @@ def calibration(logits_NK: Tensor, labels_N: Tensor, bins: int = 15) -> dict[str
     (images / all images) |accuracy - confidence| (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017).
     """
     logits_NK, labels_N = logits_NK.cpu().double(), labels_N.cpu()  # a GPU's weighted bincount is not deterministic
-    sure_N, said_N = logits_NK.softmax(1).max(1)
+    sure_N, predicted_N = logits_NK.softmax(1).max(1)
     bin_N = (sure_N * bins).ceil().long().sub(1).clamp(0, bins - 1)
     images_M = torch.bincount(bin_N, minlength=bins)
-    sure_M, right_M = (torch.bincount(bin_N, x.double(), minlength=bins) for x in (sure_N, said_N == labels_N))
+    sure_M, right_M = (torch.bincount(bin_N, x.double(), minlength=bins) for x in (sure_N, predicted_N == labels_N))
     return {
         "ece": round((sure_M - right_M).abs().sum().item() / len(labels_N), 6), "images": images_M.tolist(),
         "confidence": _shares(sure_M, images_M), "accuracy": _shares(right_M, images_M),

@@ -40,7 +40,7 @@ def weakness(
     chance, it is what its recipe made of it. A checkpoint from outside has None: it must not be near chance, nor far better with its
     classes renamed, or as `normalisation` says.
     """
-    score = image.score(logits_NK, labels_N)
+    score = image.accuracy(logits_NK, labels_N)
     what = f"its test accuracy is {100 * score:.2f}"
     if recorded is not None:
         if score >= recorded - max(0.02, 3 * _error(recorded, len(labels_N))):
@@ -63,7 +63,7 @@ def is_near_chance(logits_NK: Tensor, labels_N: Tensor) -> bool:
     """At most a tenth of the way from chance to 1 above it, or within two standard errors."""
     chance = chance_of(labels_N, logits_NK.shape[1])
     near = max(0.1 * (1 - chance), 2 * _error(chance, len(labels_N)))
-    return image.score(logits_NK, labels_N) < chance + near
+    return image.accuracy(logits_NK, labels_N) < chance + near
 
 
 def better_normalisation(
@@ -102,7 +102,7 @@ def _other_order(logits_NK: Tensor, labels_N: Tensor, classes: Sequence[str]) ->
     true_of_K = cells.view(kinds, kinds).argmax(0)  # the true class that each predicted class mostly is
     renamed = true_of_K[logits_NK.argmax(1).cpu()]
     score = (renamed == labels_N.cpu()).float().mean().item()
-    least = image.score(logits_NK, labels_N) + max(MUCH, 3 * _error(0.5, len(labels_N)))
+    least = image.accuracy(logits_NK, labels_N) + max(MUCH, 3 * _error(0.5, len(labels_N)))
     if len(set(true_of_K.tolist())) < kinds or score < max(0.5, least):
         return None
     other = next((k for k in range(kinds) if true_of_K[k] != k), None)

@@ -45,7 +45,7 @@ def _builder(path: str) -> Callable[..., Any]:
     if not module or not name:
         raise KdrunError(f"path '{path}' is not module:function, as in path=my_package.models:small_net")
     try:
-        found: Any = importlib.import_module(module)
+        target: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name and not f"{module}.".startswith(f"{error.name}."):
             raise KdrunError(f"{module} of path={path} imports what is not installed: {error}") from error
@@ -53,17 +53,17 @@ def _builder(path: str) -> Callable[..., Any]:
             f"cannot import {module} of path={path}: {error}. It is looked for from the current folder on"
         ) from error
     for part in name.split("."):
-        if not hasattr(found, part):
-            known = [key for key in vars(found) if not key.startswith("_")] if hasattr(found, "__dict__") else []
+        if not hasattr(target, part):
+            known = [key for key in vars(target) if not key.startswith("_")] if hasattr(target, "__dict__") else []
             raise KdrunError(f"module {module} has no '{name}'. {choices(name, known)}")
-        found = getattr(found, part)
-    if isinstance(found, nn.Module):
+        target = getattr(target, part)
+    if isinstance(target, nn.Module):
         raise KdrunError(
             f"{path} is a model and no function that builds one, so it would be the same for every seed and role; give a function"
         )
-    if not callable(found):
-        raise KdrunError(f"{path} is {type(found).__name__}, and no function or class that builds an nn.Module")
-    return found
+    if not callable(target):
+        raise KdrunError(f"{path} is {type(target).__name__}, and no function or class that builds an nn.Module")
+    return target
 
 
 def _call(builder: Callable[..., Any], path: str, classes: int, arguments: dict[str, Any]) -> Any:
