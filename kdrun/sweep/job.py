@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from kdrun.config.checks import validate
 from kdrun.errors import ExitError, KdrunError
 from kdrun.runs import record as records
-from kdrun.runs.identity import label_of
+from kdrun.runs.labels import label_of
 from kdrun.runs.plan import Plan, make_plan, with_protocol
 from kdrun.runs.source import changed_code
 from kdrun.screen import Screen, clock
