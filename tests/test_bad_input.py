@@ -217,7 +217,7 @@ BUILD = [
     ("temperature-infinite", f"{TINY} method.kd.temperature=inf", "method.kd.temperature is inf|finite", 1),
     ("temperature-huge", f"{TINY} method.kd.temperature=1e9", "method.kd.temperature is 1e+09|1e+06|method=logits", 1),
     ("networks", f"{TINY} method=dml method.dml.networks=1", "method.dml.networks is 1|at least 2", 1),
-    ("stages-together", f"{TINY} method=[fitnet,kd]", "fitnet|stands alone|method=fitnet", 1),
+    ("stages-together", f"{TINY} method=[fitnet,kd]", "fitnet|cannot be combined|method=fitnet", 1),
     ("needs", f"--config-dir {{files}}/boxes plugins=[needy] {TINY} method=boxes", "'boxes'|digits does not give|index, input, label", 1),
     ("weights-zero", f"{TINY} method.kd.weights.soft=0 loss.task=0", "every term has weight 0|kd.soft", 1),
     ("term", f"{TINY} +method.kd.weights.foo=1", "'foo'|Choices: |soft", 1),

@@ -85,7 +85,10 @@ def test_a_study_goes_on_and_the_holdout_decides(tmp_path):
             [*HELD, "method.kd.temperature=tag(log,range(1,9))"],
             "method.kd.temperature=tag(log,range(1,9)): a range cannot",
         ),
-        ([*HELD, *SPACE, "hydra.sweeper.trials=0"], "hydra.sweeper.trials is 0; it must be a whole number of 1 or more"),
+        (
+            [*HELD, *SPACE, "hydra.sweeper.trials=0"],
+            "hydra.sweeper.trials is 0; it must be a whole number of 1 or more",
+        ),
         ([*HELD, *SPACE, "hydra.sweeper.at_once=0"], "hydra.sweeper.at_once is 0; it must be"),
         ([*HELD, *SPACE, "hydra.sweeper.study=."], "hydra.sweeper.study=. cannot be opened (unable to open"),
         (
