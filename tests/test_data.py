@@ -311,7 +311,9 @@ def test_broken_and_odd_images_are_named(load, folder, memory):
 
     path = folder / "train" / "dog" / "03.png"
     paint(path, (10, 8), 0)
-    with pytest.raises(KdrunError, match=r"dog/03.png is 10 x 8 px, the first image is 8 x 8: dataset.size=8 resizes all"):
+    with pytest.raises(
+        KdrunError, match=r"dog/03.png is 10 x 8 px, the first image is 8 x 8: dataset.size=8 resizes all"
+    ):
         use()
     path.write_bytes(b"not an image")
     with pytest.raises(KdrunError, match=r"dog/03.png cannot be read as an image") as caught:
