@@ -1,4 +1,4 @@
-"""What the user sees while a run trains: a progress bar on a terminal, a line now and then elsewhere."""
+"""What the user sees while a run trains: a progress bar on a terminal, else a line from time to time."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 
 def clock(seconds: float) -> str:
-    """1:05, 2:03:04: minutes and seconds, hours where there are any."""
+    """A time as 1:05 (minutes and seconds) or 2:03:04 (with hours)."""
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def about(seconds: float) -> str:
-    """A time that was estimated: as `clock`, in days from two days on."""
+    """An estimated time: as `clock`; two days and more are given in days."""
     return f"{seconds / 86400:.0f} days" if seconds >= 2 * 86400 else clock(seconds)
 
 
 def again(arguments: Iterable[str]) -> str:
-    """How a run that stopped is taken up again: with rerun=true its command would start it over."""
+    """The command that resumes a run that stopped. The same command with rerun=true would start the run from the beginning."""
     for argument in arguments:
         key, _, value = argument.lstrip("+").partition("=")
         if key.strip() == "rerun" and value.strip().lower() not in ("false", "off", "no", "0"):
@@ -34,9 +34,9 @@ def again(arguments: Iterable[str]) -> str:
 
 
 class Screen:
-    """Speaks to the terminal, and repeats every line into the run's log.txt once there is one.
+    """Prints lines on the terminal, and writes each of them into log.txt of the run as soon as that file is known.
 
-    `brief` (a sweep) says one line per run instead of one per epoch.
+    `brief` (in a sweep): one line per run instead of one per epoch.
     """
 
     def __init__(self, brief: bool = False):
@@ -50,7 +50,7 @@ class Screen:
         self.test: str | None = None  # the last test score, as it is shown
 
     def say(self, line: str) -> None:
-        """One line, on the screen and in the log."""
+        """Print one line on the screen, and write it into the log."""
         self.console.print(line, markup=False)
         self.said.append(line)
         self.note(line)
@@ -60,7 +60,7 @@ class Screen:
             self.say(line)
 
     def note(self, line: str) -> None:
-        """A line for the log alone."""
+        """Write one line only into the log."""
         if self.log is not None:
             with open(self.log, "a", encoding="utf-8") as file:
                 file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {line}\n")
@@ -100,7 +100,7 @@ class Screen:
             self.bar.update(self.task, completed=self.first + self.ticks, words=f"{words}  eta {clock(eta)}")
 
     def end_epoch(self, epoch: Any, test: str | None, speed: str) -> None:
-        """An epoch is over; off a terminal a line is due every ten seconds at most, and for the last epoch."""
+        """Report an epoch. Without a progress bar, a line is printed at most every ten seconds, and for the last epoch."""
         self.test = test
         parts = [f"{self.label}  epoch {epoch.epoch}/{epoch.epochs}", f"loss {epoch.loss['total']:.4f}"]
         parts += [f"test {test}"] if test is not None else []

@@ -14,7 +14,7 @@ from kdrun.engine.precision import resolve
 from kdrun.engine.teacher import ready_teacher, trained_weights
 from kdrun.errors import KdrunError
 from kdrun.runs.folder import clear, hold
-from kdrun.runs.identity import label, run_name
+from kdrun.runs.labels import label, run_name
 from kdrun.runs.plan import Plan, describe, score
 from kdrun.screen import Screen
 from kdrun.tasks import task_of

@@ -200,7 +200,9 @@ def test_nothing_in_a_file_is_executed(bomb, name, beside, zipped, source, tmp_p
     monkeypatch.chdir(tmp_path)
     content = {"state_dict": source.state_dict(), "args": bomb} if beside else {"state_dict": bomb}
     torch.save(content, "a.pth", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(KdrunError, match=r"a.pth is refused: .*executes none. Save the state dict alone") as caught:
+    with pytest.raises(
+        KdrunError, match=r"a.pth is refused: .*executes no code from a file. Save only the state dict"
+    ) as caught:
         load_weights("a.pth")
     assert name in str(caught.value) or "getattr" in str(caught.value)
     assert not pathlib.Path("executed").exists()
@@ -231,14 +233,16 @@ def test_a_whole_model_is_refused_by_its_class(source, tmp_path):
         assert "test_checkpoints.Net" in message
         assert "torch.save(model.state_dict(), FILE)" in message
     torch.save(source, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    with pytest.raises(KdrunError, match=r"old.pth is refused: it holds a module with its class .*Save the state dict"):
+    with pytest.raises(
+        KdrunError, match=r"old.pth is refused: it holds a module with its class .*Save only the state dict"
+    ):
         load_weights(tmp_path / "old.pth")
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_program_is_refused(source, tmp_path):
     torch.jit.trace(source, torch.randn(2, 3, 6, 6)).save(tmp_path / "a.pt")
-    with pytest.raises(KdrunError, match="TorchScript program, and kdrun executes none"):
+    with pytest.raises(KdrunError, match="TorchScript program, and kdrun executes no code from a file"):
         load_weights(tmp_path / "a.pt")
 
 
@@ -318,7 +322,7 @@ def test_other_names_for_the_same_shapes_are_called_that(source, tmp_path):
     other = renamed(source.state_dict(), lambda name: name.replace("fc.", "linear."))
     for weights in (other, {name: value for name, value in other.items() if "num_batches" not in name}):
         message = refused(weights, tmp_path)
-        assert "only names differ: 'linear.weight' in the file is 'fc.weight' in the model" in message
+        assert "only the names differ: 'linear.weight' in the file is 'fc.weight' in the model" in message
         assert "architecture" not in message
 
 

@@ -212,7 +212,7 @@ def test_loader_errors(load):
     assert len(list(loader(dataset, split="test", batch_size=512, augment=None).batches())) == 1
     with pytest.raises(KdrunError, match="batch size 0 must be 1 or more"):
         loader(dataset, batch_size=0)
-    with pytest.raises(KdrunError, match="padding=8 cannot be reflected in 8 px images: at most 7"):
+    with pytest.raises(KdrunError, match="padding=8 is too large for crop=reflect in 8 px images: use at most 7"):
         loader(dataset, augment=Augment("reflect", 8, True))
 
 
@@ -312,7 +312,9 @@ def test_broken_and_odd_images_are_named(load, folder, memory):
 
     path = folder / "train" / "dog" / "03.png"
     paint(path, (10, 8), 0)
-    with pytest.raises(KdrunError, match=r"dog/03.png is 10 x 8 px, the first image 8 x 8: dataset.size=8 resizes all"):
+    with pytest.raises(
+        KdrunError, match=r"dog/03.png is 10 x 8 px, the first image is 8 x 8: dataset.size=8 resizes all"
+    ):
         use()
     path.write_bytes(b"not an image")
     with pytest.raises(KdrunError, match=r"dog/03.png cannot be read as an image") as caught:
@@ -360,8 +362,8 @@ def test_folder_errors_come_with_the_checksum(folder, tmp_path, spoil, message):
     [
         ("image_folder", {}, r"dataset.root is not set: image_folder needs dataset.root=FOLDER with train/<class>"),
         ("image_folder", {"size": 0}, r"dataset.size=0 must be a side in px"),
-        ("digits", {"size": 16}, r"dataset.size=16: the images of digits are 8 px"),
-        ("cifar10", {"memory": "never"}, r"dataset.memory=never: cifar10 always lies in memory"),
+        ("digits", {"size": 16}, r"dataset.size=16: the images of digits have 8 px"),
+        ("cifar10", {"memory": "never"}, r"dataset.memory=never: cifar10 is always in memory"),
     ],
 )
 def test_setting_errors(tmp_path, name, changes, message):

@@ -176,7 +176,7 @@ def test_unused_val_and_untested_classes_are_told(root):
     paint(root / "val/cat")
     paint(root / "train/cow", bright=60)
     notes = load(root).notes
-    assert notes[0].startswith(f"{root}/val is not used, for there is test/")
+    assert notes[0].startswith(f"{root}/val is not used, because there is test/")
     assert notes[1:] == [f"{root}/test has no image of cow"]
 
 
@@ -195,9 +195,9 @@ def test_unused_val_and_untested_classes_are_told(root):
         ("digits", {"std": [1000, 1000, 1000]}, r"up to 1, one for each of red, green and blue; null computes them"),
         ("digits", {"mean": [0.305]}, r"as in 'dataset.mean=\[0.305,0.305,0.305\]'"),
         ("digits", {"mean": []}, r"dataset.mean=\[\] must be three numbers"),
-        ("digits", {"root": "x"}, r"dataset.root=x: digits come with scikit-learn.*dataset=image_folder"),
-        ("digits", {"size": 16}, r"dataset.size=16: the images of digits are 8 px"),
-        ("cifar100", {"memory": "never"}, r"dataset.memory=never: cifar100 always lies in memory"),
+        ("digits", {"root": "x"}, r"dataset.root=x: the digits are part of scikit-learn.*dataset=image_folder"),
+        ("digits", {"size": 16}, r"dataset.size=16: the images of digits have 8 px"),
+        ("cifar100", {"memory": "never"}, r"dataset.memory=never: cifar100 is always in memory"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused_before_any_data(tmp_path, name, changes, message):

@@ -13,7 +13,8 @@ from kdrun.config.checks import validate
 from kdrun.config.nodes import register_nodes
 from kdrun.config.schema import Config, conf_folder
 from kdrun.runs import record as records
-from kdrun.runs.identity import dataset_label, digest, folder, group, identity, label, label_of, teacher_config
+from kdrun.runs.identity import digest, folder, group, identity, teacher_config
+from kdrun.runs.labels import dataset_label, label, label_of
 
 DOCS = (Path(__file__).parents[1] / "docs" / "records.md").read_text(encoding="utf-8")
 CHECKSUM = "ab12"

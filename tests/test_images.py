@@ -112,7 +112,7 @@ def test_floats_in_0_to_1_are_scaled_and_others_refused(tmp_path):
         (np.where(GREY > 99, np.nan, 0.5), "nan"),
         (GREY - 1.0, "-1"),
     ):
-        with pytest.raises(KdrunError, match=rf"x.tif has floats from {told}.*scale all images alike"):
+        with pytest.raises(KdrunError, match=rf"x.tif has floats from {told}.*scale all images by the same factor"):
             rgb_of(Image.fromarray(wrong.astype(np.float32)), tmp_path, "tif")
 
 
@@ -156,7 +156,7 @@ def test_a_transparent_colour_is_white(tmp_path, kind, mode, clear):
 
 def test_a_drawing_that_white_would_hide_is_refused(tmp_path):
     white = np.full_like(GREY, 255)
-    with pytest.raises(KdrunError, match=r"x.png is white on a transparent ground.*lay it over another colour"):
+    with pytest.raises(KdrunError, match=r"x.png is white on a transparent ground.*put another colour behind it"):
         rgb_of(Image.fromarray(np.dstack([white, white, white, GREY]), "RGBA"), tmp_path, "png")
     assert rgb_of(Image.new("RGBA", (8, 8), (9, 9, 9, 0)), tmp_path, "png").min() == 255  # an empty one is just white
 
@@ -176,7 +176,7 @@ def test_the_first_of_several_images_is_used_and_that_is_said(tmp_path):
     tree(root, Image.fromarray, "tif", save_all=True, append_images=[Image.new("L", (8, 8), 255)] * 2)
     dataset = loaded(root)
     assert dataset.train.images.max() < 255
-    assert dataset.notes == [f"{root}/train/a/0.tif holds 3 images: the first alone is used, of every such file"]
+    assert dataset.notes == [f"{root}/train/a/0.tif holds 3 images: only the first image of such a file is used"]
 
 
 def test_exif_orientation_is_ignored(tmp_path):
@@ -237,7 +237,7 @@ def test_a_flat_channel_and_few_levels_are_told(tmp_path):
     assert "one level nearly everywhere (of 255: green 0, blue 7)" in flat.notes[0]
     assert loaded(tmp_path / "flat", mean=[0.5] * 3, std=[0.2] * 3).notes == []  # nothing is computed
     twelve = loaded(tree(tmp_path / "twelve", lambda x: Image.fromarray(x.astype(np.uint16) * 16)))
-    assert "use levels 0 to 13 of 0 to 255 alone: masks, or 12 bits saved as 16?" in twelve.notes[0]
+    assert "only use levels 0 to 13 of 0 to 255: are they masks, or 12 bits saved as 16?" in twelve.notes[0]
 
 
 def test_a_cached_mean_gives_the_same_notes(tmp_path):

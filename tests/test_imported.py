@@ -163,8 +163,8 @@ def test_arguments_join_and_may_say_the_classes_themselves(nets):
         ("depth", {}, "missing a required argument: 'depth'; arguments={NAME: VALUE} gives it. It takes depth"),
         ("two", {}, "missing a required argument: 'depth'"),
         ("second", {}, "missing a required argument: 'width'"),
-        ("ready", {}, "odd_nets:ready is a model and no function that builds one"),
-        ("number", {}, "odd_nets:number is int, and no function or class"),
+        ("ready", {}, "odd_nets:ready is a model, not a function that builds one"),
+        ("number", {}, "odd_nets:number is int, not a function or class"),
         ("Factory.nothing", {}, "has no 'Factory.nothing'"),
     ],
 )
@@ -197,7 +197,7 @@ def test_torchvision_models_take_their_name_for_it():
 def test_a_missing_package_of_the_user_s_module_is_called_that(nets):
     (nets / "wants.py").write_text("import not_installed_anywhere\n")
     with pytest.raises(
-        KdrunError, match=r"wants of path=wants:f imports what is not installed: .*not_installed_anywhere"
+        KdrunError, match=r"wants of path=wants:f imports a module that is not installed: .*not_installed_anywhere"
     ):
         MODELS.get("import")(7, path="wants:f")
 

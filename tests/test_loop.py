@@ -340,7 +340,7 @@ def test_a_line_of_the_curve_is_the_means_over_its_images(tmp_path):
     (line,) = run.curve
     assert line["loss"]["task"] == pytest.approx(image.mean_loss(logits, run.train.labels), rel=1e-4)
     assert line["loss"]["total"] == line["loss"]["task"]
-    assert line["train_score"] == pytest.approx(image.score(logits, run.train.labels))
+    assert line["train_score"] == pytest.approx(image.accuracy(logits, run.train.labels))
     assert (line["step"], line["epoch"]) == (4, 1)
     assert line["test"]["loss"] == pytest.approx(
         evaluate(TASK, run.distillation.student.module, run.evals["test"]).loss

@@ -530,7 +530,7 @@ def test_crd_relaxed_trains():
 
 def test_crd_says_how_large_its_banks_are():
     """Banks that cannot fit stop before they are made."""
-    with pytest.raises(KdrunError, match=r"crd's two memory banks of 24 x 100,000,000,000 take 17,881.4 GiB of the"):
+    with pytest.raises(KdrunError, match=r"crd's two memory banks of 24 x 100,000,000,000 need 17,881.4 GiB of the"):
         build("crd", dim=100_000_000_000)
 
 

@@ -234,7 +234,7 @@ def test_methods_combine(pair, alone):
 def test_a_method_with_stages_stands_alone(staged, other):
     """A method of several stages beside another stops with one sentence, in either order."""
     for names in ((staged, other), (other, staged)):
-        message = f"{staged} has training stages of its own and stands alone: method={staged}"
+        message = f"{staged} has its own training stages and cannot be combined with other methods: method={staged}"
         with pytest.raises(KdrunError, match=message):
             build(*names)
 
@@ -448,7 +448,7 @@ def test_what_a_method_is_given_is_what_the_page_says():
 
 def test_a_method_that_needs_a_teacher_says_so():
     """teacher=none under a method that needs one stops with a sentence."""
-    with pytest.raises(KdrunError, match="method 'kd' needs a teacher and teacher=none was asked for"):
+    with pytest.raises(KdrunError, match="method 'kd' needs a teacher, and this run has teacher=none"):
         Distillation(
             net(), None, {"kd": (METHODS.get("kd"), settings("kd")["kd"])},
             data=DataFacts(ROWS, LABELS, CLASSES, batch(2)["input"]), task=image.loss,

@@ -185,7 +185,7 @@ def test_methods_and_models_list_plugins(project, capsys):
             assert run([verb, flag]) == 0
             assert len(capsys.readouterr().out.splitlines()) < 8
         assert run([verb, "plugins=[nomine]"]) == 1
-        assert "It is looked for from the current folder" in capsys.readouterr().err
+        assert "It must be in the current folder" in capsys.readouterr().err
         assert run([verb, "extra"]) == 2
         assert f"'{verb}' takes plugins=[MODULE] alone" in capsys.readouterr().err
     forget()

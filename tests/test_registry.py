@@ -121,8 +121,8 @@ def test_two_plugins_of_one_name(plugin, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("@register\ndef mine(pair): pass", "method 'mine' of mine is no Method; it must be a class"),
-        ("@register\nclass Mine: pass", "method 'mine' of mine is no Method"),
+        ("@register\ndef mine(pair): pass", "method 'mine' of mine is not a Method; it must be a class"),
+        ("@register\nclass Mine: pass", "method 'mine' of mine is not a Method"),
         ("@register\nclass KD(Method): pass", "method 'kd' of mine has the name of a built-in; rename it"),
         ("@model\ndef resnet8(classes): pass", "model 'resnet8' of mine has the name of a built-in"),
         ("@model(name='none')\ndef mine(classes): pass", "model 'none' of mine has the name of a built-in"),
@@ -182,7 +182,7 @@ REFUSED = {  # an argument -> words of the one line, beside file and name
     "temperature: float = 4.0, *, power: int": ("'temperature'", "by position"),
     "*args": ("'*args'", "no config and no record", "Name each"),
     "*, power: int, **options": ("'**options'", "no config and no record", "Name each"),
-    "*, act=nn.ReLU": ("ReLU", "'act'", "cannot hold", "give a name"),
+    "*, act=nn.ReLU": ("ReLU", "'act'", "cannot hold", "Use a name"),
     "*, act: nn.Module = None": ("'act: nn.Module'", "cannot hold", "Literal[...]"),
     "*, act: Unknown = 1": ("'act: Unknown'", "cannot hold"),
     "*, act: Callable[[int], int]": ("'act: Callable", "cannot hold"),

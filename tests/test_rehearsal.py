@@ -255,7 +255,7 @@ def test_another_normalisation_is_recognised() -> None:
     words = better_normalisation(model, batches, [0.5] * 3, [0.25] * 3)
     assert words is not None
     assert "ImageNet's" in words
-    assert "with which it has 100: 'dataset.mean=[0.485,0.456,0.406]'" in words
+    assert "with it the accuracy is 100: 'dataset.mean=[0.485,0.456,0.406]'" in words
     right = [{"input": (images - mean) / std, "label": labels}]
     assert better_normalisation(model, right, mean.flatten().tolist(), std.flatten().tolist()) is None
 

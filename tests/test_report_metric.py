@@ -20,7 +20,7 @@ from kdrun.report.strips import gain_chart, score_chart
 from kdrun.report.style import table_styles
 from kdrun.report.summary import text as summary
 from kdrun.report.text import gain
-from kdrun.runs.identity import run_name
+from kdrun.runs.labels import run_name
 from kdrun.tasks.metric import ACCURACY, Metric
 
 RMSE = Metric("rmse", "RMSE", "px", higher_is_better=False)

@@ -69,12 +69,12 @@ def test_a_study_goes_on_and_the_holdout_decides(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (SPACE, "a search chooses on the holdout, never on the test set: say dataset.holdout=N protocol=holdout"),
-        ([*HELD, "seed=0,1"], "a search over seeds picks the luckiest one"),
+        (SPACE, "a search uses the holdout and never the test set; add dataset.holdout=N protocol=holdout"),
+        ([*HELD, "seed=0,1"], "a search over seeds only chooses the luckiest seed"),
         (HELD, "a search needs a dimension"),
         (
             [*HELD, "method.kd.temperature=interval(10,1)"],
-            "method.kd.temperature=interval(10,1) is empty: the lower end",
+            "method.kd.temperature=interval(10,1) is empty; write the lower end",
         ),
         (
             [*HELD, "method.kd.temperature=tag(log,interval(0,1))"],
@@ -83,9 +83,12 @@ def test_a_study_goes_on_and_the_holdout_decides(tmp_path):
         ([*HELD, "method.kd.temperature=range(0,0)"], "method.kd.temperature=range(0,0) is empty: the end of a range"),
         (
             [*HELD, "method.kd.temperature=tag(log,range(1,9))"],
-            "method.kd.temperature=tag(log,range(1,9)): a range is no",
+            "method.kd.temperature=tag(log,range(1,9)): a range cannot",
         ),
-        ([*HELD, *SPACE, "hydra.sweeper.trials=0"], "hydra.sweeper.trials is 0; it must be a whole number from 1 on"),
+        (
+            [*HELD, *SPACE, "hydra.sweeper.trials=0"],
+            "hydra.sweeper.trials is 0; it must be a whole number of 1 or more",
+        ),
         ([*HELD, *SPACE, "hydra.sweeper.at_once=0"], "hydra.sweeper.at_once is 0; it must be"),
         ([*HELD, *SPACE, "hydra.sweeper.study=."], "hydra.sweeper.study=. cannot be opened (unable to open"),
         (

@@ -211,7 +211,7 @@ class Token(nn.Module):
 def test_until_refuses_what_it_cannot_part():
     """Training the root for its own parameter would train all that it contains, behind the tap too."""
     with pytest.raises(
-        KdrunError, match=r"up to 'first' cannot be told apart: Token has parameters of its own .* such as Linear"
+        KdrunError, match=r"up to 'first' cannot be separated: Token has its own parameters, .* such as Linear"
     ):
         Tapped(Token(), ["first"]).until("first", x())
     whole = Tapped(Token(), ["last"])

@@ -1,6 +1,6 @@
 """The options of a builder: its keyword-only arguments, with the types and defaults that a config can hold.
 
-Of kdrun's own builders they are read from the source, of others from the function itself. Annotations are looked at, never run.
+For kdrun's own builders they are read from the source, for others from the function itself. Annotations are read and never run.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import Any, Literal, Optional, Union
 from kdrun import errors
 from kdrun.errors import KdrunError
 
-REQUIRED = object()  # the default of an argument that has none
+REQUIRED = object()  # stands for the default of an argument without a default
 ACCEPTED = "int, float, bool, str, list[...], dict[str, ...], Literal[...] of strings or numbers, X | None and Any"
 SIMPLE = (int, float, bool, str)
 LISTS = (list, tuple, Sequence)
-NAMES = {**vars(typing), **vars(builtins)}  # what an annotation may name without an import that is known here
+NAMES = {**vars(typing), **vars(builtins)}  # names that an annotation may use without an import
 
 
 @dataclass(frozen=True)
 class Argument:
-    """A keyword-only argument: its type as a config holds it, its default, and its values where only some are allowed."""
+    """A keyword-only argument: its type in a config, its default, and the allowed values (empty: all)."""
 
     kind: Any
     default: Any = REQUIRED
@@ -36,27 +36,27 @@ class Argument:
 
 def read(node: ast.FunctionDef) -> dict[str, Argument]:
     """The keyword-only arguments of a function of kdrun's own, from its source."""
-    found = {}
+    arguments = {}
     for argument, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
         kind, choices = accepted(_object(argument.annotation, NAMES) if argument.annotation else Any)
         value = REQUIRED if default is None else ast.literal_eval(default)
-        found[argument.arg] = Argument(Optional[kind] if value is None else kind, value, choices)
-    return found
+        arguments[argument.arg] = Argument(Optional[kind] if value is None else kind, value, choices)
+    return arguments
 
 
 def of_builder(builder: Callable[..., Any], given: Sequence[str], parents: Sequence[Any] = ()) -> dict[str, Argument]:
-    """The keyword-only arguments of a user's builder. `given`: what it gets by position.
+    """The keyword-only arguments of a user's builder. `given`: names of the arguments that it gets by position.
 
-    `**options` stands for the keyword arguments of the builder that comes next in `parents`. Any other argument is an error: its
-    value would be in no config and in no record.
+    `**options` stands for the keyword arguments of the next builder in `parents`. Any other argument is an error: no config and no
+    record would hold its value.
     """
-    found: dict[str, Argument] = {}
+    arguments: dict[str, Argument] = {}
     where, positional = place(builder), 0
     for parameter in inspect.signature(builder).parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY:
-            found[parameter.name] = _argument(parameter, builder, where)
+            arguments[parameter.name] = _argument(parameter, builder, where)
         elif parameter.kind is parameter.VAR_KEYWORD and (inherited := _next(parents, given)):
-            found = {**inherited, **found}
+            arguments = {**inherited, **arguments}
         elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD) and positional < len(given):
             positional += 1
         else:
@@ -65,11 +65,11 @@ def of_builder(builder: Callable[..., Any], given: Sequence[str], parents: Seque
         raise KdrunError(
             f"{where} must take {', '.join(given)}, and its options after a `*`, as in {_example(given, 'width')}"
         )
-    return found
+    return arguments
 
 
 def place(builder: Any) -> str:
-    """Where a user's function stands: file, line and name."""
+    """Where a user's function is defined: file, line and name."""
     code = getattr(inspect.unwrap(builder), "__code__", None)
     where = f"{Path(code.co_filename).name}:{code.co_firstlineno}" if code else getattr(builder, "__module__", "")
     return f"{where}: {builder.__qualname__}"
@@ -83,10 +83,10 @@ def _refuse(parameter: inspect.Parameter, given: Sequence[str], where: str) -> N
     name = str(parameter).partition(":")[0].partition("=")[0].strip()
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
         raise KdrunError(
-            f"{where} takes '{name}': such values would be in no config and no record. Name each, as in {_example(given, 'width')}"
+            f"{where} takes '{name}': no config and no record would hold such values. Name each of them, as in {_example(given, 'width')}"
         )
     raise KdrunError(
-        f"{where} takes '{name}' by position: its value would be in no config and no record. Put `*` before it, as in "
+        f"{where} takes '{name}' by position: no config and no record would hold its value. Put `*` before it, as in "
         f"{_example(given, name)}, and the value into the yaml"
     )
 
@@ -103,8 +103,8 @@ def _argument(parameter: inspect.Parameter, builder: Any, where: str) -> Argumen
     what = f"{where} has {' '.join(repr(default).split())[:80]} as the default of '{parameter.name}'"
     if not _is_plain(default):
         raise KdrunError(
-            f"{what}, which a config cannot hold. It can hold numbers, strings, true and false, null, and lists and dicts of them: "
-            "give a name, and look it up in the code"
+            f"{what}, which a config cannot hold. It can hold numbers, strings, true and false, null, and lists and dicts of them. "
+            "Use a name as the default, and let the code look up the object"
         )
     if choices and default is not None and default not in choices:
         raise KdrunError(f"{what}, which its type does not allow. {errors.choices(str(default), map(str, choices))}")
@@ -113,7 +113,7 @@ def _argument(parameter: inspect.Parameter, builder: Any, where: str) -> Argumen
 
 
 def _type(parameter: inspect.Parameter, builder: Any, where: str) -> tuple[Any, tuple[Any, ...]]:
-    """The type of an argument and its choices; an argument without an annotation takes anything."""
+    """The type of an argument and its choices. An argument without an annotation takes any value."""
     written = parameter.annotation
     if written is parameter.empty:
         return Any, ()
@@ -136,7 +136,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def accepted(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
-    """An annotation as a type that a config can hold, and the values of a Literal. ValueError for one that it cannot."""
+    """The type in a config for an annotation, and the values of a Literal. ValueError if a config cannot hold such a type."""
     origin, members = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (Union, types.UnionType):
         kinds = [accepted(member) for member in members if member is not type(None)]
@@ -146,7 +146,7 @@ def accepted(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
             return (Optional[kind] if optional else kind), choices
         if all(kind in SIMPLE and not choices for kind, choices in kinds):
             return Union[tuple(members)], ()  # noqa: UP007
-        return Any, ()  # what a config cannot check is left to the builder
+        return Any, ()  # a config cannot check this type; the builder must
     if origin is Literal:
         values = [value for value in members if value is not None]
         kinds_of = {type(value) for value in values}
@@ -160,7 +160,7 @@ def accepted(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def _container(origin: Any, members: tuple[Any, ...]) -> Any:
-    """list[X], of tuples and sequences too; dict[K, X]."""
+    """list[X] for lists, tuples and sequences; dict[K, X] for mappings."""
     inner = [_inner(member) for member in members if member is not ...]
     if origin in LISTS:
         return list[inner[0]] if inner and all(one == inner[0] for one in inner) else list[Any]  # type: ignore[valid-type]
@@ -174,12 +174,12 @@ def _container(origin: Any, members: tuple[Any, ...]) -> Any:
 def _inner(annotation: Any) -> Any:
     kind, choices = accepted(annotation)
     if choices:
-        raise ValueError(annotation)  # nobody would check them
+        raise ValueError(annotation)  # nothing would check the choices
     return kind
 
 
 def _object(node: ast.expr, names: Mapping[str, Any]) -> Any:
-    """What a written annotation stands for: names, X[Y], X | Y, constants, and nothing else. LookupError, TypeError or ValueError."""
+    """The object of a written annotation: a name, X[Y], X | Y or a constant. LookupError, TypeError or ValueError for anything else."""
     if isinstance(node, ast.Name):
         return names[node.id]
     if isinstance(node, ast.Attribute):

@@ -1,4 +1,4 @@
-"""Turn any exception into one line that names the value, the choices and the way out."""
+"""Turn any exception into one line: it names the wrong value, the choices, and what to do."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ LABEL_LOSSES = (
     "supervised",
     "student",
     "gt",
-)  # what others call the task's loss
+)  # names that other programs use for the loss of the task
 OPEN = (
     "taps",
     "weights",
     "stages",
     "schedules",
     "optimizer",
-)  # keys of a method under which +key=value may add what the yaml lacks
+)  # keys of a method under which +key=value may add a key that the yaml does not have
 
 
 def report(error: BaseException, arguments: Sequence[str] = (), debug: bool = False) -> int:
@@ -48,12 +48,12 @@ def message(error: BaseException, arguments: Sequence[str] = ()) -> str:
     """One line for any exception; an unexpected one names its type and place."""
     try:
         return explain(error, arguments)
-    except Exception:  # the words of a library have changed: what it said is still better than a traceback of ours
+    except Exception:  # a library has changed its messages: its own message is better than a traceback of kdrun
         return f"{type(error).__name__}: {one_line(error)}"
 
 
 def explain(error: BaseException, arguments: Sequence[str] = ()) -> str:
-    """The line. Near matches come from the attributes of Hydra's exceptions, not from parsing their words."""
+    """The line for an exception. Names come from the attributes of Hydra's exceptions where these have them, not from their words."""
     from hydra.errors import HydraException, MissingConfigException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -63,13 +63,13 @@ def explain(error: BaseException, arguments: Sequence[str] = ()) -> str:
         return _missing(error, arguments)
     if isinstance(error, OverrideParseException):
         return (
-            f"cannot read '{error.override}': an override is key=value; quote what has commas, spaces, brackets or = in it, "
+            f"cannot read '{error.override}': an override is key=value; put quotes around a value with commas, spaces, brackets or =, "
             """as in 'teacher.checkpoint="a=b.pt"'"""
         )
     taken = next((a for a in arguments if a.startswith("~") and a[1:].split("=")[0] in GROUPS), None)
-    if taken is not None and isinstance(error, HydraException):  # what is gone is missed in the most diverse places
+    if taken is not None and isinstance(error, HydraException):  # without a group, Hydra fails in many different ways
         group = taken[1:].split("=")[0]
-        return f"{taken}: a run cannot do without {group}; choose another with {group}=NAME. {choices('', _options(group))}"
+        return f"{taken}: a run needs a {group}; choose another one with {group}=NAME. {choices('', _options(group))}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(cause, OmegaConfBaseException):
         return _config(cause, arguments)
@@ -79,12 +79,12 @@ def explain(error: BaseException, arguments: Sequence[str] = ()) -> str:
     if null is not None and isinstance(error, ValueError):  # Hydra's own: "must be a string or a list. Got NoneType"
         return _null(null.lstrip("+").partition("=")[0].partition("@")[0])
     if isinstance(error, OSError) and error.errno is not None:
-        return f"{os.strerror(error.errno)}: {error.filename or 'a file of the run'}. Free space, or say outputs=FOLDER"
+        return f"{os.strerror(error.errno)}: {error.filename or 'a file of the run'}. Free some space, or set outputs=FOLDER"
     return f"{type(error).__name__}{_place(error)}: {one_line(error)}{_hint(error)} (engine.debug=true shows the traceback)"
 
 
 def _place(error: BaseException) -> str:
-    """Where it happened: the last line of code that is neither kdrun's nor an installed package's, where there is one."""
+    """Where the exception was raised: the last line of the user's code; else of Python's library; else of all code."""
     if isinstance(error, SyntaxError) and error.filename:
         return f" at {Path(error.filename).name}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__) if error.__traceback__ else []
@@ -100,19 +100,19 @@ def _place(error: BaseException) -> str:
 
 
 def _hint(error: BaseException) -> str:
-    """What a method's author mostly meant, for some of autograd's errors."""
+    """What the author of a method should change, for some errors of autograd."""
     words = str(error)
     if re.search(
         r"differentiate twice|[Dd]ouble backward|derivative for '?aten::\w*backward\w*'? is not implemented", words
     ):
         return (
-            "; a layer of the model has no second derivatives, and methods of the family gradients (sobolev, lwm) take them: "
+            "; a layer of the model has no second derivatives, and methods of the family gradients (sobolev, lwm) need them: "
             "choose another method, or a model without that layer"
         )
     if "not have been used in the graph" in words:
-        return "; a gradient is taken of output.live[i], of which output.taps[i] is a float32 copy"
+        return "; take the gradient with respect to output.live[i]: output.taps[i] is a float32 copy of it"
     if "does not require grad" in words:
-        return "; a method that needs gradients of the teacher or of the images says teacher = 'gradients'"
+        return "; a method that needs gradients of the teacher or of its input must have teacher = 'gradients'"
     return ""
 
 
@@ -121,7 +121,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _missing(error: Any, arguments: Sequence[str]) -> str:
-    """An unknown choice of a group, a file that is not there, or an unknown group."""
+    """An unknown choice of a group, a missing file, or an unknown group."""
     missing = str(getattr(error, "missing_cfg_file", "") or "")
     group, _, name = missing.rpartition("/")
     if not group:
@@ -151,9 +151,11 @@ def _missing(error: Any, arguments: Sequence[str]) -> str:
 
 def _null(group: str) -> str:
     if group == "teacher":
-        return "teacher=null is not a choice; no teacher is teacher=none (with method=none, or another that needs none)"
+        return (
+            "teacher=null is not a choice; write teacher=none (with method=none, or another method without a teacher)"
+        )
     if group == "method":
-        return "method=null is not a choice; the student alone is method=none"
+        return "method=null is not a choice; to train the student alone, write method=none"
     return f"{group}=null is not a choice. {choices('', _options(group))}"
 
 
@@ -178,12 +180,12 @@ def _config(error: Any, arguments: Sequence[str] = ()) -> str:
 
 
 def unknown_key(full: str, parent: Any) -> str:
-    """An unknown key. A key typed without its path is looked for everywhere below: lr is recipe.lr."""
+    """An unknown key. If a key without its path is typed, all keys with this last part are suggested: recipe.lr for lr."""
     where, _, key = full.rpartition(".")
     known = [str(k) for k in parent if not str(k).startswith("hydra")] if hasattr(parent, "keys") else []
     if where == "method" and key in _options("method"):
         return (
-            f"{full} is set, and this run has method={'+'.join(known)}; say method={key} too, or method.{known[0]}.KEY"
+            f"{full} is set, but this run has method={'+'.join(known)}; add method={key}, or set method.{known[0]}.KEY"
         )
     deeper = [] if where else [path for path in _paths(parent) if path.rpartition(".")[2] == key]
     if deeper:
@@ -192,12 +194,12 @@ def unknown_key(full: str, parent: Any) -> str:
     adds = where.startswith("method.") and (key in OPEN or any(part in OPEN and part != "weights" for part in parts))
     adds = adds or parts[-1] in ("arguments", "taps")  # open dicts of an imported model
     if parts[-1] == "weights" and key in LABEL_LOSSES:
-        return f"no key '{key}' in {where}: the cross-entropy with the labels is task, as in +{where}.task=0.5"
+        return f"no key '{key}' in {where}: the loss with the labels is called task, as in +{where}.task=0.5"
     return f"no key '{key}' in {where or 'the config'}. {choices(key, known)}" + (f"; +{full}=VALUE adds it" * adds)
 
 
 def _paths(node: Any, path: str = "") -> Iterator[str]:
-    """Every key below `node` with its path; Hydra's own and the teacher's recipe (a copy of the recipe) left out."""
+    """The path of every key below `node`, without Hydra's own keys and without teacher.recipe, which is a copy of the recipe."""
     from omegaconf import OmegaConf
 
     for key in node:
@@ -224,7 +226,5 @@ def _hydra(error: BaseException, arguments: Sequence[str]) -> str:
     if "Ambiguous value" in text:
         override = next((a for a in arguments if f"'{a}'" in text), text.split("'")[1])
         key, _, value = override.partition("=")
-        return (
-            f"{override} gives several values: add -m to sweep over them, or say '{key}=[{value}]' if a list is meant"
-        )
+        return f"{override} gives several values: add -m to sweep over them, or write '{key}=[{value}]' for a list"
     return text

@@ -22,8 +22,8 @@ FAMILIES = {
 
 USAGE = """kdrun {verb} ['plugins=[MODULE, ...]']
 
-  Every {kind} that kdrun knows, a line each. plugins=[my_lab.mine] adds those of your modules, which are looked for from the
-  current folder on; installed packages add theirs by themselves. {way}"""
+  Every {kind} that kdrun knows, one line each. plugins=[my_lab.mine] adds those of your modules, which must be in the current
+  folder or installed. Plug-ins of installed packages are always listed. {way}"""
 WAYS = {
     "methods": "A run: kdrun method=NAME 'plugins=[my_lab.mine]' --config-dir FOLDER",
     "models": "A run: kdrun student=NAME 'plugins=[my_lab.mine]'",
@@ -40,7 +40,7 @@ def show(verb: str, usage: bool = False) -> None:
 
 
 def show_methods() -> None:
-    """A line per choice of the group `method`, by family: name, what it does, paper and year. Those of plug-ins come last."""
+    """Print a line per choice of the group `method`, by family: name, what it does, paper and year. Methods of plug-ins come last."""
     console = Console(highlight=False)
     for family, title in {**FAMILIES, "": "of plug-ins (each needs method/NAME.yaml in --config-dir FOLDER)"}.items():
         methods = method_choices(family) if family else plugin_methods()
@@ -60,9 +60,9 @@ def show_methods() -> None:
 
 
 def method_choices(family: str) -> dict[str, tuple[str, str]]:
-    """The shipped choices of one family: name -> (paper, one line).
+    """kdrun's own choices of one family: name -> (paper, one line).
 
-    A file conf/method/NAME.yaml whose key is another method's is a variant of that one; its first line says which.
+    If the key in conf/method/NAME.yaml is another method, NAME is a variant of that method; the first line of the file describes it.
     """
     of_family, entries = {}, METHODS.entries()
     for name in sorted(method_names(), key=lambda name: (name != "none", name)):
@@ -76,20 +76,20 @@ def method_choices(family: str) -> dict[str, tuple[str, str]]:
 
 
 def plugin_methods() -> dict[str, tuple[str, str]]:
-    """What plug-ins registered: name -> (paper, one line with its module)."""
+    """Methods of plug-ins: name -> (paper, one line with the module)."""
     entries = {name: METHODS.entry(name) for name in sorted(METHODS.plugins)}
     return {name: (e.attributes.get("paper", ""), f"{e.summary} ({e.module})".strip()) for name, e in entries.items()}
 
 
 def show_models() -> None:
-    """A line per model, with the options that its builder takes."""
+    """Print a line per model, with the options of its builder."""
     table = _table("model", "what it is", "options")
     for name, entry in MODELS.entries().items():
         module = f" ({entry.module})" * (name in MODELS.plugins)
         table.add_row(name, escape(f"{entry.summary}{module}".strip()), escape(_options(entry.arguments)))
     _print(
         table,
-        "kdrun teacher=NAME student=NAME; an option is student.shortcut=A; parameters are those with 100 classes; taps: docs/models.md",
+        "kdrun teacher=NAME student=NAME; an option: student.shortcut=A; numbers of parameters: with 100 classes; taps: docs/models.md",
     )
 
 
@@ -121,7 +121,7 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _print(table: Table, way_on: str) -> None:
+def _print(table: Table, footer: str) -> None:
     console = Console(highlight=False)
     console.print(table)
-    console.print(f"\n{way_on}", markup=False)
+    console.print(f"\n{footer}", markup=False)

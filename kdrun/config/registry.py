@@ -1,8 +1,8 @@
-"""Registries of models, methods and datasets.
+"""Registries of models, methods, datasets and tasks.
 
-Of what kdrun ships, names, summaries and keyword arguments are read from the source with `ast`, so that help, completion, typos and
-finished runs are answered without torch; the import happens when something is built. A user's function or class is imported anyhow,
-and is asked itself. Both follow the order in which classes inherit.
+Names, summaries and keyword arguments of kdrun's own entries are read from their source with `ast`. So help, completion, messages
+for typos and finished runs need no torch; a module is imported when something of it is built. A user's function or class is imported
+before, and is inspected. Both ways follow the order in which classes inherit.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ ATTRIBUTES = (
     "teacher",
     "distils",
     "needs",
-)  # of a method's class, which are known without building it
+)  # constants of a method's class, which are known without building the method
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a registered function or class without building it."""
+    """What is known about a registered function or class without building it."""
 
     name: str
     module: str
@@ -48,9 +48,9 @@ class Entry:
 
 
 class Registry:
-    """Named builders of one kind. A function is registered under its name, a class under its name in lower case.
+    """Builders of one kind by name. A function is registered under its name, a class under its name in lower case.
 
-    `given`: what a builder gets by position; everything else is an option of it, by keyword.
+    `given`: the arguments that a builder gets by position. All other arguments are its options, given by keyword.
     """
 
     def __init__(self, kind: str, package: str, given: tuple[str, ...]):
@@ -76,7 +76,7 @@ class Registry:
                     f"{where} has the name of one of {known.__module__}; rename it, as in @register(name=...)"
                 )
             if self.kind == "method" and not (isinstance(item, type) and hasattr(item, "build")):
-                raise KdrunError(f"{where} is no Method; it must be a class, as in class {item.__name__}(Method)")
+                raise KdrunError(f"{where} is not a Method; it must be a class, as in class {item.__name__}(Method)")
             self.plugins[key], self.tasks[key] = item, task
             return item
 
@@ -87,10 +87,10 @@ class Registry:
         return [*_entries(self.package), *sorted(self.plugins)]
 
     def entries(self) -> dict[str, Entry]:
-        """Every known entry by name, built-in and plug-in. KdrunError for a plug-in whose options no config could hold."""
+        """Every entry by name, built-in and plug-in. KdrunError for a plug-in whose options a config cannot hold."""
         return {
             **_entries(self.package),
-            **{name: self._ask(name, self.plugins[name]) for name in sorted(self.plugins)},
+            **{name: self._inspect(name, self.plugins[name]) for name in sorted(self.plugins)},
         }
 
     def entry(self, name: str) -> Entry:
@@ -99,21 +99,21 @@ class Registry:
         if name in known:
             return known[name]
         if name in self.plugins:
-            return self._ask(name, self.plugins[name])
+            return self._inspect(name, self.plugins[name])
         raise KdrunError(
             f"no {self.kind} '{name}'. {choices(name, [*known, *self.plugins])} (kdrun {self.kind}s shows them;"
             " yours need @register, and plugins=[MODULE])"
         )
 
     def get(self, name: str) -> Any:
-        """The function or class itself; imports its module."""
+        """The function or class; imports its module."""
         if name in self.plugins:
             return self.plugins[name]
         entry = self.entry(name)
         return getattr(importlib.import_module(entry.module), entry.symbol)
 
-    def _ask(self, name: str, item: Any) -> Entry:
-        """What a user's function or class says of itself."""
+    def _inspect(self, name: str, item: Any) -> Entry:
+        """The entry of a user's function or class, from its signature, its docstring and its constants."""
         builders = [item]
         if isinstance(item, type):
             own = "build" if self.kind == "method" else "__init__"
@@ -136,34 +136,36 @@ def _is_file_of_ours(dataset: str) -> bool:
 
 
 def _origin(item: Any) -> tuple[str, str]:
-    """The same for a module that is imported again, also under another name: its file and the name in it."""
+    """File and name of a function or class. They are the same if its module is imported again, also under another name."""
     return getattr(sys.modules.get(item.__module__), "__file__", None) or item.__module__, item.__qualname__
 
 
 @lru_cache
 def import_entry_points() -> None:
-    """Import what installed packages add: the entry points of the group kdrun.plugins. Once in every process."""
+    """Import the plug-ins of installed packages: the entry points of the group kdrun.plugins. Happens once in a process."""
     for point in entry_points(group="kdrun.plugins"):
         point.load()
 
 
 def import_plugin(module: str) -> None:
-    """Import a user's module; one that cannot be found is an error that says where it was looked for."""
+    """Import a user's module. If it does not exist, the error says where Python looked for it."""
     if not module:
         return
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name and not f"{module}.".startswith(f"{error.name}."):
-            raise KdrunError(f"{module} of plugins=[{module}] imports what is not installed: {error}") from error
-        path = f"; a module is written {module.removesuffix('.py').replace('/', '.')}" if "/" in module else ""
+            raise KdrunError(
+                f"{module} of plugins=[{module}] imports a module that is not installed: {error}"
+            ) from error
+        path = f"; write the module as {module.removesuffix('.py').replace('/', '.')}" if "/" in module else ""
         raise KdrunError(
-            f"cannot import {module} of plugins=[{module}]: {error}. It is looked for from the current folder ({Path.cwd()}) on{path}"
+            f"cannot import {module} of plugins=[{module}]: {error}. It must be in the current folder ({Path.cwd()}) or installed{path}"
         ) from error
 
 
 def import_plugins(modules: Iterable[str]) -> None:
-    """Import what installed packages add, and the user's modules."""
+    """Import the plug-ins of installed packages, and the user's modules."""
     import_entry_points()
     for module in modules:
         import_plugin(module)
@@ -171,7 +173,7 @@ def import_plugins(modules: Iterable[str]) -> None:
 
 @lru_cache
 def _entries(package: str) -> dict[str, Entry]:
-    """What kdrun ships of one kind, from the sources of its package; a `*` in its name stands for each task."""
+    """kdrun's own entries of one kind, from the sources of a package. A `*` in the name of the package stands for each task."""
     files = sorted(PACKAGE.glob("/".join([*package.split(".")[1:], "*.py"])))
     trees = {file: ast.parse(file.read_text(encoding="utf-8")).body for file in files}
     nodes = [
@@ -181,7 +183,7 @@ def _entries(package: str) -> dict[str, Entry]:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef))
     ]
     classes = {node.name: node for _, node in nodes if isinstance(node, ast.ClassDef)}
-    found = {}
+    entries = {}
     for file, node in nodes:
         for decorator in node.decorator_list:
             call = decorator if isinstance(decorator, ast.Call) else None
@@ -192,8 +194,8 @@ def _entries(package: str) -> dict[str, Entry]:
             name = named.get("name") or node.name.lower()
             module = ".".join(("kdrun", *file.relative_to(PACKAGE).with_suffix("").parts))
             task = named.get("task") or (file.parts[-3] if "*" in package else "any")
-            found[name] = replace(_shipped(name, module, file, node, classes), task=task)
-    return found
+            entries[name] = replace(_shipped(name, module, file, node, classes), task=task)
+    return entries
 
 
 def _shipped(
@@ -211,26 +213,26 @@ def _shipped(
 
 
 def _lineage(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> list[ast.ClassDef]:
-    """A class and those that it inherits from in this package, the nearest first."""
-    found = [node]
+    """A class and the classes of this package that it inherits from, the nearest first."""
+    lineage = [node]
     for base in node.bases:
         if isinstance(base, ast.Name) and base.id in classes:
-            found += [one for one in _lineage(classes[base.id], classes) if one not in found]
-    return found
+            lineage += [one for one in _lineage(classes[base.id], classes) if one not in lineage]
+    return lineage
 
 
 def _constants(node: ast.ClassDef) -> dict[str, Any]:
-    """The attributes that are known without building: `teacher = "fresh"`, `needs: tuple[str, ...] = ("label",)`."""
-    found = {}
+    """The constants of a class that are listed in ATTRIBUTES: `teacher = "fresh"`, `needs: tuple[str, ...] = ("label",)`."""
+    constants = {}
     for item in node.body:
         target = item.targets[0] if isinstance(item, ast.Assign) else getattr(item, "target", None)
         if isinstance(item, (ast.Assign, ast.AnnAssign)) and isinstance(target, ast.Name) and target.id in ATTRIBUTES:
-            found[target.id] = ast.literal_eval(item.value) if item.value is not None else None
-    return found
+            constants[target.id] = ast.literal_eval(item.value) if item.value is not None else None
+    return constants
 
 
 class Tasks:
-    """What can be learned, by name: kdrun's own are folders of kdrun/tasks, others come from plug-ins."""
+    """Tasks by name. kdrun's own are folders of kdrun/tasks; others come from plug-ins."""
 
     SHIPPED = ("image",)
 
@@ -238,10 +240,12 @@ class Tasks:
         self.plugins: dict[str, Any] = {}
 
     def register(self, task: Any) -> Any:
-        """Add a task of one's own (an object of a subclass of kdrun.tasks.Task). A name that is taken is an error."""
+        """Add a user's task (an object of a subclass of kdrun.tasks.Task). A name that is in use is an error."""
         known = self.plugins.get(task.name)
         if task.name in (*self.SHIPPED, "any") or (known is not None and _origin(type(known)) != _origin(type(task))):
-            raise KdrunError(f"task '{task.name}' of {type(task).__module__} has a name that is taken; rename it")
+            raise KdrunError(
+                f"task '{task.name}' of {type(task).__module__} has a name that is already in use; rename it"
+            )
         self.plugins[task.name] = task
         return task
 
@@ -252,7 +256,7 @@ class Tasks:
         return [self.get(name) for name in self.names()]
 
     def get(self, name: str) -> Any:
-        """The task of that name; kdrun's own are imported when they are needed. KdrunError, with near matches, for another."""
+        """The task of that name. kdrun's own tasks are imported when they are needed. An unknown name is an error with near matches."""
         if name in self.plugins:
             return self.plugins[name]
         if name not in self.SHIPPED:

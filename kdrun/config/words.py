@@ -1,4 +1,4 @@
-"""What Hydra and OmegaConf say of a value, in the words of kdrun."""
+"""Messages of OmegaConf about a wrong value, in the words of kdrun."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import re
 
 
 def wrong_value(key: str, words: str, value: str = "VALUE") -> str:
-    """OmegaConf's words for a value that a typed key cannot hold, in ours. Its exceptions carry most values in words alone."""
+    """A line for a value that does not fit the type of its key.
+
+    `words`: the message of OmegaConf, whose exceptions have most values only in their message.
+    """
     kinds = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
-    if found := re.match(r"Value '(.*)' (?:of type '\w+' could not be converted to|is not a valid) (\w+)", words):
-        value, kind = found.groups()
+    if match := re.match(r"Value '(.*)' (?:of type '\w+' could not be converted to|is not a valid) (\w+)", words):
+        value, kind = match.groups()
         wanted = kinds.get(kind, kind)
         if value == "":
             return f"{key} has no value; it must be {wanted}: {key}=VALUE"

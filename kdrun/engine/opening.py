@@ -10,7 +10,7 @@ from typing import Any
 from kdrun.engine.build import Parts
 from kdrun.runs import record as records
 from kdrun.runs.checkpoint import plain_state, weights_sha256
-from kdrun.runs.identity import dataset_label, label
+from kdrun.runs.labels import dataset_label, label
 from kdrun.runs.plan import Plan
 from kdrun.runs.source import code
 from kdrun.tasks.cost import parameters

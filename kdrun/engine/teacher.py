@@ -13,7 +13,8 @@ from kdrun.engine.loop import evaluate
 from kdrun.errors import KdrunError
 from kdrun.runs import folder as files
 from kdrun.runs.checkpoint import load_into, load_weights, weights_sha256
-from kdrun.runs.identity import file_sha256, label
+from kdrun.runs.identity import file_sha256
+from kdrun.runs.labels import label
 from kdrun.runs.plan import Plan
 from kdrun.screen import Screen
 from kdrun.tasks.base import Evaluation

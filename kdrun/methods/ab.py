@@ -13,10 +13,10 @@ from kdrun.methods.taps import Output
 
 
 def boundary(s: Tensor, t: Tensor, margin: float) -> Tensor:
-    """What each student neuron pays for lying on the wrong side of its boundary, by less than the margin.
+    """The cost of each student neuron on the wrong side of its boundary, or nearer to it than the margin.
 
-    Both before their activation, any one shape; a value per element: (s + m)^2 where t <= 0 and s > -m, (s - m)^2 where t > 0
-    and s <= m, else 0.
+    Both tensors are from before the activation and have the same shape. The cost of an element is (s + m)^2 where t <= 0 and
+    s > -m, (s - m)^2 where t > 0 and s <= m, else 0.
     """
     silent = (s + margin).square() * ((s > -margin) & (t <= 0))
     active = (s - margin).square() * ((s <= margin) & (t > 0))
@@ -26,8 +26,8 @@ def boundary(s: Tensor, t: Tensor, margin: float) -> Tensor:
 def boundaries(layers: list[tuple[Tensor, Tensor]], margin: float, variant: str = "code") -> Tensor:
     """`boundary` over several layers, first to last. "code": mean over all elements, then over layers (KD-Zoo).
 
-    "paper": sum over C*H*W, mean over B; the last layer weighs 1, each earlier one half of the next (as the authors, who
-    divide by 1000 / 3 besides).
+    "paper": sum over C*H*W, mean over B; the last layer has weight 1, each earlier one half of the next (as in the authors'
+    code, which also divides by 1000 / 3).
     """
     costs = [boundary(s, t, margin) for s, t in layers]
     if variant == "paper":

@@ -1,4 +1,4 @@
-"""What brings the tensors of two unlike models together: layers that are trained with the student, and pooling."""
+"""Layers and pooling that give the tensors of two different models the same shape. The layers are trained with the student."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Shape = tuple[int, ...]  # of a tap: (B, C, H, W), (B, T, D) or (B, D)
 def connector(
     student: Shape, teacher: Shape, *, tail: str = "bn+relu", bias: bool = True, always: bool = False
 ) -> nn.Module:
-    """Identity where the shapes agree (unless `always`), else a convolution to the teacher's channels and side, and its tail.
+    """Identity if the shapes are equal (unless `always`), else a convolution to the teacher's channels and side, and its tail.
 
-    tail: "bn+relu" is the regressor of RepDistiller's FitNet, "bn" leaves the ReLU out, "" is the convolution alone. Equal
-    sides take a 1x1 convolution, a student of twice the side a strided 3x3, one of half the side a transposed 4x4; any
-    other is resized first (averaged down, nearest up) and takes a 1x1. Vectors (B, D), and sequences (B, T, D) of one length, take a
-    linear layer over D.
+    tail: "bn+relu" is the regressor of RepDistiller's FitNet, "bn" is without the ReLU, "" is the convolution alone. For equal
+    sides it is a 1x1 convolution, for a student of twice the side a 3x3 of stride 2, for one of half the side a transposed 4x4.
+    Maps of other sides are resized first (averaged down, nearest up), then a 1x1 follows. Vectors (B, D), and sequences (B, T, D) of
+    one length, get a linear layer over D.
     """
     if student[1:] == teacher[1:] and not always:
         return nn.Identity()
@@ -28,7 +28,7 @@ def connector(
         return nn.Linear(student[2], teacher[2])
     if len(student) != 4 or len(teacher) != 4:
         raise KdrunError(
-            f"no adapter from the student's tap of shape {student[1:]} to the teacher's {teacher[1:]}: tap layers alike"
+            f"no adapter from the student's tap of shape {student[1:]} to the teacher's {teacher[1:]}: tap layers of the same kind"
         )
     inputs, outputs = student[1], teacher[1]
     (s_H, s_W), (t_H, t_W) = student[2:], teacher[2:]
@@ -49,7 +49,7 @@ def connector(
 
 
 class Resize(nn.Module):
-    """Maps of another side: averaged where that side is smaller, nearest neighbour where it is larger."""
+    """Resizes maps to another side: by averages to a smaller one, by nearest neighbours to a larger one."""
 
     def __init__(self, side: tuple[int, int]):
         super().__init__()
@@ -63,7 +63,7 @@ class Resize(nn.Module):
 
 
 def resize(x_BCHW: Tensor, side: tuple[int, int]) -> Tensor:
-    """Averaged down to `side` (H, W), or up by nearest neighbours; the same tensor where it has that side."""
+    """Maps resized to `side` (H, W): averaged down, or up by nearest neighbours. A map of that side is returned as it is."""
     if tuple(x_BCHW.shape[2:]) == tuple(side):
         return x_BCHW
     if x_BCHW.shape[2] >= side[0] and x_BCHW.shape[3] >= side[1]:
@@ -72,6 +72,6 @@ def resize(x_BCHW: Tensor, side: tuple[int, int]) -> Tensor:
 
 
 def same_side(s_BCHW: Tensor, t_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps at the smaller height and width of the two, averaged down; channels as they are."""
+    """Both maps, averaged down to the smaller height and width of the two. Channels stay."""
     side = min(s_BCHW.shape[2], t_BCHW.shape[2]), min(s_BCHW.shape[3], t_BCHW.shape[3])
     return resize(s_BCHW, side), resize(t_BCHW, side)

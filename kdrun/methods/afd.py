@@ -15,7 +15,7 @@ from kdrun.methods.taps import Output
 
 
 class ChannelAttention(nn.Module):
-    """Which channels of the teacher matter, (B, C, 1, 1), from their means: a squeeze-and-excitation whose outputs sum to 1."""
+    """How important each channel of the teacher is, (B, C, 1, 1), from its mean: a squeeze-and-excitation whose outputs sum to 1."""
 
     def __init__(self, channels: int, width: int):
         super().__init__()
@@ -39,11 +39,11 @@ def attentive_distance(s_BCHW: Tensor, t_BCHW: Tensor, attention_BC11: Tensor, e
 
 @METHODS.register
 class AFD(Method):
-    """Attentive features: match channel maps, most where the teacher's channels matter.
+    """Attentive features: match channel maps, above all those of the important channels of the teacher.
 
     Loss: sum over channels of rho_c times mean over positions of the squared difference of maps at unit length, mean over B;
-    rho from the teacher's channel means by a squeeze-and-excitation network, trained with the student: KD-Zoo's, whose author
-    found the paper's attention over flattened maps and its softmax unstable.
+    rho from the teacher's channel means by a squeeze-and-excitation network, trained with the student. This network is KD-Zoo's,
+    whose author saw that the attention of the paper (flattened maps and a softmax) is unstable.
     """
 
     family = "features"

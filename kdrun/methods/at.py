@@ -18,10 +18,10 @@ def attention(x_BCHW: Tensor, power: float) -> Tensor:
 
 
 def attention_transfer(s_BCHW: Tensor, t_BCHW: Tensor, power: float = 2.0, variant: str = "code") -> Tensor:
-    """Distance of the attention maps of one pair of layers; channels may differ, the larger map is average-pooled.
+    """Distance of the attention maps of one pair of layers; numbers of channels may differ; the larger map is average-pooled.
 
-    variant "code": the mean over batch and positions of the squared difference, as the authors' and every other released
-    code computes it; the published weight of 1000 belongs to it. variant "paper": equation 2, the L2 norm of the
+    variant "code": the mean over batch and positions of the squared difference, as in the authors' code and all other released
+    code; the published weight of 1000 belongs to it. variant "paper": equation 2, the L2 norm of the
     difference, averaged over the batch (without its beta/2).
     """
     s_BCHW, t_BCHW = same_side(s_BCHW, t_BCHW)
@@ -45,7 +45,7 @@ class AT(Method):
         known = {"code": "squared mean, weight 1000", "paper": "equation 2"}
         self.variant = check_choice("at", "variant", variant, known)
         feature_maps("at", pair)
-        self.power = check_within("at.power", power, 1, 8, "below, the slope at 0 is infinite; beyond, sums overflow")
+        self.power = check_within("at.power", power, 1, 8, "below 1 the slope at 0 is infinite, above 8 sums overflow")
 
     def loss(self, student: Output, teacher: Output, batch: Batch) -> Terms:
         """The mean over the pairs of layers, as in KD-Zoo (RepDistiller and mdistiller sum)."""

@@ -1,7 +1,7 @@
 """The one interface: Method, Stage and the Distillation that runs them.
 
-A method is an nn.Module that owns its layers and buffers and returns named, unweighted losses. A Distillation is a pair of
-tapped models and the methods at work on them; composition is its only business. The loop knows stages and terms alone.
+A method is an nn.Module that owns its layers and buffers and returns named, unweighted losses. A Distillation combines a pair of
+tapped models with the methods that train the student. The training loop knows only stages and terms.
 """
 
 from __future__ import annotations
@@ -26,27 +26,25 @@ Terms = dict[str, Tensor]  # scalars in float32, unweighted
 class Method(nn.Module):
     """What a student learns from a teacher. Owns its own layers and buffers; the two models belong to the Distillation.
 
-    Subclasses give `loss`; `build` when there are hyper-parameters or layers; the rest when the method asks for it.
+    A subclass defines `loss`, and `build` if it has hyper-parameters or layers. It defines other functions only if it needs them.
     """
 
     family = "yours"  # logits | features | relations | gradients | online | labels: how `kdrun methods` groups them
     paper = ""  # authors and year; title and link stand on the first line of the file
     # none | outputs (frozen) | gradients (inputs require grad) | fresh (pair.fresh: peers, trained too)
     teacher = "outputs"
-    distils = True  # False: all of it happens in its own stages, and the student's is the supervised loss alone
-    needs: tuple[str, ...] = ("label",)  # batch keys it must have
-    needs_classes = False  # True: labels and outputs must be classes; it says nothing of numbers to be predicted
-    generator: torch.Generator  # the method's own random stream, on the device, reseeded every epoch
-    optimizer: Mapping[str, float] = MappingProxyType(
-        {}
-    )  # lr and weight_decay of its own layers, where not the recipe's
+    distils = True  # False: the method works only in its own stages; the last stage trains on the supervised loss alone
+    needs: tuple[str, ...] = ("label",)  # keys that a batch must have
+    needs_classes = False  # True: labels and outputs must be classes, not numbers to be predicted
+    generator: torch.Generator  # the random generator of the method, on the device; it gets a new seed every epoch
+    optimizer: Mapping[str, float] = MappingProxyType({})  # lr and weight_decay of its layers, if not the recipe's
     progress = 0.0  # how far training of the stage is, from 0 to 1, at this step
 
     def build(self, pair: Pair) -> None:
-        """Keep hyper-parameters (keyword-only arguments, whose values the yaml gives) and make layers sized by `pair`."""
+        """Keep the hyper-parameters (keyword-only arguments; the yaml gives their values) and make layers of the sizes in `pair`."""
 
     def loss(self, student: Output, teacher: Any, batch: Batch) -> Terms:
-        """Unweighted scalars by term. `teacher` is an Output, or None where `Method.teacher` is none or fresh."""
+        """Unweighted scalars by term. `teacher` is an Output, or None if `Method.teacher` is none or fresh."""
         raise NotImplementedError(f"{type(self).__name__} must define loss(student, teacher, batch)")
 
     def log(self, name: str, value: float | Tensor) -> None:
@@ -54,14 +52,14 @@ class Method(nn.Module):
         self.__dict__.setdefault("_logged", {})[name] = value.detach() if isinstance(value, Tensor) else value
 
     def after_step(self) -> None:
-        """Called after the optimiser's step: memory banks (changing them inside `loss` breaks the backward pass)."""
+        """Called after the step of the optimiser, to update memory banks. (A change inside `loss` breaks the backward pass.)"""
 
     def task(self, output: Output, batch: Batch, supervised: Callable[[Any, Batch], Tensor]) -> Tensor | None:
-        """Replaces the supervised loss where it returns one (label smoothing)."""
+        """A loss that replaces the supervised loss, or None (label smoothing returns one)."""
         return None
 
     def evaluates(self) -> dict[str, nn.Module]:
-        """Models to evaluate after each epoch beside the student, by name (peers)."""
+        """More models to evaluate after each epoch, by name (peers)."""
         return {}
 
     def stages(self, pair: Pair, distil: Stage) -> list[Stage]:
@@ -71,33 +69,34 @@ class Method(nn.Module):
 
 @dataclass
 class Stage:
-    """A phase of training with an optimiser of its own. The key of its settings is method.<name>.stages.<stage>."""
+    """A phase of training with its own optimiser. Its settings are method.<name>.stages.<stage>."""
 
     name: str
     terms: Callable[[Batch], tuple[Output, Terms]] | None  # None: the supervised loss and the losses of every method
-    trains: list[nn.Module]  # exactly the modules that learn: thawed, in train mode; all else is frozen, in eval mode
-    # After an epoch; the one called "student" is selected on.
+    trains: list[nn.Module]  # the modules that learn, in train mode; all others are frozen and in eval mode
+    # Models to evaluate after an epoch; the best epoch is chosen by the one called "student".
     evaluates: dict[str, nn.Module] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)  # overrides of the recipe; epochs is a share of its epochs
-    owner: str = ""  # the method whose own stage it is; set by the Distillation, which puts it before the stage's terms
+    # Overrides of the recipe; epochs is a share of the epochs of the recipe.
+    settings: dict[str, Any] = field(default_factory=dict)
+    owner: str = ""  # the method that the stage belongs to; set by the Distillation, which puts it in front of the terms of the stage
 
 
 @dataclass
 class Side:
-    """One model of the pair as a method sees it at construction: the shapes of its taps, of its logits, and its parts."""
+    """One model of the pair as `Method.build` sees it: the shapes of its taps and logits, and its parts."""
 
-    shapes: list[tuple[int, ...]]  # per tap, in the order asked for, with a batch of 2: (2, C, H, W) or (2, D)
+    shapes: list[tuple[int, ...]]  # one per tap, in the order of the taps, with a batch of 2: (2, C, H, W) or (2, D)
     logits: tuple[int, ...]  # of the output, with a batch of 2
     until: Callable[[str], list[nn.Module]]  # tap -> the modules that fire before it
 
 
 @dataclass
 class DataFacts:
-    """What a method may know of the training data."""
+    """What a method may know about the training data."""
 
     train_n: int  # rows of the training set before any split: the size of a memory bank
     labels: Tensor  # (train_n, ...); -1 where a row belongs to the holdout
-    classes: int  # numbers that a model gives for one sample
+    classes: int  # how many numbers a model gives for one sample
     example: Any  # two inputs
     preprocessing: Mapping[str, Any] = field(default_factory=dict)  # of the task; of images: size, mean, std
 
@@ -109,23 +108,23 @@ class DataFacts:
 
 @dataclass
 class Pair:
-    """What a method is built from."""
+    """The two models and the data, as `Method.build` sees them."""
 
     student: Side
     teacher: Side | None
     data: DataFacts
-    taps: tuple[list[str], list[str]]  # names on the student's and the teacher's side
-    run: Callable[[Batch], tuple[Output, Any]]  # both models on a batch, as the method's own stages need it
-    run_teacher: Callable[[Batch], Output]  # the teacher alone
-    # A new peer with a random stream of its own: the teacher's architecture, or the student's.
+    taps: tuple[list[str], list[str]]  # names of the taps of the student and of the teacher
+    run: Callable[[Batch], tuple[Output, Any]]  # run both models on a batch; for stages that belong to the method
+    run_teacher: Callable[[Batch], Output]  # run only the teacher
+    # Make a new peer with its own random stream: of the teacher's architecture, or of the student's if there is no teacher.
     fresh: Callable[[int], Tapped]
     supervised: Callable[[Any, Batch], Tensor]  # the task's loss: output, batch -> mean over the batch
 
 
 class Distillation(nn.Module):
-    """A pair of tapped models and the methods at work on them.
+    """A pair of tapped models and the methods that train the student.
 
-    The frozen teacher is no submodule: every weight stands in the state dict once, and the teacher's not at all.
+    The frozen teacher is not a submodule: the state dict holds every other weight once, and no weight of the teacher.
     `methods` maps a name to (class, settings); settings are the yaml's: taps, stages and hyper-parameters.
     """
 
@@ -157,10 +156,10 @@ class Distillation(nn.Module):
         self._make_peer = lambda i: Tapped(_required(fresh)(i), (), autocast)
         self.methods: Mapping[str, Method] = nn.ModuleDict()  # type: ignore[assignment]
         self._build(methods)
-        # What builders froze (a linear probe) stays as it is. A whole student in eval mode was only never put into train mode.
+        # What a builder froze (a linear probe) stays frozen. If the whole student is in eval mode, its builder only did not call train().
         self.frozen = [p for p in self.parameters() if not p.requires_grad]
-        all_of_it = set() if student.training else set(student.modules())
-        self._in_eval = [m for m in self.modules() if not m.training and m not in all_of_it]
+        ignored = set() if student.training else set(student.modules())
+        self._in_eval = [m for m in self.modules() if not m.training and m not in ignored]
 
     def _build(self, methods: Mapping[str, tuple[type[Method], Mapping[str, Any]]]) -> None:
         outputs = evaluate(self.student, self._data.example), None
@@ -172,11 +171,13 @@ class Distillation(nn.Module):
                 raise KdrunError(f"method {name} has teacher = {cls.teacher!r}. {choices(str(cls.teacher), TEACHERS)}")
             if cls.teacher in ("outputs", "gradients") and self.teacher is None:
                 raise KdrunError(
-                    f"method '{name}' needs a teacher and teacher=none was asked for; say teacher=MODEL or method=none"
+                    f"method '{name}' needs a teacher, and this run has teacher=none; set teacher=MODEL, or method=none"
                 )
             _check_kind(name, cls, self._data)
             pairs[name] = pair = self._pair(name, outputs)
-            torch.manual_seed(stream(self.seed, "method", name))  # layers start alike whatever was built before them
+            torch.manual_seed(
+                stream(self.seed, "method", name)
+            )  # so that the first weights do not depend on what was built before
             method = cls()
             method.optimizer = settings.get("optimizer") or {}
             method.build(pair, **{k: v for k, v in settings.items() if k not in RESERVED})
@@ -192,7 +193,7 @@ class Distillation(nn.Module):
             stages = self.methods[name].stages(pairs[name], distil)
             if len(methods) > 1 and stages != [distil]:
                 raise KdrunError(
-                    f"{name} has training stages of its own and stands alone: method={name}, not {[*methods]}"
+                    f"{name} has its own training stages and cannot be combined with other methods: method={name}, not {[*methods]}"
                 )
             self.stages = stages
             for stage in stages:
@@ -200,7 +201,7 @@ class Distillation(nn.Module):
             _apply_settings(name, stages, settings.get("stages") or {})
 
     def keep_frozen(self) -> None:
-        """Undo the thawing of what builders froze: parameters, and modules that they put into eval mode."""
+        """Freeze again what builders froze: parameters, and modules that they put into eval mode."""
         for parameter in self.frozen:
             parameter.requires_grad_(False)
         for module in self._in_eval:
@@ -216,30 +217,30 @@ class Distillation(nn.Module):
         return self._teacher[0] if self._teacher else None
 
     def forward(self, batch: Batch, stage: Stage, weights: Mapping[str, float] | None = None) -> tuple[Output, Terms]:
-        """The stage's output and its unweighted terms, <method>.<term>, in float32; `task` is the supervised loss.
+        """The output of the stage and its unweighted terms, <method>.<term>, in float32; `task` is the supervised loss.
 
-        Of the default stage's methods, one whose terms all have weight 0 in `weights`, those of this step, is not called: it costs
-        nothing, moves no statistics, and leaves no term.
+        `weights`: the weights of this step. In the default stage, a method whose terms all have weight 0 is not called: it costs no
+        time, changes no statistics, and gives no term.
         """
         if stage.terms is not None:
             output, own = stage.terms(batch)
             return output, {f"{stage.owner}.{term}": v.float() for term, v in scalars(stage.owner, own).items()}
-        working = {name: self.methods[name] for name in self._at_work(weights) if self.methods[name].distils}
-        student, teacher = self.run(batch, taught=any(m.teacher in ("outputs", "gradients") for m in working.values()))
+        active = {name: self.methods[name] for name in self._active(weights) if self.methods[name].distils}
+        student, teacher = self.run(batch, taught=any(m.teacher in ("outputs", "gradients") for m in active.values()))
         task = next(
             (t for m in self.methods.values() if (t := m.task(student, batch, self.supervised)) is not None), None
         )
         terms = {"task": self.supervised(student.logits, batch) if task is None else task}
-        for name, method in working.items():
-            mine = self._view(name, student, 0), self._view(name, teacher, 1)
-            for term, value in scalars(name, method.loss(*mine, batch)).items():
+        for name, method in active.items():
+            views = self._view(name, student, 0), self._view(name, teacher, 1)
+            for term, value in scalars(name, method.loss(*views, batch)).items():
                 terms[f"{name}.{term}"] = value
         return student, {name: value.float() for name, value in terms.items()}
 
     def run(self, batch: Batch, taught: bool = True) -> tuple[Output, Output | None]:
-        """Both models on one batch: the teacher without gradients, unless a method asks for those of its input.
+        """Run both models on one batch. The teacher runs without gradients, unless a method needs gradients of its input.
 
-        Without the teacher where nobody is `taught` by it in this step.
+        `taught`: whether a method needs the teacher in this step; if not, the teacher does not run.
         """
         x = batch["input"]
         if self.wants_gradients:
@@ -252,7 +253,7 @@ class Distillation(nn.Module):
             return self._teacher[0](x)
 
     def begin_epoch(self, stage: int, epoch: int) -> None:
-        """Reseed: dropout from the student's stream, each method's generator from its own. No generator state is saved."""
+        """Give new seeds to dropout and to the generator of each method. So no state of a generator must be saved."""
         torch.manual_seed(stream(self.seed, "dropout", self.stages[stage].name, epoch))
         for name, method in self.methods.items():
             method.generator.manual_seed(stream(self.seed, "method", name, stage, epoch))
@@ -270,19 +271,19 @@ class Distillation(nn.Module):
         return {name: float(value) for name, value in values.items()}
 
     def after_step(self, weights: Mapping[str, float] | None = None) -> None:
-        """After the optimiser's step: memory banks of the methods that were at work with the weights of this step."""
-        for name in self._at_work(weights):
+        """Call `after_step` of the methods that were active with the weights of this step."""
+        for name in self._active(weights):
             self.methods[name].after_step()
 
-    def _at_work(self, weights: Mapping[str, float] | None) -> list[str]:
-        """The methods that have a term with a weight other than 0, and those of which no weight is known."""
+    def _active(self, weights: Mapping[str, float] | None) -> list[str]:
+        """The methods that have a term with a weight other than 0, and the methods without a known weight."""
         mine = {
             name: [w for term, w in (weights or {}).items() if term.startswith(f"{name}.")] for name in self.methods
         }
         return [name for name, own in mine.items() if any(own) or not own]
 
     def _view(self, name: str, output: Output | None, side: int) -> Any:
-        """The output as one method sees it: without a graph in the teacher where a neighbour alone wishes for one."""
+        """The output as one method sees it. The teacher's output is detached if only other methods need gradients through the teacher."""
         if output is None:
             return None
         if side == 1 and self.wants_gradients and name not in self._differentiates:
@@ -290,7 +291,7 @@ class Distillation(nn.Module):
         return self._own(name, output, side)
 
     def _own(self, name: str, output: Output, side: int) -> Output:
-        """With the taps of one method only, here and in what `again` gives."""
+        """The output with the taps of one method only; `again` gives such outputs too."""
         mine, again = self._slices[name][side], output.again
         return Output(
             output.logits, output.taps[mine], output.live[mine], output.input, lambda x: self._own(name, again(x), side)
@@ -325,22 +326,22 @@ RESERVED = (
 
 
 def _check_kind(name: str, cls: type[Method], data: DataFacts) -> None:
-    """A method that cannot work on these tensors stops here."""
+    """KdrunError for a method that cannot work on these labels or inputs."""
     if cls.needs_classes and not data.are_classes:
         raise KdrunError(
-            f"method '{name}' compares classes, and the labels here are numbers to be predicted; method=logits compares outputs, "
+            f"method '{name}' compares classes, but the labels here are numbers to be predicted; method=logits compares outputs, "
             "method=mimic, at, rkd and others compare layers"
         )
     example = data.example
     if cls.teacher == "gradients" and not (isinstance(example, Tensor) and example.is_floating_point()):
         kind = f"a dict of {', '.join(example)}" if isinstance(example, Mapping) else f"of type {example.dtype}"
         raise KdrunError(
-            f"method '{name}' takes gradients with respect to the input, which is {kind} here; choose another"
+            f"method '{name}' needs gradients with respect to the input, which is {kind} here; choose another method"
         )
 
 
 def _slices(taps: Mapping[str, tuple[list[str], list[str]]]) -> dict[str, tuple[slice, slice]]:
-    """Where each method's taps stand among those of all methods, on the student's and on the teacher's side."""
+    """The positions of the taps of each method among the taps of all methods, for the student and for the teacher."""
     slices, starts = {}, [0, 0]
     for name, sides in taps.items():
         ends = [start + len(side) for start, side in zip(starts, sides, strict=True)]
@@ -350,9 +351,9 @@ def _slices(taps: Mapping[str, tuple[list[str], list[str]]]) -> dict[str, tuple[
 
 
 def _tap_names(name: str, taps: Any) -> tuple[list[str], list[str]]:
-    """`[stage1, stage2]` for both sides, or one list each: `{student: [...], teacher: [...]}`, `[[...], [...]]`.
+    """The taps of student and teacher: `[stage1, stage2]` for both, or `{student: [...], teacher: [...]}`, or `[[...], [...]]`.
 
-    The nested list is for the command line, where a list cannot be replaced by a mapping.
+    The nested list is for the command line, where a mapping cannot replace a list.
     """
     if isinstance(taps, Sequence) and len(taps) == 2 and not any(isinstance(side, str) for side in taps):
         taps = {"student": taps[0], "teacher": taps[1]}
@@ -364,7 +365,7 @@ def _tap_names(name: str, taps: Any) -> tuple[list[str], list[str]]:
         sides = list(taps["student"]), list(taps["teacher"])
         if len(sides[0]) != len(sides[1]):
             raise KdrunError(
-                f"method.{name}.taps: {len(sides[0])} for the student, {len(sides[1])} for the teacher; they must pair up"
+                f"method.{name}.taps: {len(sides[0])} for the student, {len(sides[1])} for the teacher; give both the same number"
             )
         return sides
     if not isinstance(taps, Sequence) or isinstance(taps, str):
@@ -385,7 +386,7 @@ def _apply_settings(name: str, stages: list[Stage], settings: Mapping[str, Any])
 
 
 def scalars(method: str, terms: Any) -> Terms:
-    """A method's terms, or one sentence that says what it returned instead of named scalars."""
+    """The terms that a method returned. KdrunError that says what it returned if they are not named scalars."""
     if not isinstance(terms, Mapping):
         raise KdrunError(
             f"{method} must return its losses as a dict from term to scalar, as in {{'soft': loss}}; it returned {type(terms).__name__}"
@@ -398,7 +399,7 @@ def scalars(method: str, terms: Any) -> Terms:
 
 
 def mean(losses: Iterable[Tensor]) -> Tensor:
-    """The mean of the losses of several layers, so that a weight does not depend on how many there are."""
+    """The mean of the losses of several layers, so that a weight does not depend on the number of layers."""
     losses = list(losses)
     return sum(losses[1:], losses[0]) / len(losses)
 

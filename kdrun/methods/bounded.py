@@ -1,8 +1,8 @@
-"""Divisions whose gradients stay bounded where a tensor hardly varies, and divergences that stay exact at high temperatures.
+"""Divisions whose gradients stay bounded for nearly constant tensors, and divergences that stay exact at high temperatures.
 
-A length n in a denominator gives gradients of 1 / n: 1e7 and more for a head of zeros, a dead layer, a batch of one image. Here values
-are the published ones everywhere, and so are gradients where n >= `least`; below, they fade with (n / least)^2. So no division
-multiplies a gradient by more than 1 / least, and what is constant has none: there a direction is rounding and nothing else.
+A length n in a denominator gives gradients of 1 / n: 1e7 and more for a head of zeros, a dead layer or a batch of one image. Here all
+values are the published ones. Gradients are the published ones where n >= `least`; below, they are multiplied by (n / least)^2. So no
+division multiplies a gradient by more than 1 / least, and a constant tensor has a gradient of 0: its direction is only rounding.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LEAST = 0.01  # of lengths of activations; those of fresh networks were 0.03 and more, mostly above 1
-# Of deviations of logits. Those of fresh networks over classes were 0.05 to 2; a class over a batch, which dist divides by, may
-# deviate by less in the first steps.
+LEAST = 0.01  # of lengths of activations; in new networks they were 0.03 and more, mostly above 1
+# Of deviations of logits. In new networks the deviations over classes were 0.05 to 2. The deviation of a class over a batch, which dist
+# divides by, may be smaller in the first steps.
 LEAST_DEVIATION = 0.05
 EXACT_UP_TO = 20.0  # temperature up to which float32 holds four digits of a divergence
 
@@ -46,28 +46,28 @@ def unit(x: Tensor, dim: int | tuple[int, ...] = 1, least: float = LEAST, epsilo
 
 
 def varied(logits: Tensor, dim: int = 1) -> Tensor:
-    """Logits whose gradient fades where they are constant along `dim`: before a division by their deviation."""
+    """The logits; their gradient fades where they are constant along `dim`. For use before a division by their deviation."""
     return faded(logits, logits.detach().std(dim, keepdim=True, correction=0), LEAST_DEVIATION)
 
 
 def spread(x_BD: Tensor) -> Tensor:
-    """Embeddings (B, D) whose gradient fades where the whole batch is one point: before a division by a mean or largest distance."""
+    """Embeddings (B, D); their gradient fades if the whole batch is one point. For use before a division by a mean or largest distance."""
     centred_BD = x_BD.detach() - x_BD.detach().mean(0)
     return faded(x_BD, torch.linalg.vector_norm(centred_BD, dim=1).mean())
 
 
 def exact(temperature: float, *logits: Tensor) -> tuple[Tensor, ...]:
-    """The logits in float64 where the temperature is high: distributions are nearly equal then, and T^2 enlarges what rounding leaves."""
+    """The logits, in float64 if the temperature is high: then distributions are nearly equal, and T^2 enlarges the rounding errors."""
     return tuple(x.double() for x in logits) if temperature > EXACT_UP_TO else logits
 
 
 def never_negative(x: Tensor) -> Tensor:
-    """What cannot be negative but for rounding: 0 where it is, with its own gradient."""
+    """x, which only rounding can make negative: 0 where it is negative, with an unchanged gradient."""
     return x - x.detach().clamp(max=0)
 
 
 def tempered_kl(s: Tensor, t: Tensor, temperature: float, dim: int = 1) -> Tensor:
-    """T^2 KL(softmax(t / T) || softmax(s / T)) summed along `dim`, in the logits' own precision; never negative."""
+    """T^2 KL(softmax(t / T) || softmax(s / T)) summed along `dim`, in the precision of the logits; never negative."""
     given = s.dtype
     s, t = exact(temperature, s, t)
     log_s, log_t = (s / temperature).log_softmax(dim), (t / temperature).log_softmax(dim)

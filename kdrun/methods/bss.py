@@ -28,8 +28,9 @@ def attack(
 ) -> Tensor:
     """Images pushed towards the boundary between their base class and a target class, and just over it.
 
-    Ten steps along the gradient of score(target) - score(base), as long as the difference of the two scores says; an image
-    that is no longer taken for its base class stays. Scores are probabilities ("code", KD-Zoo) or logits ("paper").
+    Ten steps along the gradient of score(target) - score(base). The length of a step is proportional to the difference of the two
+    scores. An image that is no longer classified as its base class stays as it is. Scores are probabilities ("code", KD-Zoo) or
+    logits ("paper").
     """
     x_BCHW = x_BCHW.detach()
     for step in range(STEPS):
@@ -43,16 +44,16 @@ def attack(
             direction_BCHW = F.normalize(gradient_BCHW.flatten(1), dim=1).view_as(gradient_BCHW)
             length_B = STEP_SIZE * (ahead_B + EPSILON) * inside_B
             moved_BCHW = (x_BCHW + length_B[:, None, None, None] * direction_BCHW).clamp(-LIMIT, LIMIT)
-            # nobody left inside before the first step: the sources stop without the clamp
+            # if no image is inside before the first step, the sources stop without the clamp
             x_BCHW = torch.where(inside_B.any(), moved_BCHW, x_BCHW) if step == 0 else moved_BCHW
         x_BCHW = x_BCHW.detach()
     return x_BCHW
 
 
 def base_samples(s_BK: Tensor, t_BK: Tensor, label_B: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Rows of the images to attack (size,), and which of them are fit for it (size,): both networks are right.
+    """Rows of the images to attack (size,), and whether each of them is suitable (size,): both networks classify it correctly.
 
-    First those whose probabilities of the other classes differ most between the two networks.
+    The first rows are those whose probabilities of the other classes differ most between the two networks.
     """
     s_BK, t_BK = s_BK.softmax(1), t_BK.softmax(1)
     squared_BK = (s_BK - t_BK).square()
@@ -64,15 +65,15 @@ def base_samples(s_BK: Tensor, t_BK: Tensor, label_B: Tensor, size: int) -> tupl
 
 def target_classes(t_BK: Tensor, label_B: Tensor, generator: torch.Generator) -> Tensor:
     """A class other than the label for each image, drawn by the teacher's probabilities."""
-    p_BK = t_BK.softmax(1).clamp(min=1e-12)  # where the teacher is certain, any other class
+    p_BK = t_BK.softmax(1).clamp(min=1e-12)  # if the teacher is certain, any other class
     p_BK = p_BK.scatter(1, label_B[:, None], 0.0)
     return torch.multinomial(p_BK, 1, generator=generator)[:, 0]
 
 
 def boundary_support(s_BK: Tensor, t_BK: Tensor, fit_B: Tensor, temperature: float, variant: str = "code") -> Tensor:
-    """Mean over the images that are fit of KL ("code") or cross-entropy ("paper") of tempered predictions, without T^2.
+    """Mean over the suitable images of KL ("code") or cross-entropy ("paper") of tempered predictions, without T^2.
 
-    0 where no image is fit.
+    0 if no image is suitable.
     """
     given = s_BK.dtype
     s_BK, t_BK = exact(temperature, s_BK, t_BK)
@@ -88,9 +89,9 @@ class BSS(Method):
     """Boundary samples: match the teacher on images that were pushed to its decision boundaries.
 
     Loss: KL(softmax(t / T) || softmax(s / T)) on up to `attack_size` attacked images a batch, mean over them; variant "paper":
-    cross-entropy, and an attack on logits instead of probabilities. Its weight falls to 0 at 0.8 of training. The student sees
-    `attack_size` attacked images a batch, those that are not fit for it among them, with weight 0 (the sources leave them out of the
-    batch, which takes a look at the device's values).
+    cross-entropy, and an attack on logits instead of probabilities. Its weight falls to 0 at 0.8 of training. The student
+    always sees `attack_size` attacked images in a batch. Images that are not suitable have weight 0. (The sources remove them from the
+    batch; for this the CPU must wait for values from the device.)
     """
 
     family = "gradients"

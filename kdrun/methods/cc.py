@@ -35,9 +35,9 @@ def correlation_congruence(s_BD: Tensor, t_BD: Tensor, gamma: float = 0.4, order
 
 
 def neighbour_products(s_BD: Tensor, t_BD: Tensor) -> Tensor:
-    """RepDistiller's row of this name: |s - t| of an image times that of the next one in the batch, summed over D, mean over B - 1.
+    """RepDistiller's CC: |s - t| of an image times that of the next one in the batch, summed over D, mean over B - 1.
 
-    Not the paper's formula; it depends on the order of the batch. 0 for a single image.
+    This is not the formula of the paper, and it depends on the order of the batch. 0 for a single image.
     """
     difference_BD = (s_BD - t_BD).abs()
     return (difference_BD[1:] * difference_BD[:-1]).sum() / max(len(s_BD) - 1, 1)
@@ -48,7 +48,7 @@ class CC(Method):
     """Correlation congruence: match the Gaussian kernel of the embeddings of a batch.
 
     Loss: mean over B*B of (k_s - k_t)^2, k = exp(-gamma ||x_i - x_j||^2) of unit-length embeddings, as a Taylor series.
-    Variant "repdistiller": what the CRD tables call CC, |s - t| of an image times that of the next, after linear embeddings of
+    Variant "repdistiller": the formula of CC in the CRD tables, |s - t| of an image times that of the next, after linear embeddings of
     both sides to 128.
     """
 
@@ -60,7 +60,7 @@ class CC(Method):
         self.variant = check_choice("cc", "variant", variant, known)
         one_tap("cc", pair)
         self.order = int(check_within("cc.order", order, 1, 100, "terms of the Taylor series; the paper has 2"))
-        self.gamma = check_within("cc.gamma", gamma, 1e-6, 40, "beyond, the kernel is flat or vanishes")
+        self.gamma = check_within("cc.gamma", gamma, 1e-6, 40, "outside, the kernel is constant or 0")
         if variant == "repdistiller":
             sizes = [torch.Size(side.shapes[0][1:]).numel() for side in (pair.student, pair.teacher) if side]
             self.embed_student, self.embed_teacher = (nn.Linear(size, 128) for size in sizes)

@@ -1,4 +1,4 @@
-"""What a method demands of its settings and taps: each check returns what was asked for or stops with one sentence."""
+"""Checks of the settings and taps of a method. Each check returns the value, or raises a KdrunError of one sentence."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ def check_temperature(name: str, temperature: float, least: float = COLDEST) -> 
     check_above(f"{name}.temperature", temperature, "1 leaves logits as they are")
     if not least <= temperature <= HOTTEST:
         limit = (
-            "soft targets are hard labels"
+            "below, soft targets are hard labels"
             if temperature < least
-            else "all classes are equal; method=logits is the limit"
+            else "above, all classes become equal; use method=logits"
         )
         raise KdrunError(
-            f"method.{name}.temperature is {temperature:g}; it must lie between {least:g} and {HOTTEST:g} (beyond, {limit})"
+            f"method.{name}.temperature is {temperature:g}; it must lie between {least:g} and {HOTTEST:g} ({limit})"
         )
     return temperature
 
 
 def check_above(where: str, value: float, why: str = "", least: float = 0.0) -> float:
-    """A finite number above `least`; `where` is method.key."""
+    """A finite number above `least`. `where`: method.key, without the word method in front: kd.temperature."""
     if not least < value < math.inf:
         raise KdrunError(
             f"method.{where} is {value}; it must be a finite number above {least:g}" + (f" ({why})" if why else "")
@@ -37,7 +37,7 @@ def check_above(where: str, value: float, why: str = "", least: float = 0.0) -> 
 
 
 def check_within(where: str, value: float, least: float, most: float = sys.float_info.max, why: str = "") -> float:
-    """A finite number from `least` to `most`; `where` is method.key."""
+    """A finite number from `least` to `most`. `where`: as in check_above."""
     if not least <= value <= most:
         limits = f"from {least:g} to {most:g}" if most < sys.float_info.max else f"{least:g} or more"
         raise KdrunError(f"method.{where} is {value}; it must be {limits}" + (f" ({why})" if why else ""))
@@ -45,29 +45,29 @@ def check_within(where: str, value: float, least: float, most: float = sys.float
 
 
 def check_share(where: str, value: float) -> float:
-    """A share between 0 and 1, neither included."""
+    """A share above 0 and below 1."""
     if not 0 < value < 1:
-        raise KdrunError(f"method.{where} is {value}; it must lie between 0 and 1")
+        raise KdrunError(f"method.{where} is {value}; it must be above 0 and below 1")
     return value
 
 
 def check_choice(name: str, key: str, value: str, known: Mapping[str, str]) -> str:
-    """One of the known values, each with what it means."""
+    """One of the known values. `known`: value -> what it means."""
     if value not in known:
-        said = ", ".join(f"{choice} ({meaning})" for choice, meaning in known.items())
+        meanings = ", ".join(f"{choice} ({meaning})" for choice, meaning in known.items())
         near = choices(value, known).partition("Choices:")[0]
-        raise KdrunError(f"no {key} '{value}' of {name}. {near}Choices: {said}")
+        raise KdrunError(f"no {key} '{value}' of {name}. {near}Choices: {meanings}")
     return value
 
 
 def one_tap(name: str, pair: Pair) -> None:
-    """The method compares one layer of each side."""
+    """KdrunError unless the method has one tap on each side."""
     if len(pair.taps[0]) != 1:
         raise KdrunError(f"{name} takes one tap; method.{name}.taps names {len(pair.taps[0])}")
 
 
 def feature_maps(name: str, pair: Pair, *, at_least: int = 1) -> None:
-    """The method compares layers of maps (B, C, H, W)."""
+    """KdrunError unless the taps are feature maps (B, C, H, W), `at_least` of them on each side."""
     for taps, side in zip(pair.taps, (pair.student, pair.teacher), strict=True):
         flat = [tap for tap, shape in zip(taps, side.shapes if side else [], strict=True) if len(shape) != 4]
         if flat or not taps:

@@ -20,10 +20,10 @@ COLDEST = 0.02  # temperature: exp(1 / T) of the largest similarity must be a fl
 
 
 def similarities(anchor_BD: Tensor, bank_ND: Tensor, contrast_BK: Tensor, temperature: float) -> Tensor:
-    """exp(anchor . bank / temperature) of the rows named by contrast_BK: (B, K), the positive in column 0.
+    """exp(anchor . bank / temperature) of the rows in contrast_BK: (B, K), the positive in column 0.
 
-    The anchors meet the whole bank in one matrix product and the wanted scores are gathered from it: (B, N) numbers
-    instead of the (B, K, D) of gathering rows first, which for K = 16,384 and D = 128 is a gigabyte a batch.
+    One matrix product compares the anchors with the whole bank, then the needed scores are gathered: (B, N) numbers. To gather
+    rows first would need (B, K, D) numbers, which for K = 16,384 and D = 128 is a gigabyte a batch.
     """
     return (anchor_BD @ bank_ND.T).gather(1, contrast_BK).div(temperature).exp()
 
@@ -54,8 +54,8 @@ def update(bank_ND: Tensor, index_B: Tensor, embedding_BD: Tensor, momentum: flo
 
 
 class Rows:
-    """The rows of a training set by class, to draw from on the device, without waiting for it. Rows of the holdout (label -1) are
-    never drawn."""
+    """The rows of a training set by class. Draws happen on the device, and the CPU does not wait for them. Rows of the holdout
+    (label -1) are never drawn."""
 
     def __init__(self, labels_N: Tensor, negatives: int, device: torch.device):
         labels_N = labels_N.cpu()
@@ -66,16 +66,16 @@ class Rows:
         self.count = min(negatives, int(others_K[counts_K > 0].min()))
         if self.count < 1:
             raise KdrunError("crd needs images of at least two classes to draw negatives from")
-        self.sizes, size_K = others_K.unique(return_inverse=True)  # one where classes are of one size
+        self.sizes, size_K = others_K.unique(return_inverse=True)  # one size if all classes are equally large
         self.rows_M, self.counts_K, self.size_K = rows_M.to(device), counts_K.to(device), size_K.to(device)
         self.starts_K, self.others_K = self.counts_K.cumsum(0) - self.counts_K, others_K.to(device)
 
     def negatives(self, label_B: Tensor, generator: torch.Generator) -> Tensor:
-        """For each image `count` distinct rows of other classes (B, count), uniformly.
+        """For each image `count` different rows of other classes (B, count), drawn uniformly.
 
-        One permutation a step (of each number of rows that a class leaves over); each image takes a window of it at a random
-        offset, counted around its own class's block. Per image this is a draw without replacement, as in the sources, at the
-        cost of one permutation instead of one draw an image.
+        A step makes one permutation for each size of a class. Each image takes a window of the permutation at a random offset; rows
+        of its own class are skipped. For one image this is a draw without replacement, as in the sources, but a step costs one
+        permutation instead of one draw per image.
         """
         device, width = label_B.device, len(self.rows_M)
         table_SM = torch.zeros(len(self.sizes), width, dtype=torch.long, device=device)
@@ -88,36 +88,36 @@ class Rows:
         return self.rows_M[index_BK + count_B1 * (index_BK >= start_B1)]
 
     def positives(self, label_B: Tensor, generator: torch.Generator) -> Tensor:
-        """For each image one row of its own class (B,), uniformly; it may be the image itself."""
+        """For each image one row of its own class (B,), drawn uniformly; it may be the image itself."""
         share_B = torch.rand(len(label_B), generator=generator, device=label_B.device)
         return self.rows_M[self.starts_K[label_B] + (share_B * self.counts_K[label_B]).long()]
 
 
 def memory(device: torch.device) -> int:
-    """Bytes: what is free on a GPU, or what the machine has."""
+    """Bytes of memory: free ones on a GPU, all of the machine on a CPU."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def check_memory(rows: int, dim: int, device: torch.device) -> None:
-    """Two banks of rows x dim in float32 fit in half of what the device has, or the error says how large they are."""
-    wanted, there = 2 * rows * dim * 4, memory(device)
-    if wanted > there / 2:
+    """KdrunError, with their size, if two banks of rows x dim in float32 do not fit in half of the memory of the device."""
+    needed, available = 2 * rows * dim * 4, memory(device)
+    if needed > available / 2:
         raise KdrunError(
-            f"crd's two memory banks of {rows:,} x {dim:,} take {wanted / 2**30:,.1f} GiB of the {there / 2**30:.1f} GiB of {device}; "
-            "a smaller method.crd.dim needs less (128 is published)"
+            f"crd's two memory banks of {rows:,} x {dim:,} need {needed / 2**30:,.1f} GiB of the {available / 2**30:.1f} GiB of {device}; "
+            "a smaller method.crd.dim needs less (the published value is 128)"
         )
 
 
 @METHODS.register
 class CRD(Method):
-    """Contrast: tell an image's embedding from other images' against a memory bank.
+    """Contrast: separate the embedding of an image from those of other images in a memory bank.
 
     Loss: -log p+ / (p+ + m) - sum over negatives of log m / (p- + m), mean over B, for both directions; p = exp(a . b / T) / Z
     of unit-length embeddings, m the negatives over the bank's rows. Two linear embeddings to `dim`, trained with the student;
-    two banks with a row per training image. Student anchors are scored against the teacher's bank and the reverse. Z is fixed
-    at the first batch. `positive`: exact (the image itself) or relaxed (a random image of its class).
+    two banks with a row per training image. Anchors of the student are compared with the teacher's bank, and the reverse. Z is computed
+    once, from the first batch. `positive`: exact (the image itself) or relaxed (a random image of its class).
     """
 
     family = "relations"
@@ -134,8 +134,8 @@ class CRD(Method):
         known = {"exact": "the image itself", "relaxed": "an image of its class"}
         self.positive = check_choice("crd", "positive", positive, known)
         check_temperature("crd", temperature, COLDEST)
-        check_within("crd.dim", dim, 1, why="of the embeddings")
-        check_within("crd.negatives", negatives, 1, why="images an image is told from")
+        check_within("crd.dim", dim, 1, why="the size of the embeddings")
+        check_within("crd.negatives", negatives, 1, why="the images that an image is compared with")
         if not 0 <= momentum < 1:
             raise KdrunError(f"method.crd.momentum is {momentum}; it must be 0 or more, and below 1 (the bank's share)")
         one_tap("crd", pair)
@@ -190,14 +190,14 @@ def contrast(
 ) -> tuple[Tensor, Tensor]:
     """The loss of both directions, and the constants Z (2,) to keep; z_2 below 0 means "not set yet".
 
-    Embeddings have unit length; contrast_BK names rows of the banks, the positive in column 0. `rows` is how many rows
-    negatives are drawn from: all of the bank, unless a holdout lies in it.
+    Embeddings have unit length. contrast_BK has rows of the banks, the positive in column 0. `rows`: the number of rows that
+    negatives are drawn from; all rows of the bank, unless some belong to a holdout.
     """
     student_BK = similarities(s_BD, bank_t_ND, contrast_BK, temperature)
     teacher_BK = similarities(t_BD, bank_s_ND, contrast_BK, temperature)
     rows = len(bank_s_ND) if rows is None else rows
     first_2 = torch.stack([partition(student_BK, rows), partition(teacher_BK, rows)])
-    z_2 = torch.where(z_2 > 0, z_2, first_2)  # no look at the value: the device is not waited for
+    z_2 = torch.where(z_2 > 0, z_2, first_2)  # without a Python if, so that the CPU does not wait for the device
     return noise_contrastive(student_BK, z_2[0], rows) + noise_contrastive(teacher_BK, z_2[1], rows), z_2
 
 

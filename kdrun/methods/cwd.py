@@ -16,7 +16,7 @@ from kdrun.methods.taps import Output
 def channel_divergence(s_BCHW: Tensor, t_BCHW: Tensor, temperature: float) -> Tensor:
     """T^2 KL of each channel's softmax over its H*W positions, teacher to student, mean over B and C.
 
-    Serves feature maps and dense logits alike. Agrees with mmrazor.
+    Works for feature maps and for dense logits. Agrees with mmrazor.
     """
     return tempered_kl(s_BCHW.flatten(2), t_BCHW.flatten(2), temperature, dim=2).mean()
 

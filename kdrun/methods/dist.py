@@ -23,8 +23,8 @@ def decorrelation(s_BK: Tensor, t_BK: Tensor) -> Tensor:
 def relations(s_BK: Tensor, t_BK: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """T^2 times the decorrelation of tempered probabilities: over the classes of an image, over the images of a class.
 
-    The factor T^2 is the authors' code's; agrees with it (two repositories), mmrazor and torchdistill. The gradient fades
-    where the student's logits hardly vary, over classes or over images (kdrun.methods.bounded).
+    The factor T^2 is from the authors' code. Agrees with that code (two repositories), mmrazor and torchdistill. The gradient
+    fades where the student's logits are nearly constant, over classes or over images (kdrun.methods.bounded).
     """
     given = s_BK.dtype
     s_BK, t_BK = exact(temperature, s_BK, t_BK)
@@ -37,7 +37,7 @@ def relations(s_BK: Tensor, t_BK: Tensor, temperature: float = 1.0) -> tuple[Ten
 
 @METHODS.register
 class DIST(Method):
-    """Relations of predictions: correlate with the teacher's probabilities instead of equalling them.
+    """Relations of predictions: make predictions that correlate with the teacher's probabilities, without being equal to them.
 
     Loss: inter = T^2 (1 - mean over images of the correlation over classes), intra = T^2 (1 - mean over classes of the
     correlation over the batch).

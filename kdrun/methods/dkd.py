@@ -29,7 +29,7 @@ def decoupled(s_BK: Tensor, t_BK: Tensor, label_B: Tensor, temperature: float) -
 
 
 def _split(logits_BK: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of (target, any other) as (B, 2), and of the others given that it is one of them, as (B, K - 1)."""
+    """Log-probabilities of (target, any other) as (B, 2), and of the other classes among themselves, as (B, K - 1)."""
     others = torch.arange(logits_BK.shape[1] - 1, device=logits_BK.device)[None]
     rest_BK = logits_BK.gather(1, others + (others >= label_B[:, None]))  # every class but the target
     target_B = logits_BK.gather(1, label_B[:, None])[:, 0]
@@ -39,10 +39,10 @@ def _split(logits_BK: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
 
 @METHODS.register
 class DKD(Method):
-    """Decoupled soft targets: weigh the target class and the other classes apart.
+    """Decoupled soft targets: the target class and the other classes have separate weights.
 
     Loss: target = T^2 KL of the teacher's (p_y, 1 - p_y) to the student's; rest = T^2 KL of the distributions over the other
-    classes. Soft targets are target + (1 - p_y) rest; here the second has a weight of its own.
+    classes. Soft targets are target + (1 - p_y) rest; here the second part has its own weight.
     """
 
     family = "logits"

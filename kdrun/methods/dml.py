@@ -16,7 +16,7 @@ from kdrun.methods.taps import Output
 def mutual(logits: list[Tensor]) -> list[Tensor]:
     """For each of n networks the mean over its peers of KL(peer || itself), peers detached (equations 4 and 8).
 
-    logits: n tensors (B, K). Temperature 1; summed over classes, averaged over the batch. KD-Zoo's for n = 2.
+    logits: n tensors (B, K). Temperature 1; summed over classes, averaged over the batch. Agrees with KD-Zoo for n = 2.
     """
     losses = []
     for i, mine in enumerate(logits):
@@ -26,12 +26,12 @@ def mutual(logits: list[Tensor]) -> list[Tensor]:
 
 @METHODS.register
 class DML(Method):
-    """Mutual learning: networks trained together from scratch, each on the others' predictions.
+    """Mutual learning: several networks are trained together from scratch, each also on the predictions of the others.
 
     Loss: mutual = sum over networks of the mean over their peers of KL(peer || network), T = 1; peers = the peers' supervised
-    losses. The peers have the teacher's architecture, or the student's where teacher=none, and random streams of their own.
-    All losses come from one forward pass of each network (as in KD-Zoo; the paper updates the networks in turn). Networks share
-    no weights, so one sum serves all.
+    losses. The peers have the teacher's architecture (the student's if teacher=none) and their own random streams.
+    All losses come from one forward pass of each network (as in KD-Zoo; the paper updates the networks in turn). The networks
+    share no weights, so one sum trains all of them.
     """
 
     family = "online"
@@ -42,7 +42,7 @@ class DML(Method):
     def build(self, pair: Pair, *, networks: int) -> None:
         if networks < 2:
             raise KdrunError(
-                f"method.dml.networks is {networks}; mutual learning needs at least 2, the student among them"
+                f"method.dml.networks is {networks}; mutual learning needs at least 2, including the student"
             )
         self.supervised = pair.supervised
         self.peers = nn.ModuleList(pair.fresh(i) for i in range(1, networks))

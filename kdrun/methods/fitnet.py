@@ -17,21 +17,21 @@ from kdrun.methods.taps import Output
 def hint(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
     """Mean squared error of a guided layer (after its regressor) against its hint, over all elements.
 
-    Equation 3 has half the sum; every released code takes the mean, and the published weights belong to it.
+    Equation 3 has half the sum. All released code takes the mean, and the published weights belong to the mean.
     """
     return F.mse_loss(s_BCHW, t_BCHW)
 
 
 @METHODS.register
 class FitNet(Method):
-    """Hints: regress the teacher's middle layer first, then distil its soft targets.
+    """Hints: first learn the output of the teacher's middle layer, then distil soft targets.
 
     Loss: mean over elements of (r(s) - t)^2, r a convolution with batch norm and ReLU where shapes differ; then soft targets.
     variant "paper": two stages. `hints` trains the student up to the guided layer, and the regressor, on the hint alone;
-    `distil` trains the whole student on soft targets (algorithm 1). variant "joint": one stage, the hint beside the
+    `distil` trains the whole student on soft targets (algorithm 1). variant "joint": one stage, the hint together with the
     supervised loss, as in KD-Zoo's and RepDistiller's tables (conf/method/fitnet_joint.yaml has KD-Zoo's weight). The
-    regressor is RepDistiller's convolution, batch norm and ReLU; `regressor: unlike` leaves it out where the shapes agree, as KD-Zoo,
-    `always` does not, as RepDistiller.
+    regressor is RepDistiller's convolution, batch norm and ReLU; with `regressor: unlike` there is none if the shapes are equal (KD-Zoo),
+    with `always` there is always one (RepDistiller).
     """
 
     family = "features"
@@ -42,7 +42,7 @@ class FitNet(Method):
         known = {"paper": "hints, then distillation", "joint": "one stage"}
         check_choice("fitnet", "variant", variant, known)
         check_choice(
-            "fitnet", "regressor", regressor, {"unlike": "where shapes differ", "always": "also where they agree"}
+            "fitnet", "regressor", regressor, {"unlike": "only if shapes differ", "always": "also if shapes are equal"}
         )
         if len(pair.taps[0]) != 1:
             raise KdrunError(f"fitnet takes one guided layer; method.fitnet.taps names {len(pair.taps[0])}")

@@ -18,7 +18,7 @@ from kdrun.methods.taps import Output
 def flow(first_BCHW: Tensor, second_BCHW: Tensor, pool: str = "average") -> Tensor:
     """Inner products of the channels of two layers over their H*W positions: (B, C1, C2) (equation 1).
 
-    The larger map is brought to the smaller side by averages, as KD-Zoo and RepDistiller, or by maxima, as the paper.
+    The larger map is brought to the smaller side by averages (KD-Zoo and RepDistiller) or by maxima (the paper).
     """
     side = min(first_BCHW.shape[2], second_BCHW.shape[2]), min(first_BCHW.shape[3], second_BCHW.shape[3])
     to_side = F.adaptive_avg_pool2d if pool == "average" else F.adaptive_max_pool2d
@@ -34,7 +34,7 @@ def flow_distance(s_BCC: Tensor, t_BCC: Tensor, variant: str = "code") -> Tensor
 
 @METHODS.register
 class FSP(Method):
-    """Flow between layers: first match how channels of one layer go with those of the next, then train as usual.
+    """Flow between layers: first match the inner products of the channels of neighbouring layers, then train as usual.
 
     Loss: mean over consecutive taps of mean over B*C1*C2 of (G_s - G_t)^2, G = inner products of two layers' channels over
     positions / (H*W); variant "paper" sums over C1*C2 and pools by maxima. Stage `flow` trains the student up to the last tap
@@ -53,7 +53,7 @@ class FSP(Method):
         if students != teachers:
             raise KdrunError(
                 f"fsp needs the same channels on both sides; method.fsp.taps have {students} in the student and {teachers} in"
-                " the teacher. Choose a pair of one width, or another method"
+                " the teacher. Choose a pair of the same width, or another method"
             )
         self.run = pair.run
 

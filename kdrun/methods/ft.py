@@ -26,21 +26,21 @@ def factor_distance(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
 
 
 def collapsed_distance(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
-    """RepDistiller's: `factor_distance` of the factors' mean squares over channels, which are attention maps."""
+    """RepDistiller's distance: `factor_distance` of the mean squares of the factors over channels, which are attention maps."""
     return factor_distance(s_BCHW.square().mean(1, keepdim=True), t_BCHW.square().mean(1, keepdim=True))
 
 
 def layers(convolutions: list[nn.Module], batch_norm: bool) -> nn.Sequential:
     """Each convolution followed by batch norm, if any, and a leaky ReLU (slope 0.1)."""
-    made: list[nn.Module] = []
+    modules: list[nn.Module] = []
     for convolution in convolutions:
         norm = [nn.BatchNorm2d(convolution.out_channels)] if batch_norm else []  # type: ignore[arg-type]
-        made += [convolution, *norm, nn.LeakyReLU(0.1)]
-    return nn.Sequential(*made)
+        modules += [convolution, *norm, nn.LeakyReLU(0.1)]
+    return nn.Sequential(*modules)
 
 
 def encoder(inputs: int, factor: int, batch_norm: bool) -> nn.Sequential:
-    """Three 3x3 convolutions from a feature map to a factor of as many channels as asked for, same side."""
+    """Three 3x3 convolutions from a feature map to a factor of `factor` channels and the same side."""
     steps = ((inputs, inputs), (inputs, factor), (factor, factor))
     return layers([nn.Conv2d(i, o, 3, padding=1, bias=not batch_norm) for i, o in steps], batch_norm)
 
@@ -53,12 +53,12 @@ def decoder(factor: int, outputs: int, batch_norm: bool) -> nn.Sequential:
 
 @METHODS.register
 class FT(Method):
-    """Factors: match a compressed paraphrase of the teacher's last map.
+    """Factors: match a compressed form of the teacher's last map.
 
     Loss: mean |f_s - f_t| of factors at unit length. Stage `paraphrase` trains the paraphraser, an autoencoder of the
     teacher's map with `share` of its channels, on its squared reconstruction error; `distil` trains the student and its
-    translator, with the paraphraser frozen. Variant "repdistiller": what the CRD tables call FT, factors collapsed to their mean
-    squares over channels, and a paraphraser without batch norm.
+    translator, with the paraphraser frozen. Variant "repdistiller": the formula of FT in the CRD tables, with factors collapsed to
+    their mean squares over channels, and a paraphraser without batch norm.
     """
 
     family = "features"

@@ -25,7 +25,7 @@ def edges(x: Tensor) -> Tensor:
 def transformation(first_BCHW: Tensor, second_BCHW: Tensor) -> Tensor:
     """How far each image moves between two layers (B,): squared distance, divided by the largest of the batch.
 
-    The larger map is average-pooled, and the layer with more channels averages neighbours, so that both have one shape.
+    The larger map is average-pooled, and the layer with more channels averages neighbouring ones, so that both have the same shape.
     """
     first_BCHW, second_BCHW = same_side(first_BCHW, second_BCHW)
     channels = min(first_BCHW.shape[1], second_BCHW.shape[1])
@@ -49,8 +49,8 @@ class IRG(Method):
     """Instance graphs: match predictions, distances between images, and how far each image moves from layer to layer.
 
     Loss: vertices = mean (s - t)^2 of logits; edges = mean over layers of mean over B*B of the squared difference of squared
-    distances / their largest; transformations = the same of each image's way between two layers. As KD-Zoo rewrote the
-    authors' Caffe layers.
+    distances / their largest; transformations = the same for the distance that each image moves between two layers. As in KD-Zoo,
+    which rewrote the Caffe layers of the authors.
     """
 
     family = "relations"

@@ -14,18 +14,18 @@ from kdrun.methods.taps import Output
 def soft_targets(s_BK: Tensor, t_BK: Tensor, temperature: float) -> Tensor:
     """T^2 KL(softmax(t/T) || softmax(s/T)), summed over the K classes, averaged over the batch of B.
 
-    The factor T^2 keeps the gradient's size when T changes (section 2 of the paper, which writes cross-entropy: the same
-    gradient). Agrees with KD-Zoo, RepDistiller, mdistiller and mmrazor.
+    The factor T^2 keeps the gradient's size when T changes (section 2 of the paper, which has cross-entropy: the gradient is
+    the same). Agrees with KD-Zoo, RepDistiller, mdistiller and mmrazor.
     """
     return tempered_kl(s_BK, t_BK, temperature).sum() / len(s_BK)
 
 
 def standardize(logits_BK: Tensor) -> Tensor:
-    """Each image's logits with mean 0 and deviation 1, so that the student need not match the teacher's range.
+    """The logits of each image with mean 0 and deviation 1, so that the student need not match the range of the teacher's logits.
 
     Sun, Ren, Li, Wang, Cao: Logit Standardization in Knowledge Distillation, CVPR 2024, https://arxiv.org/abs/2403.01427.
-    As its released code: the deviation over K - 1, plus 1e-7 (algorithm 1 divides by K). The gradient fades where an
-    image's logits hardly vary (kdrun.methods.bounded); the code's grows to 1e7 there.
+    As its released code: the deviation over K - 1, plus 1e-7 (algorithm 1 divides by K). The gradient fades where the
+    logits of an image are nearly constant (kdrun.methods.bounded); in the released code it grows to 1e7 there.
     """
     centred_BK, deviation_B1 = logits_BK - logits_BK.mean(1, keepdim=True), logits_BK.std(1, keepdim=True)
     return faded(centred_BK / (1e-7 + deviation_B1), deviation_B1, LEAST_DEVIATION)

@@ -17,14 +17,16 @@ from kdrun.methods.bounded import faded
 from kdrun.methods.checks import check_within, feature_maps
 from kdrun.methods.taps import Output
 
-EXTRA = 3  # vectors of the student beside the k of the teacher, among which each finds its partner
+EXTRA = (
+    3  # the student has so many more vectors than the k of the teacher; each vector of the teacher gets the closest one
+)
 
 
 class Eigenvectors(torch.autograd.Function):
     """Eigenvalues (B, C) and eigenvectors (B, C, C) of symmetric matrices, ascending, with a gradient that stays finite.
 
     The derivative of a vector divides by the distance g of two eigenvalues; here by g + e^2 / g with e = 1e-4 of the largest, so
-    that equal values, of an empty map for instance, contribute nothing instead of NaN.
+    that equal values, for instance of an empty map, contribute 0 instead of NaN.
     """
 
     @staticmethod
@@ -48,8 +50,8 @@ class Eigenvectors(torch.autograd.Function):
 def principal(x_BCHW: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The largest singular values (B, k) of the (H*W, C) matrix, at unit length, and right singular vectors (B, C, k).
 
-    By the eigenvectors of its C x C Gram matrix. A vector's sign is arbitrary in any decomposition; here the entry of largest
-    size is positive, so that two machines agree.
+    By the eigenvectors of its C x C Gram matrix. A vector's sign is arbitrary in any decomposition; here the largest
+    entry is made positive, so that two machines give the same vector.
     """
     size_B11 = torch.linalg.vector_norm(x_BCHW.detach().flatten(1), dim=1)[:, None, None]
     x_BPC = faded(x_BCHW.flatten(2).transpose(1, 2), size_B11)
@@ -62,7 +64,7 @@ def principal(x_BCHW: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def align(s_BCk: Tensor, t_BCk: Tensor) -> Tensor:
-    """For each vector of the teacher the student's that lies closest to it up to sign, turned to its side: (B, C, k)."""
+    """For each vector of the teacher the closest vector of the student, with its sign changed if that is closer: (B, C, k)."""
     cosine_Bsk = s_BCk.transpose(1, 2) @ t_BCk
     best_B1k = cosine_Bsk.abs().argmax(1, keepdim=True)
     chosen_Bsk = torch.zeros_like(cosine_Bsk).scatter(1, best_B1k, cosine_Bsk.gather(1, best_B1k).sign())
@@ -77,8 +79,8 @@ def relation(first_BCk: Tensor, second_BCk: Tensor) -> Tensor:
 def singular_flow(s_layers: list[Tensor], t_layers: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
     """For each pair of consecutive layers the squared difference of the two sides' relations, summed, mean over B.
 
-    s_layers: the student's vectors; t_layers: the teacher's values and vectors, of as many channels. Vectors are aligned to the
-    teacher's and weighed by its singular values. RepDistiller's form; the teacher's own signs between layers count.
+    s_layers: the student's vectors; t_layers: the teacher's values and vectors, of as many channels. Vectors are aligned with the
+    teacher's and weighted by its singular values. As in RepDistiller, the signs of the teacher's vectors matter.
     """
     s_weighed = [align(s, t) * value[:, None] for s, (value, t) in zip(s_layers, t_layers, strict=True)]
     t_weighed = [t * value[:, None] for value, t in t_layers]
@@ -90,7 +92,7 @@ def singular_flow(s_layers: list[Tensor], t_layers: list[tuple[Tensor, Tensor]])
 
 @METHODS.register
 class KDSVD(Method):
-    """Singular vectors: match how the main directions of one layer go with those of the next.
+    """Singular vectors: match the relations between the main directions of neighbouring layers.
 
     Loss: sum over consecutive taps of sum of (R_s - R_t)^2, mean over B; R = exp(-(v - w)^2 / 8) between entries of two layers'
     leading right singular vectors, weighed by the teacher's singular values. A convolution brings the student's maps to the
@@ -102,7 +104,9 @@ class KDSVD(Method):
 
     def build(self, pair: Pair, *, vectors: int) -> None:
         feature_maps("kdsvd", pair, at_least=2)
-        self.vectors = int(check_within("kdsvd.vectors", vectors, 1, why="of the teacher, at each tap"))
+        self.vectors = int(
+            check_within("kdsvd.vectors", vectors, 1, why="the number of vectors of the teacher, at each tap")
+        )
         shapes = zip(pair.student.shapes, pair.teacher.shapes, strict=True)  # type: ignore[union-attr]
         self.connectors = nn.ModuleList(
             connector((*s[:2], 1, 1), (*t[:2], 1, 1), tail="") if s[1] != t[1] else nn.Identity() for s, t in shapes

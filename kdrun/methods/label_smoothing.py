@@ -24,9 +24,9 @@ def smoothed_cross_entropy(logits_BK: Tensor, label_B: Tensor, smoothing: float)
 
 @METHODS.register(name="label_smoothing")
 class LabelSmoothing(Method):
-    """Label smoothing, no teacher: the control that tells soft targets from mere regularisation.
+    """Label smoothing, without a teacher: a control that shows how much of a gain is only regularisation.
 
-    Loss: it replaces the supervised one: -(1 - e) log p_y - e mean over classes of log p.
+    Loss: in place of the supervised loss, -(1 - e) log p_y - e mean over classes of log p.
     """
 
     family = "labels"

@@ -20,7 +20,7 @@ def logit_matching(s_BK: Tensor, t_BK: Tensor, variant: str = "code") -> Tensor:
 
 @METHODS.register
 class Logits(Method):
-    """Logit matching: regress the teacher's logits.
+    """Logit matching: match the teacher's logits by their squared difference.
 
     Loss: mean over B and K of (s - t)^2; variant "paper": half the sum over K, mean over B.
     """

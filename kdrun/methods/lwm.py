@@ -18,13 +18,13 @@ from kdrun.methods.taps import Output
 LEAST = {
     "code": 1e-8,
     "paper": 1e-5,
-}  # length of a map below which its gradient fades; those of fresh networks are far above
+}  # length of a map below which its gradient fades; maps of new networks are far longer
 
 
 def activation_map(logits_BK: Tensor, x_BCHW: Tensor, label_B: Tensor, variant: str, create_graph: bool) -> Tensor:
     """The class activation map (B, 1, H, W) of the true class: ReLU of the sum over channels of their mean gradient times a map.
 
-    variant "code": that map is the gradient itself, as in KD-Zoo. "paper": the activations, which is Grad-CAM.
+    variant "code": the map is the gradient itself, as in KD-Zoo. "paper": the map is the activations; this is Grad-CAM.
     """
     picked = logits_BK.gather(1, label_B[:, None]).sum()
     (gradient,) = torch.autograd.grad(picked, x_BCHW, create_graph=create_graph, retain_graph=True, allow_unused=True)

@@ -33,7 +33,7 @@ def generation_distance(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
 
 @METHODS.register
 class MGD(Method):
-    """Masked generation: make the teacher's map from the student's with a part of it hidden.
+    """Masked generation: predict the teacher's map from the student's map, a part of which is hidden.
 
     Loss: sum over C*H*W of (G(mask * f(s)) - t)^2, mean over B; f a convolution where shapes differ, G two 3x3 convolutions,
     both trained. The mask hides channels (classification) or positions (dense prediction).

@@ -26,7 +26,7 @@ def feature_distance(s: Tensor, t: Tensor, normalize: bool = True) -> Tensor:
 
 @METHODS.register
 class Mimic(Method):
-    """Mimicking: the plain squared distance of features, the baseline of feature distillation.
+    """Mimicking: the squared distance of features; the simplest feature distillation.
 
     Loss: ||f(s) - t||^2 of activations at unit length, mean over B and over taps; f a linear layer or convolution where shapes
     differ. The paper has half the sum and no normalisation (`normalize: false` and half the weight).

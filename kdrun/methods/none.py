@@ -11,7 +11,7 @@ from kdrun.methods.taps import Output
 
 @METHODS.register(name="none")
 class Alone(Method):
-    """No distillation: the supervised loss alone. Trains teachers, and the baseline of every table."""
+    """No distillation: only the supervised loss. It trains teachers and the baseline of every table."""
 
     family = "labels"
     teacher = "none"

@@ -23,9 +23,9 @@ def batch_margin(t_BCHW: Tensor) -> Tensor:
 
 
 def expected_margin(weight_C: Tensor, bias_C: Tensor) -> Tensor:
-    """E[x | x < 0] of x ~ N(bias, weight^2), what batch norm makes of a channel; (C,).
+    """E[x | x < 0] of x ~ N(bias, weight^2), the distribution of a channel after batch norm; (C,).
 
-    -3 deviations where x < 0 is rarer than 0.001, as the authors'.
+    -3 deviations if x < 0 has a probability below 0.001, as in the authors' code.
     """
     deviation_C = weight_C.abs().clamp(min=1e-12)  # a weight of 0 makes a channel constant: its bias
     z_C = -bias_C / deviation_C
@@ -36,14 +36,14 @@ def expected_margin(weight_C: Tensor, bias_C: Tensor) -> Tensor:
 
 
 def partial_distance(s_BCHW: Tensor, t_BCHW: Tensor, margin_C: Tensor) -> Tensor:
-    """(s - max(t, margin))^2 per element, 0 where the teacher is not active and the student lies below it."""
+    """(s - max(t, margin))^2 per element, 0 where the teacher is not active and the student is not above it."""
     t_BCHW = torch.maximum(t_BCHW, margin_C[:, None, None])
     return (s_BCHW - t_BCHW).square() * ((s_BCHW > t_BCHW) | (t_BCHW > 0))
 
 
 @METHODS.register
 class OFD(Method):
-    """Overhauled features: regress the teacher's maps before their activation, where that changes what passes it.
+    """Overhauled features: match the teacher's maps before their activation, where this changes the map after it.
 
     Loss: mean of (s - max(t, m_c))^2 where not s <= max(t, m_c) <= 0; s after a 1x1 convolution and batch norm, m_c the mean of
     the channel's negative values in the batch, mean over layers. Variant "paper": m_c from the teacher's batch norm, sum over
@@ -85,12 +85,12 @@ def _connector(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def _norm_before(teacher: Side, i: int, tap: str) -> nn.BatchNorm2d:
-    """The last batch norm of as many channels that fires before a tap: in a block whose shortcut has one, that one."""
+    """The last batch norm with the same number of channels that runs before a tap; in a block it may be that of the shortcut."""
     channels = teacher.shapes[i][1]
     fitting = [m for m in teacher.until(tap) if isinstance(m, nn.BatchNorm2d) and m.num_features == channels]
     if not fitting or fitting[-1].weight is None:
         raise KdrunError(
-            f"ofd's variant paper takes its margin from the batch norm before a tap; the teacher has none of {channels} channels "
+            f"ofd's variant paper needs a batch norm of {channels} channels before a tap, and the teacher has none "
             f"before '{tap}'. Use method.ofd.variant=code"
         )
     return fitting[-1]

@@ -13,16 +13,16 @@ from kdrun.methods.taps import Output
 
 
 def neighbours(x_BD: Tensor) -> Tensor:
-    """The probabilities (B, B) that an image picks another one, proportional to (1 + cosine) / 2; rows sum to 1."""
+    """The probabilities (B, B) that an image chooses another one, proportional to (1 + cosine) / 2; rows sum to 1."""
     x_BD = unit(x_BD)
     kernel_BB = (x_BD @ x_BD.T + 1) / 2
     return kernel_BB / kernel_BB.sum(1, keepdim=True)
 
 
 def probabilistic_transfer(s_BD: Tensor, t_BD: Tensor, epsilon: float = 1e-6) -> Tensor:
-    """Mean over B*B of t log((t + e) / (s + e)) with both matrices of probabilities, diagonal included, as all released code.
+    """Mean over B*B of t log((t + e) / (s + e)) with both matrices of probabilities, diagonal included, as in all released code.
 
-    The paper sums over pairs of unlike images. e is KD-Zoo's 1e-6; the authors, RepDistiller and mdistiller have 1e-7.
+    The paper sums over pairs of different images. e is KD-Zoo's 1e-6; the authors, RepDistiller and mdistiller have 1e-7.
     """
     s_BB, t_BB = neighbours(s_BD), neighbours(t_BD)
     return (t_BB * ((t_BB + epsilon) / (s_BB + epsilon)).log()).mean()

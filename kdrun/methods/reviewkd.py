@@ -19,7 +19,7 @@ LEVELS = (4, 2, 1)  # sides of the pyramid
 def hierarchical_context(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
     """Squared distance of two maps as they are and averaged to sides of 4, 2 and 1, weights 1, 1/2, 1/4, 1/8.
 
-    Mean over elements at each level; levels not smaller than the map are left out, and weights are divided by their sum. Agrees
+    Mean over elements at each level; levels that are not smaller than the map are left out, and weights are divided by their sum. Agrees
     with the authors, mdistiller and torchdistill.
     """
     loss, total, weight = F.mse_loss(s_BCHW, t_BCHW), 1.0, 1.0
@@ -33,10 +33,10 @@ def hierarchical_context(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
 
 
 class Fusion(nn.Module):
-    """Attention-based fusion of a student's map with what was carried up from deeper ones.
+    """Attention-based fusion of a student's map with the result of the deeper levels.
 
-    The map goes to `width` channels; a 1x1 convolution over both makes an attention map for each, and their sum is carried on
-    and, by a 3x3 convolution, becomes what is compared with the teacher. The deepest level has nothing to fuse with.
+    The map is brought to `width` channels. A 1x1 convolution over both maps gives an attention map for each; the weighted sum goes to
+    the next level, and after a 3x3 convolution it is compared with the teacher. The deepest level has no map to fuse with.
     """
 
     def __init__(self, inputs: int, width: int, outputs: int, deepest: bool):
@@ -48,7 +48,7 @@ class Fusion(nn.Module):
         nn.init.kaiming_uniform_(self.expand[0].weight, a=1)  # type: ignore[arg-type]
 
     def forward(self, s_BCHW: Tensor, carried_BCHW: Tensor | None, side: torch.Size) -> tuple[Tensor, Tensor]:
-        """What the teacher is compared with, of `side` (H, W), and what is carried on to the next level."""
+        """The map to compare with the teacher, of `side` (H, W), and the map for the next level."""
         x_BCHW = self.reduce(s_BCHW)
         if self.attend is not None and carried_BCHW is not None:
             carried_BCHW = F.interpolate(carried_BCHW, x_BCHW.shape[2:], mode="nearest")
@@ -59,7 +59,7 @@ class Fusion(nn.Module):
 
 
 class Review(nn.Module):
-    """The fusions of all levels, run from deep to shallow; levels are given from shallow to deep."""
+    """The fusions of all levels. They run from deep to shallow; arguments and results go from shallow to deep."""
 
     def __init__(self, inputs: list[int], outputs: list[int]):
         super().__init__()

@@ -14,7 +14,7 @@ from kdrun.methods.taps import Output
 
 
 def squared_distances(x_BD: Tensor) -> Tensor:
-    """Squared Euclidean distances (B, B) from the Gram matrix, floored at 1e-12: a repeated image has a finite gradient."""
+    """Squared Euclidean distances (B, B) from the Gram matrix, at least 1e-12, so that a repeated image has a finite gradient."""
     square_B = x_BD.square().sum(1)
     return (square_B[:, None] + square_B[None, :] - 2 * x_BD @ x_BD.T).clamp(min=1e-12)
 

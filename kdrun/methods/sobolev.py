@@ -15,7 +15,7 @@ from kdrun.methods.base import Batch, Method, Pair, Terms
 from kdrun.methods.bounded import unit
 from kdrun.methods.taps import Output
 
-LEAST = 1e-3  # length of an input gradient below which its own gradient fades; fresh networks have 0.06 and more
+LEAST = 1e-3  # length of an input gradient below which its own gradient fades; in new networks it is 0.06 and more
 
 
 def input_gradient(logits_BK: Tensor, input_BCHW: Tensor, label_B: Tensor, create_graph: bool) -> Tensor:
@@ -32,14 +32,14 @@ def input_gradient(logits_BK: Tensor, input_BCHW: Tensor, label_B: Tensor, creat
 def sobolev(s_BD: Tensor, t_BD: Tensor) -> Tensor:
     """Mean squared difference of the two input gradients, each scaled to unit length per image.
 
-    The mean over B and D is KD-Zoo's, with which the weight of 20 was published; Jacobian matching sums over D.
+    KD-Zoo takes the mean over B and D; its weight of 20 belongs to it. Jacobian matching sums over D.
     """
     return F.mse_loss(unit(s_BD, least=LEAST), unit(t_BD, least=LEAST))
 
 
 @METHODS.register
 class Sobolev(Method):
-    """Input gradients: match how the true-class logit answers to every pixel.
+    """Input gradients: match how the logit of the true class depends on every pixel.
 
     Loss: mean over B and pixels of (g_s - g_t)^2, g the gradient of the true-class logit with respect to the image, at unit
     length.

@@ -20,7 +20,7 @@ def similarity(x: Tensor) -> Tensor:
 
 
 def similarity_preserving(s: Tensor, t: Tensor) -> Tensor:
-    """Mean over B*B of the squared difference of the two matrices; shapes may differ but for B.
+    """Mean over B*B of the squared difference of the two matrices; shapes may differ except in B.
 
     Agrees with KD-Zoo, RepDistiller and mdistiller; torchdistill's rows have L1 norm 1.
     """
@@ -29,7 +29,7 @@ def similarity_preserving(s: Tensor, t: Tensor) -> Tensor:
 
 @METHODS.register
 class SP(Method):
-    """Similarities: images that are alike for the teacher are to be alike for the student.
+    """Similarities: images that are similar for the teacher must be similar for the student.
 
     Loss: mean over B*B of (G_s - G_t)^2, where G are inner products of activations, rows at unit length.
     """

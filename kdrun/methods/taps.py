@@ -1,4 +1,4 @@
-"""Tapped: run a model and return its output together with the tensors asked for."""
+"""Tapped: run a model and return its output together with tensors from inside it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from kdrun.errors import KdrunError, choices
 
 @dataclass
 class Output:
-    """What a method sees of one model on one batch. Floating tensors are float32 whatever the compute precision."""
+    """What a method sees of one model on one batch. Floating-point tensors are float32 in every compute precision."""
 
     logits: Any  # the model's output: (B, classes) for images
-    taps: tuple[Tensor, ...]  # in the order asked for
-    live: tuple[Tensor, ...]  # the same as the model made them, in its precision: what a gradient can be taken of
-    input: Any  # a tensor, or a dict of tensors; requires a gradient where a method wants input gradients
+    taps: tuple[Tensor, ...]  # in the order of the names of the taps
+    live: tuple[Tensor, ...]  # the same tensors as the model made them, in its precision; use these for gradients
+    input: Any  # a tensor, or a dict of tensors; requires a gradient if a method needs input gradients
     again: Callable[[Any], Output]  # the same model on other inputs
 
     def detach(self) -> Output:
@@ -31,7 +31,7 @@ class Output:
 
 
 def paths(model: nn.Module) -> dict[str, str]:
-    """The aliases that a model declares: {"pooled": "head:in"}."""
+    """The names that a model declares for its taps: {"pooled": "head:in"}."""
     declared = getattr(model, "taps", {})
     return dict(declared) if isinstance(declared, dict) else {}
 
@@ -39,17 +39,17 @@ def paths(model: nn.Module) -> dict[str, str]:
 class Tapped(nn.Module):
     """A model with forward hooks at named places.
 
-    A tap is an alias that the model declares or a module path ("layer2.0.conv1"); with ":in" it takes the module's
-    first input instead of its output. Tuples give their first item. A name that does not exist, or a tap that does not
-    fire exactly once per forward, is an error. A tapped tensor that a later in-place operation changes is cloned.
+    A tap is a name that the model declares or a module path ("layer2.0.conv1"). With ":in" it is the first input of the
+    module instead of its output. Of a tuple the first item is taken. A name that does not exist is an error, and so is a tap that
+    does not fire exactly once in a forward pass. If a later in-place operation changes a tapped tensor, the tap gives a clone.
     """
 
     def __init__(self, module: nn.Module, taps: Sequence[str] = (), autocast: torch.dtype | None = None):
         super().__init__()
         self.module, self.names, self.autocast = module, tuple(taps), autocast
-        self.second = False  # second derivatives are wanted: a method takes a gradient of a gradient
+        self.second = False  # True: a method takes a gradient of a gradient
         self._caught: dict[str, tuple[Tensor, int]] = {}
-        self._armed = False  # the hooks catch during forward alone, not when the module is called by itself
+        self._armed = False  # the hooks catch only during forward, not if the module is called by itself
         self._cloned: set[str] = set()
         self._handles = [self._hook(name) for name in dict.fromkeys(self.names)]
 
@@ -60,7 +60,7 @@ class Tapped(nn.Module):
             for n, (tensor, version) in self._caught.items()
             if not tensor.is_inference() and tensor._version != version
         ]
-        if changed:  # seen first in the dry run, before anything trains
+        if changed:  # first seen in the dry run, before the training
             self._cloned.update(changed)
             raw = self._run(x)
         missing = [name for name in self.names if name not in self._caught]
@@ -79,7 +79,9 @@ class Tapped(nn.Module):
         try:
             with (
                 torch.autocast(device_of(x).type, self.autocast or torch.bfloat16, enabled=self.autocast is not None),
-                sdpa_kernel(SDPBackend.MATH) if second else nullcontext(),  # of attention's kernels, it alone has them
+                sdpa_kernel(SDPBackend.MATH)
+                if second
+                else nullcontext(),  # the only kernel of attention with second derivatives
             ):
                 return self.module(x)
         finally:
@@ -114,7 +116,7 @@ class Tapped(nn.Module):
         return type(self.module).__name__
 
     def until(self, tap: str, example: Any) -> list[nn.Module]:
-        """The modules with parameters or buffers that fire before `tap` does, in order: "the student up to the hint"."""
+        """The modules with parameters or buffers that run before `tap`, in this order: for example "the student up to the hint"."""
         path, _, side = paths(self.module).get(tap, tap).partition(":")
         target = self.module.get_submodule(path)
         fired: list[nn.Module] = []
@@ -139,17 +141,17 @@ class Tapped(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
-        found = [
+        before = [
             *dict.fromkeys(m for m in fired if any(True for _ in m.parameters()) or any(True for _ in m.buffers()))
         ]
-        for module in found:  # training it trains what it contains, so all of that must lie before the tap too
-            behind = [m for m in module.modules() if m not in found and any(True for _ in m.parameters(recurse=False))]
+        for module in before:  # to train a module is to train all modules in it, so all of them must lie before the tap
+            behind = [m for m in module.modules() if m not in before and any(True for _ in m.parameters(recurse=False))]
             if behind:
                 raise KdrunError(
-                    f"the part of {self._kind()} up to '{tap}' cannot be told apart: {type(module).__name__} has parameters of"
-                    f" its own and layers behind the tap, such as {type(behind[0]).__name__}"
+                    f"the part of {self._kind()} up to '{tap}' cannot be separated: {type(module).__name__} has its own"
+                    f" parameters, and layers behind the tap, such as {type(behind[0]).__name__}"
                 )
-        return found
+        return before
 
 
 def first_rows(x: Any, count: int) -> Any:
@@ -158,13 +160,13 @@ def first_rows(x: Any, count: int) -> Any:
 
 
 def device_of(x: Any) -> torch.device:
-    """Where a model's input lies: a tensor, or a dict of tensors."""
+    """The device of a model's input, which is a tensor or a dict of tensors."""
     one: Tensor = x if isinstance(x, Tensor) else next(iter(x.values()))
     return one.device
 
 
 def evaluate(model: nn.Module, x: Any) -> Any:
-    """Run in eval mode without gradients and put the modes back: a look at a model leaves no trace in it."""
+    """Run a model once in eval mode without gradients, then restore the mode of each module. The model stays as it was."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -176,7 +178,7 @@ def evaluate(model: nn.Module, x: Any) -> Any:
 
 
 def as_float(value: Any) -> Any:
-    """A floating tensor in float32; anything else as it is."""
+    """A floating-point tensor as float32; any other value as it is."""
     if isinstance(value, Tensor) and value.is_floating_point():
         return value.float()
     return value

@@ -19,9 +19,9 @@ EPSILON = 1e-6  # the least variance
 
 
 def negative_log_likelihood(mean_BCHW: Tensor, t_BCHW: Tensor, variance_C: Tensor) -> Tensor:
-    """Of the teacher's map under a Gaussian with the predicted mean and a variance per channel, mean over all elements.
+    """Negative log-likelihood of the teacher's map under a Gaussian with the predicted mean and a variance per channel.
 
-    Without its constant.
+    Mean over all elements, without the constant.
     """
     variance_C11 = variance_C[:, None, None]
     return 0.5 * (variance_C11.log() + (mean_BCHW - t_BCHW).square() / variance_C11).mean()
@@ -33,7 +33,7 @@ def softplus_inverse(value: float) -> float:
 
 
 class Gaussian(nn.Module):
-    """A student's map to a mean for each element of the teacher's, by three 1x1 convolutions, and a variance per channel.
+    """From a student's map a mean for each element of the teacher's map, by three 1x1 convolutions, and a variance per channel.
 
     Variances start at `variance` and are kept above epsilon by a softplus; they are trained like every weight.
     """
@@ -52,7 +52,7 @@ class Gaussian(nn.Module):
 
 @METHODS.register
 class VID(Method):
-    """Variational information: keep the student's maps telling of the teacher's, as a Gaussian with trained variances.
+    """Variational information: the student's maps must predict the teacher's, by a Gaussian with trained variances.
 
     Loss: mean over elements of (log v_c + (mu(s) - t)^2 / v_c) / 2, mu three 1x1 convolutions and v a variance per channel,
     both trained. The larger map is average-pooled.
@@ -63,7 +63,7 @@ class VID(Method):
 
     def build(self, pair: Pair, *, variance: float) -> None:
         feature_maps("vid", pair)
-        check_above("vid.variance", variance, "where it starts", least=EPSILON)
+        check_above("vid.variance", variance, "the variance at the start", least=EPSILON)
         shapes = zip(pair.student.shapes, pair.teacher.shapes, strict=True)  # type: ignore[union-attr]
         self.gaussians = nn.ModuleList(Gaussian(s[1], t[1], variance) for s, t in shapes)
 

@@ -18,7 +18,7 @@ from kdrun.report.collect import collect
 from kdrun.report.pivot import Table, tables
 from kdrun.report.trials import trials
 from kdrun.runs.folder import CURVES, RECORD
-from kdrun.runs.identity import run_name
+from kdrun.runs.labels import run_name
 from kdrun.runs.record import atomically, read
 
 GIVEN = "given"  # where argparse's namespace holds the options that were read so far

@@ -32,7 +32,7 @@ from kdrun.report.paper import (
 from kdrun.report.pivot import Table, tables_by_student
 from kdrun.report.strips import gain_chart
 from kdrun.report.style import TEACHER, table_styles
-from kdrun.runs.identity import label_of
+from kdrun.runs.labels import label_of
 
 
 def curves(runs: list[tuple[dict, Path]], path: str | Path) -> Path:

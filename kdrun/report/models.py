@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from kdrun.runs.identity import flat, label_of
+from kdrun.runs.identity import flat
+from kdrun.runs.labels import label_of
 
 ROLES = ("teacher", "student")
 NOT_ARCHITECTURE = ("checkpoint", "checkpoint_key", "taps")

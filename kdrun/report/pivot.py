@@ -20,7 +20,8 @@ from kdrun.report.labels import ABSENT, Naming, Settings, natural, settings
 from kdrun.report.models import Models
 from kdrun.report.rows import Row, conditions, data_key, gather, in_order, nearest, notes, why_alone
 from kdrun.report.teachers import Teacher, teachers
-from kdrun.runs.identity import flat, label_of
+from kdrun.runs.identity import flat
+from kdrun.runs.labels import label_of
 
 
 @dataclass

@@ -14,7 +14,8 @@ from kdrun.report.facts import score_of
 from kdrun.report.labels import Naming, Settings, settings
 from kdrun.report.models import Models
 from kdrun.report.stats import paired
-from kdrun.runs.identity import flat, label_of
+from kdrun.runs.identity import flat
+from kdrun.runs.labels import label_of
 from kdrun.tasks.metric import metric_of
 
 

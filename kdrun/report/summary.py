@@ -16,7 +16,7 @@ from kdrun.report.facts import score_of
 from kdrun.report.labels import natural
 from kdrun.report.pivot import Table, tables_by_student, teachers_of
 from kdrun.report.text import gain, spread
-from kdrun.runs.identity import label_of, run_name
+from kdrun.runs.labels import label_of, run_name
 
 
 def summary(records: list[dict], protocol: str | None = None, width: int = 80) -> Text:

@@ -1,4 +1,4 @@
-"""Weights and resume states on disk: written to a temporary name and renamed, read without executing anything."""
+"""Weights and resume states on disk. Files are written under a temporary name and then renamed. Reading executes no code."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from kdrun.runs.unpickle import read
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A safetensors file of contiguous CPU copies."""
+    """Write a safetensors file with contiguous copies of the tensors on the CPU."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     atomically(path, save(plain))
 
 
 def save_text(path: Path, text: str) -> None:
-    """A text file, whole or not at all."""
+    """Write a text file: the whole of it, or nothing."""
     atomically(path, text.encode())
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """A resume state: tensors, numbers and strings only, so that it can be read without unpickling code."""
-    buffer = io.BytesIO()  # torch's own writer would hide a full disk behind its words
+    buffer = io.BytesIO()  # written to a file, torch's own error would hide that the disk is full
     torch.save(state, buffer)
     atomically(path, buffer.getbuffer())
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """A resume state of this program; anything else is an error that names the file."""
+    """Read a resume state that kdrun wrote. Any other file is an error that names it."""
     try:
         return read(path)
     except KdrunError as error:
@@ -47,7 +47,7 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def weights_sha256(state: dict[str, Tensor]) -> str:
-    """Hash of names, shapes and bytes: equal exactly when the weights are equal bit for bit."""
+    """Hash of names, shapes and bytes. Two hashes are equal if and only if the weights are equal bit for bit."""
     value = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -57,27 +57,30 @@ def weights_sha256(state: dict[str, Tensor]) -> str:
 
 
 def load_weights(path: str | Path) -> Weights:
-    """The tensors of a .safetensors file, or a state dict of a .pt or .pth, by the names that they have there.
+    """The tensors of a .safetensors file, or of a state dict in a .pt or .pth file, under the names that they have there.
 
-    Nothing in a pickle is executed. Of several state dicts the first in the order of `fitting.ORDER`; which one a model
-    wants is `load_checkpoint`'s business.
+    Nothing in a pickle is executed. If a file has several state dicts, the first one in the order of `fitting.ORDER` is returned;
+    `load_checkpoint` chooses the one that fits a model.
     """
     content = _content(Path(path))
-    found = fitting.candidates(content)
-    if not found:
+    candidates = fitting.candidates(content)
+    if not candidates:
         raise KdrunError(f"{path} {fitting.no_weights(content)}")
-    return found[0].weights
+    return candidates[0].weights
 
 
 def load_checkpoint(model: nn.Module, path: str | Path, name: str, role: str, key: str | None = None) -> str | None:
-    """Load the weights of a file into a model: those under `key`, or the first that fit. What was chosen, where there was a choice."""
+    """Load the weights of a file into a model: those under `key`, or the first that fit.
+
+    Returns a line that says which weights were taken if the file has several, else None.
+    """
     content = _content(Path(path))
-    found = fitting.at_key(content, key, role, path) if key else fitting.candidates(content, role)
-    if not found:
+    candidates = fitting.at_key(content, key, role, path) if key else fitting.candidates(content, role)
+    if not candidates:
         raise KdrunError(f"{path} {fitting.no_weights(content)}")
     wanted = fitting.wanted_by(model)
-    fits = [one for one in found if fitting.misfit(fitting.fitted(one.weights, wanted), wanted) is None]
-    taken = (fits or found)[0]
+    fits = [one for one in candidates if fitting.misfit(fitting.fitted(one.weights, wanted), wanted) is None]
+    taken = (fits or candidates)[0]
     try:
         load_into(model, taken.weights, path, name)
     except KdrunError as error:
@@ -86,10 +89,10 @@ def load_checkpoint(model: nn.Module, path: str | Path, name: str, role: str, ke
             raise
         way = f"{role}.checkpoint_key={'.'.join((*taken.path, part))}"
         raise KdrunError(f"{error} A part of it fits: say {way}") from error
-    others = [str(one) for one in found if one is not taken]
+    others = [str(one) for one in candidates if one is not taken]
     if not others:
         return None
-    other = next((".".join(one.path) for one in found if one is not taken and one.path), "KEY")
+    other = next((".".join(one.path) for one in candidates if one is not taken and one.path), "KEY")
     return (
         f"the weights under '{taken}' of {Path(path).name} are taken, not those under {fitting.some(others)}: "
         f"{role}.checkpoint_key={other} takes others"
@@ -97,10 +100,10 @@ def load_checkpoint(model: nn.Module, path: str | Path, name: str, role: str, ke
 
 
 def load_into(model: nn.Module, weights: Weights, path: str | Path, name: str) -> None:
-    """Load every tensor of the model; wrappers' prefixes and counters do not count.
+    """Load every tensor of the model. Prefixes of wrappers and counters of batches are ignored.
 
-    A checkpoint of another architecture or number of classes is an error with both shapes; so are other names, NaN, and
-    quantised weights. Half and double precision become the model's.
+    A checkpoint of another architecture or number of classes is an error that gives both shapes. Other names, NaN and quantised
+    weights are errors too. Weights in half or double precision are converted to the model's precision.
     """
     wanted = fitting.wanted_by(model)
     weights = fitting.fitted(weights, wanted)
@@ -116,12 +119,12 @@ def load_into(model: nn.Module, weights: Weights, path: str | Path, name: str) -
 
 
 def plain_state(model: nn.Module) -> Weights:
-    """The model's state dict as it is written: tensors by their names without wrappers' prefixes."""
+    """The model's state dict as it is saved: tensors under their names, without the prefixes of wrappers."""
     return fitting.wanted_by(model)
 
 
 def _content(path: Path) -> Any:
-    """What a file holds; whether it is safetensors is seen from its bytes, whatever it is called."""
+    """The content of a file. Its first bytes tell whether it is safetensors, not its name."""
     if not path.is_file():
         raise KdrunError(f"no checkpoint {path}")
     with open(path, "rb") as file:
@@ -132,5 +135,5 @@ def _content(path: Path) -> Any:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise KdrunError(
-            f"{path} is not a whole safetensors file ({error}); it may be truncated: copy it again"
+            f"{path} is not a complete safetensors file ({error}); it may be truncated: copy it again"
         ) from error

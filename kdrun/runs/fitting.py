@@ -1,4 +1,4 @@
-"""Which weights of a file are meant for a model, and what its names are without the wrappers that they were saved through."""
+"""Which weights of a file belong to a model, and what their names are without the prefixes of wrappers."""
 
 from __future__ import annotations
 
@@ -17,20 +17,24 @@ from kdrun.errors import KdrunError, choices
 from kdrun.runs.unpickle import stands_for
 
 Weights = dict[str, Tensor]
-# The keys under which weights lie, the first that fits is taken: plain weights before averages of them (EMA).
+# The keys under which weights are looked for, in this order. Plain weights come before averaged ones (EMA).
 ORDER = (
     "state_dict", "model_state_dict", "model_state", "state", "model", "net", "network", "student", "params", "weights", "backbone",
     "module", "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "teacher",
 )  # fmt: skip
-COUNTS = ("n_averaged", "total_ops", "total_params")  # of averaging and of thop: no weights, at any depth
+COUNTS = (
+    "n_averaged",
+    "total_ops",
+    "total_params",
+)  # counters of weight averaging and of thop: they are not weights, at any depth
 HEADS = ("head", "heads", "fc", "classifier", "linear", "output", "logits")
-# Wrappers whose name no module of a user's has: torch.compile, FSDP, activation checkpointing, Fabric and DeepSpeed.
+# Names that only wrappers use: torch.compile, FSDP, activation checkpointing, Fabric and DeepSpeed.
 WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A state dict inside of a file: `path` are the keys that lead to it, none where the file is one itself."""
+    """A state dict inside a file. `path`: the keys that lead to it; empty if the file itself is the state dict."""
 
     path: tuple[str, ...]
     weights: Weights
@@ -40,12 +44,12 @@ class Candidate:
 
 
 def candidates(content: Any, role: str = "") -> list[Candidate]:
-    """Every state dict in what a file holds, in the order in which they are tried; one named as the `role` is goes first."""
+    """Every state dict in the content of a file, in the order in which they are tried. One under the key `role` comes first."""
     first = (role, *ORDER)
 
     def rank(candidate: Candidate) -> tuple[bool, list[int], int]:
         places = [first.index(key) if key in first else len(first) for key in candidate.path]
-        return not candidate.path, places, -len(candidate.weights)  # tensors beside a state dict come last
+        return not candidate.path, places, -len(candidate.weights)  # tensors that lie beside a state dict come last
 
     return sorted(_walk(content, ()), key=rank)
 
@@ -63,12 +67,12 @@ def _walk(node: Any, path: tuple[str, ...]) -> Iterator[Candidate]:
 
 
 def _is_weight(value: Tensor) -> bool:
-    """Not a counter, and not the state of a random generator."""
+    """Whether a tensor holds weights: it is no counter and no state of a random generator."""
     return value.is_floating_point() or value.is_quantized or value.dtype == torch.int8
 
 
 def at_key(content: Any, key: str, role: str, path: Any) -> list[Candidate]:
-    """What lies under a dotted key: state dicts, or the part of one whose names begin with it. An unknown key is an error."""
+    """The state dicts under a dotted key, or the part of a state dict whose names begin with the key. An unknown key is an error."""
     every = candidates(content, role)
     below = [c for c in every if f"{'.'.join(c.path)}.".startswith(f"{key}.")]
     if below:
@@ -83,7 +87,7 @@ def at_key(content: Any, key: str, role: str, path: Any) -> list[Candidate]:
 
 
 def no_weights(content: Any) -> str:
-    """What a file holds that has no state dict in it."""
+    """Says what a file holds that has no state dict."""
     inside = list(content.values()) if isinstance(content, Mapping) else []
     classes = [name for value in (content, *inside) if (name := stands_for(value))]
     own = [name for name in classes if not name.startswith("numpy.")]
@@ -91,19 +95,19 @@ def no_weights(content: Any) -> str:
         return "holds NumPy arrays and no tensors. Save tensors: torch.save({name: torch.from_numpy(x) for name, x in ...}, FILE)"
     if own:
         return (
-            f"holds an object of class {own[0]} and no state dict; kdrun executes no pickled code. Where you trust the file, load it "
-            "and save the weights alone: torch.save(model.state_dict(), FILE)"
+            f"holds an object of class {own[0]} and no state dict; kdrun executes no pickled code. If you trust the file, load it "
+            "and save only its weights: torch.save(model.state_dict(), FILE)"
         )
     keys = f"; its keys are {some([str(key) for key in content])}" if isinstance(content, Mapping) and content else ""
     return f"holds no state dict of tensors (looked under state_dict, model, net too){keys}"
 
 
 def plain_names(model: nn.Module) -> dict[str, str]:
-    """Each name of the model's state dict without those of wrappers (torch.compile, DataParallel, AveragedModel, FSDP).
+    """Each name of the model's state dict -> the name without prefixes of wrappers (torch.compile, DataParallel, AveragedModel, FSDP).
 
-    The counter of an average is left out: it is no weight.
+    The counter of averaged models is left out: it is not a weight.
     """
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for name in model.state_dict():
         parts, at = [], model
         for part in WRAPPERS.sub("", name).split("."):
@@ -117,20 +121,21 @@ def plain_names(model: nn.Module) -> dict[str, str]:
             parts.append(part)
             at = getattr(at, part, at)
         else:
-            found[name] = ".".join(parts)
-    return found if len(set(found.values())) == len(found) else {name: name for name in model.state_dict()}
+            names[name] = ".".join(parts)
+    return names if len(set(names.values())) == len(names) else {name: name for name in model.state_dict()}
 
 
 def wanted_by(model: nn.Module) -> Weights:
-    """The model's tensors by their plain names."""
+    """The model's tensors under their plain names."""
     state = model.state_dict()
     return {plain: state[name] for name, plain in plain_names(model).items() if isinstance(state[name], Tensor)}
 
 
 def fitted(weights: Weights, wanted: Weights) -> Weights:
-    """The weights by the model's names: as they are, or without a prefix that all of them share, whichever lies nearest.
+    """The weights under the model's names: as they are, or without a prefix that all of them share. The version with most names of the
+    model is taken.
 
-    A prefix stays where the model's own names have it. Where the model alone wraps its layers, its prefix is put before the file's.
+    A prefix stays if the names of the model have it too. If only the model has a prefix, it is put before the names of the file.
     """
     weights = {
         name: value for name, value in weights.items() if name.rpartition(".")[2] not in COUNTS or name in wanted
@@ -143,7 +148,7 @@ def fitted(weights: Weights, wanted: Weights) -> Weights:
 
 
 def _peeled(weights: Weights) -> Iterator[Weights]:
-    """The weights, and again without the first part of their names as long as all of them have the same."""
+    """The weights, then the weights without the first part of their names, as often as all names have the same first part."""
     yield weights
     while weights and all("." in name for name in weights) and len({name.partition(".")[0] for name in weights}) == 1:
         weights = {name.partition(".")[2]: value for name, value in weights.items()}
@@ -151,13 +156,16 @@ def _peeled(weights: Weights) -> Iterator[Weights]:
 
 
 def _first_names(wanted: Weights) -> Iterator[tuple[str, str]]:
-    """The first name of the model in full, and what is left of it without the prefixes that all its names share."""
+    """The first name of the model, and the same name without one, two, ... prefixes that all its names share."""
     for bare in _peeled(wanted):
         yield next(iter(wanted), ""), next(iter(bare), "")
 
 
 def _counted(weights: Weights, wanted: Weights) -> Weights:
-    """With the counters of batches that files from before PyTorch 0.4.1 lack (no prediction depends on them), without surplus ones."""
+    """The weights with the counters of batches that the model has, and without others.
+
+    Files from before PyTorch 0.4.1 lack these counters. No prediction depends on them.
+    """
     counters = {name for name in wanted.keys() ^ weights.keys() if name.endswith("num_batches_tracked")}
     kept = {
         name: value
@@ -169,7 +177,7 @@ def _counted(weights: Weights, wanted: Weights) -> Weights:
 
 
 def misfit(weights: Weights, wanted: Weights) -> str | None:
-    """Why these weights are not those of the model, or None. Names first, then shapes, then what the numbers are."""
+    """Why these weights do not fit the model, or None. Shapes are compared first, then names."""
     for name in sorted(wanted.keys() & weights.keys()):
         value, mine = weights[name], wanted[name]
         if not is_lazy(mine) and value.shape != mine.shape and not value.numel() == mine.numel() == 1:
@@ -180,15 +188,17 @@ def misfit(weights: Weights, wanted: Weights) -> str | None:
         return None
     if pair := _renamed(weights, wanted):
         return (
-            f"the shapes fit, one by one, and only names differ: '{pair[0]}' in the file is '{pair[1]}' in the model. Where it "
+            f"the shapes fit one by one and only the names differ: '{pair[0]}' in the file is '{pair[1]}' in the model. If it "
             "is the same network, rename the keys of its state dict and save it again (docs/checkpoints.md shows how)"
         )
-    told = [f"it {verb} {some(sorted(keys))}" for verb, keys in (("lacks", missing), ("has besides", extra)) if keys]
-    return f"{len(wanted)} tensors wanted, {len(weights)} found; {'; '.join(told)}. Is it another architecture?"
+    differences = [
+        f"it {verb} {some(sorted(keys))}" for verb, keys in (("lacks", missing), ("also has", extra)) if keys
+    ]
+    return f"the model has {len(wanted)} tensors, the file {len(weights)}; {'; '.join(differences)}. Is it another architecture?"
 
 
 def _renamed(weights: Weights, wanted: Weights) -> tuple[str, str] | None:
-    """The first pair of names that differ, where the shapes are the same in the same order; counters do not count."""
+    """The first pair of names that differ, if the shapes are the same in the same order. Counters of batches are ignored."""
     theirs, ours = ([n for n in side if not n.endswith("num_batches_tracked")] for side in (weights, wanted))
     if any(is_lazy(wanted[name]) for name in ours):
         return None
@@ -198,15 +208,15 @@ def _renamed(weights: Weights, wanted: Weights) -> tuple[str, str] | None:
 
 
 def unsound(weights: Weights, wanted: Weights) -> str | None:
-    """What is wrong with numbers that would fit by name and shape, or None."""
+    """What is wrong with the numbers of weights whose names and shapes fit, or None."""
     for name, value in weights.items():
         mine = wanted[name]
         if value.is_quantized or str(value.layout) != "torch.strided" or value.is_meta or value.is_nested:
-            return f"{name} is {'quantised' if value.is_quantized else 'sparse or without values'}; plain tensors are wanted"
+            return f"{name} is {'quantised' if value.is_quantized else 'sparse or without values'}; it must be a plain tensor"
         if is_lazy(mine) or not mine.is_floating_point():
             continue
         if not value.is_floating_point():
-            return f"{name} holds {str(value.dtype).removeprefix('torch.')} where floating numbers are wanted (a quantised model?)"
+            return f"{name} holds {str(value.dtype).removeprefix('torch.')}; it must hold floating-point numbers (is it a quantised model?)"
         value = value.to(mine.dtype)
         if value.isnan().any() or (value.isinf().any() and not mine.isinf().any()):
             return f"{name} holds NaN or infinite values; is it from a run that diverged?"
@@ -214,7 +224,7 @@ def unsound(weights: Weights, wanted: Weights) -> str | None:
 
 
 def part_that_fits(weights: Weights, wanted: Weights) -> str | None:
-    """The prefix of a part of the names that is the model, where the rest of a file is something else."""
+    """The prefix of the names that fit the model, if the other names of the file belong to something else; else None."""
     prefixes = dict.fromkeys(
         ".".join(name.split(".")[:depth]) for name in weights for depth in (1, 2) if name.count(".") >= depth
     )
@@ -226,5 +236,5 @@ def part_that_fits(weights: Weights, wanted: Weights) -> str | None:
 
 
 def some(names: list[str], most: int = 3) -> str:
-    """The first names, and how many more there are."""
+    """The first names, and the number of the others."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,4 +1,4 @@
-"""The folder of one run: the names of its files, who holds it, and how it is emptied."""
+"""The folder of one run: the names of its files, which process holds it, and how it is emptied."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ RECORD = records.NAME
 CONFIG = "config.yaml"
 CURVES = "curves.jsonl"
 LOG = "log.txt"
-STATE = "last.ckpt"  # all that a resume needs
-PREDICTIONS = "test_logits.safetensors"  # what the last student gives for the test set
+STATE = "last.ckpt"  # everything that a resume needs
+PREDICTIONS = "test_logits.safetensors"  # the outputs of the student for the test set, after the last epoch
 BOARD = "tb"  # TensorBoard's events lie in it
 EVENTS = "events.out.tfevents.*"
 WEIGHTS = {  # protocol -> the student's weights at the epoch that it reports
@@ -28,7 +28,7 @@ WEIGHTS = {  # protocol -> the student's weights at the epoch that it reports
     "holdout": "student-holdout.safetensors",
 }
 LOCK, HOLDER = ".lock", ".holder.json"
-# What a run writes into its folder: nothing else is ever removed from it.
+# What a run writes into its folder. Nothing else is ever removed from it.
 WRITTEN = (
     STATE, RECORD, CONFIG, CURVES, LOG, *WEIGHTS.values(), "peer[0-9]*.safetensors", PREDICTIONS, f"{BOARD}/{EVENTS}",
     ".*.[0-9]*.tmp",
@@ -37,9 +37,10 @@ WRITTEN = (
 
 @contextmanager
 def hold(folder: Path, run: str, outputs: str, wait: bool, say: Callable[[str], None] = print) -> Iterator[None]:
-    """Make the folder and hold it. Another holder is an error of exit code 4, or is waited for (a teacher, a job of a sweep).
+    """Make the folder and lock it for this process.
 
-    `run` names the run for the line that says so; `outputs` is the folder that the user chose.
+    If another process holds it, this is an error with exit code 4, or with `wait` (a teacher, a job of a sweep) the function waits.
+    `run` is the name of the run in the line that says so; `outputs` is the folder that the user chose.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +54,7 @@ def hold(folder: Path, run: str, outputs: str, wait: bool, say: Callable[[str], 
     except Timeout:
         who = _holder(folder)
         if not wait:
-            raise HeldError(f"{folder} is being trained by {who}. Wait for it, or ask for another run") from None
+            raise HeldError(f"{folder} is being trained by {who}. Wait for it, or start another run") from None
         say(f"{run} is being trained by {who}; waiting for it")
         lock.acquire()
     try:
@@ -66,7 +67,7 @@ def hold(folder: Path, run: str, outputs: str, wait: bool, say: Callable[[str], 
 
 
 def held_by(folder: Path) -> str | None:
-    """Who holds the run's folder now; None where nobody does."""
+    """Which process holds the folder of the run now; None if no process does."""
     if not (folder / LOCK).is_file():
         return None
     try:
@@ -77,10 +78,10 @@ def held_by(folder: Path) -> str | None:
 
 
 def clear(folder: Path) -> None:
-    """Take away the files of a run (rerun=true); what the user has put beside them stays.
+    """Remove the files of a run (rerun=true). Other files in the folder stay.
 
-    A kill in between is harmless by the order: without the resume state nothing goes on from half a folder, and without the
-    record nothing takes the folder for a finished run; until the record is gone, all that it names is there.
+    The order makes a kill in between harmless. The resume state goes first, so that no run goes on from half a folder. The record goes
+    second, before the files that it names: without a record, the folder is not taken for a finished run.
     """
     for pattern in WRITTEN:
         for path in sorted(folder.glob(pattern)):

@@ -15,7 +15,7 @@ from kdrun.errors import KdrunError, choices
 from kdrun.runs import record as records
 from kdrun.runs.checkpoint import load_into, load_weights
 from kdrun.runs.folder import PREDICTIONS, WEIGHTS
-from kdrun.runs.identity import label_of
+from kdrun.runs.labels import label_of, run_name
 from kdrun.runs.source import is_changed
 from kdrun.tasks.metric import metric_of
 from kdrun.tasks.model import build_model
@@ -23,18 +23,18 @@ from kdrun.tasks.model import build_model
 
 @dataclass(repr=False)
 class Run:
-    """`student` in eval mode, `record` as in docs/records.md, `folder` where its files lie."""
+    """`student`: the model, in eval mode. `record`: as in docs/records.md. `folder`: where the files of the run lie."""
 
     student: nn.Module
     record: dict[str, Any]
     folder: Path
 
     def __repr__(self) -> str:
-        name, score = "+".join(self.record["method"]), metric_of(self.record).text(self.record["last"]["score"])
-        return f"Run({name} {label_of(self.record, 'student')} seed {self.record['seed']}, last {score}, {self.folder})"
+        score = metric_of(self.record).text(self.record["last"]["score"])
+        return f"Run({run_name(self.record)}, last {score}, {self.folder})"
 
     def logits(self) -> tuple[Tensor, Tensor]:
-        """The last epoch's test logits (N, classes) and labels (N,)."""
+        """The logits (N, classes) and the labels (N,) of the test set, after the last epoch."""
         predictions = load_weights(self.folder / PREDICTIONS)
         return predictions["logits"], predictions["labels"]
 

@@ -1,4 +1,4 @@
-"""A run before it is trained: who it is, where it lies, what is already there. Answers finished runs without torch."""
+"""A run before it is trained: its identity, its folder, and what is already there. A finished run is answered without torch."""
 
 from __future__ import annotations
 
@@ -13,16 +13,8 @@ from kdrun.config.schema import Config
 from kdrun.errors import KdrunError
 from kdrun.runs import record as records
 from kdrun.runs.folder import held_by
-from kdrun.runs.identity import (
-    dataset_label,
-    digest,
-    folder,
-    group,
-    identity,
-    is_fresh,
-    label,
-    teacher_config,
-)
+from kdrun.runs.identity import digest, folder, group, identity, is_fresh, teacher_config
+from kdrun.runs.labels import dataset_label, label
 from kdrun.tasks import task_of
 from kdrun.tasks.metric import metric_of
 
@@ -45,28 +37,29 @@ class Plan:
         return group(self.identity)
 
     def record(self) -> dict[str, Any] | None:
-        """What record.json in the folder says now."""
+        """The record in the folder now; None if there is none."""
         try:
             return records.read(self.folder)
         except KdrunError as error:
             raise KdrunError(f"{error}; rerun=true starts the run over") from error
 
     def finished(self) -> dict[str, Any] | None:
-        """The record of a finished run, unless rerun=true asks for another. A run that ended in NaN needs rerun=true."""
-        found = None if self.config.rerun else self.record()
-        if found is None:
+        """The record of a finished run; None if it must be trained (not finished, or rerun=true). A run that ended in NaN is an error."""
+        record = None if self.config.rerun else self.record()
+        if record is None:
             return None
-        if found["id"] != self.id:
-            raise KdrunError(f"{self.folder} holds another run ({found['id']}, not {self.id}); rerun=true replaces it")
-        if found["status"] == "nan":
-            raise KdrunError(f"{self.folder} ended in NaN: {found['error']['message']}. rerun=true starts it over")
-        return found if found["status"] == "done" else None
+        if record["id"] != self.id:
+            raise KdrunError(f"{self.folder} holds another run ({record['id']}, not {self.id}); rerun=true replaces it")
+        if record["status"] == "nan":
+            raise KdrunError(f"{self.folder} ended in NaN: {record['error']['message']}. rerun=true starts it over")
+        return record if record["status"] == "done" else None
 
 
 def make_plan(config: Config, datasets: dict[str, tuple[str, Any]] | None = None) -> Plan:
-    """Identity and folder of a run and of its teacher; reads the dataset's checksum, trains nothing.
+    """Identity and folder of a run and of its teacher. Reads the checksum of the dataset; trains nothing.
 
-    `datasets`: the checksums and settings that were read before. The jobs of a sweep share one, so that a folder of images is listed once.
+    `datasets`: checksums and settings that were read before. The jobs of a sweep share this dict, so that each folder of samples is
+    listed only once.
     """
     _check_files(config)
     datasets, key = {} if datasets is None else datasets, repr((config.dataset, config.outputs))
@@ -77,28 +70,30 @@ def make_plan(config: Config, datasets: dict[str, tuple[str, Any]] | None = None
     config.dataset = copy.copy(settled)
     teacher = None
     if config.teacher.name != "none" and not config.teacher.checkpoint and not is_fresh(config):
-        theirs = teacher_config(config)
-        its_identity = identity(theirs, checksum)
-        teacher = Plan(theirs, its_identity, folder(theirs, its_identity))
+        of_teacher = teacher_config(config)
+        its_identity = identity(of_teacher, checksum)
+        teacher = Plan(of_teacher, its_identity, folder(of_teacher, its_identity))
     own = identity(config, checksum, teacher.id if teacher else None)
     return Plan(config, own, folder(config, own), teacher)
 
 
 def _check_files(config: Config) -> None:
-    """A checkpoint that is not there and an output folder that cannot be: said by the key that asked for them."""
+    """KdrunError for a checkpoint that does not exist, and for an output folder that cannot be made; it names the key to change."""
     for role in ("teacher", "student"):
         path = getattr(config, role).checkpoint
         if path and not Path(path).is_file():
             raise KdrunError(
-                f"{role}.checkpoint={path} is not there (looked from {Path.cwd()}); give a .safetensors, .pt or .pth file"
+                f"{role}.checkpoint={path} does not exist (current folder: {Path.cwd()}); give a .safetensors, .pt or .pth file"
             )
     place = next(path for path in (Path(config.outputs), *Path(config.outputs).absolute().parents) if path.exists())
     if not place.is_dir():
-        raise KdrunError(f"outputs={config.outputs} cannot be written: {place} is a file; say outputs=FOLDER")
+        raise KdrunError(
+            f"outputs={config.outputs} cannot be written: {place} is a file; give another folder: outputs=FOLDER"
+        )
 
 
 def describe(plan: Plan, sizes: str) -> list[str]:
-    """The plan as lines: what will be trained and what is already there; `sizes` is train/test."""
+    """The plan as lines: what will be trained, and what is already there. `sizes`: numbers of training and test samples."""
     config = plan.config
     methods = "+".join(config.method)
     holdout = f", {config.dataset.holdout:,} held out" if config.dataset.holdout else ""
@@ -141,12 +136,12 @@ def _recipe(recipe: Any) -> str:
 
 
 def model_arguments(node: Any) -> dict[str, Any]:
-    """The builder's keyword arguments in a model's node."""
+    """The keyword arguments for the builder of a model, from its node of the config."""
     return {name: getattr(node, name) for name in MODELS.entry(node.name).arguments}
 
 
 def with_protocol(record: dict[str, Any], protocol: str) -> dict[str, Any]:
-    """The record as another protocol reports it: all candidates are always recorded, so nothing is trained."""
+    """The record with the score of another protocol. A record holds the scores of all protocols, so nothing is trained."""
     return {**record, "protocol": protocol, "score": score(record, protocol)}
 
 
@@ -158,5 +153,5 @@ def score(record: dict[str, Any], protocol: str) -> float | None:
 
 
 def settings(config: Config) -> dict[str, dict[str, Any]]:
-    """Each method's values as plain dicts."""
+    """The settings of each method as plain dicts."""
     return {name: dataclasses.asdict(values) for name, values in config.method.items()}

@@ -1,4 +1,4 @@
-"""record.json: what a run was and what came of it. docs/records.md explains every key. Imports nothing heavy."""
+"""record.json: the settings and the results of a run. docs/records.md explains every key. Imports nothing that is slow to import."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ PACKAGES = ("kdrun", "torch", "torchvision", "hydra-core", "omegaconf", "numpy",
 
 
 def write(folder: str | Path, record: dict[str, Any]) -> Path:
-    """Write `record` to folder/record.json and return its path; a reader sees the old file or the new one, whole.
+    """Write `record` to folder/record.json and return its path. A reader sees the complete old file or the complete new one.
 
-    Non-finite numbers become null: JSON has no NaN, and a run that diverged must still be able to say so.
-    Raises TypeError for what JSON cannot hold and OSError if the disk refuses; the old record then stands.
+    NaN and infinite numbers become null: JSON has no NaN, and a run that diverged must have a record too.
+    Raises TypeError for values that JSON cannot hold, and OSError if the disk cannot be written. The old record then stays.
     """
     path = Path(folder) / NAME
     text = json.dumps(_finite(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -38,13 +38,13 @@ def write(folder: str | Path, record: dict[str, Any]) -> Path:
 
 
 def atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write a file, whole or not at all: after a failure (a full disk) the old file stands and no temporary is left."""
+    """Write a complete file or nothing. After a failure (a full disk) the old file is still there, and no temporary file stays."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # same folder: a rename across file systems is a copy
     try:
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())  # else a power cut can keep the rename and lose the content
+            os.fsync(file.fileno())  # without it, a power cut can keep the new name and lose the content
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -52,9 +52,9 @@ def atomically(path: Path, content: bytes | memoryview) -> None:
 
 
 def read(folder: str | Path) -> dict[str, Any] | None:
-    """The record in `folder`, in schema 2 whichever it was written in; None if there is none.
+    """The record in `folder`, converted to schema 2; None if there is none.
 
-    KdrunError, naming the file, if it is no record of a run.
+    KdrunError, which names the file, if it is not a record of a run.
     """
     path = Path(folder) / NAME
     try:
@@ -80,25 +80,25 @@ def read(folder: str | Path) -> dict[str, Any] | None:
 
 
 def config(folder: str | Path) -> dict:
-    """What config.yaml of a run holds; empty where there is none. KdrunError, naming the file, if it is no configuration."""
+    """The content of config.yaml of a run; empty if there is none. KdrunError, which names the file, if it is not a configuration."""
     path = Path(folder) / "config.yaml"
-    import yaml  # slow, and a report needs none
+    import yaml  # here, because it is slow to import and most reports do not need it
 
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (yaml.YAMLError, ValueError) as error:
-        raise KdrunError(f"{path} is no YAML ({error})") from error
+        raise KdrunError(f"{path} is not YAML ({error})") from error
     except OSError as error:
         raise KdrunError(f"{path} cannot be read ({error.strerror})") from error
     if not isinstance(config, dict):
-        raise KdrunError(f"{path} is no configuration of a run")
+        raise KdrunError(f"{path} is not the configuration of a run")
     return config
 
 
 def misfit(record: dict[str, Any]) -> str | None:
-    """The first key of a record that is missing or of another type than its schema says; None where a report can read it all."""
+    """The first key of a record that is missing or has a wrong type; None if a report can read all of it."""
     try:
         check(record)
     except msgspec.ValidationError as error:
@@ -109,7 +109,7 @@ def misfit(record: dict[str, Any]) -> str | None:
 
 
 def _plain(words: str) -> str:
-    """What msgspec says of a record that its types do not fit, shorter: "engine is null, not object"."""
+    """The words of msgspec for a record that does not fit its types, made shorter: "engine is null, not object"."""
     what, _, place = words.replace("`", "").partition(" - at $")
     where = place.lstrip(".").replace("[...]", "") or "record"
     if wrong := re.fullmatch(r"Expected (.+), got (.+)", what):
@@ -120,13 +120,13 @@ def _plain(words: str) -> str:
 
 
 def validate(record: dict[str, Any]) -> None:
-    """Raise KdrunError with every departure of `record` from its JSON schema. Needs jsonschema, a dev dependency."""
+    """Raise KdrunError that names every difference between `record` and its JSON schema. Needs jsonschema, a dev dependency."""
     try:
         import jsonschema
     except ImportError as error:
         raise KdrunError("checking a record needs jsonschema: pip install 'kdrun[dev]'") from error
-    departures = jsonschema.Draft202012Validator(json_schema()).iter_errors(record)
-    lines = [f"{error.json_path.removeprefix('$.')}: {error.message}" for error in departures]
+    errors = jsonschema.Draft202012Validator(json_schema()).iter_errors(record)
+    lines = [f"{error.json_path.removeprefix('$.')}: {error.message}" for error in errors]
     if lines:
         raise KdrunError(f"not a valid record: {'; '.join(sorted(lines))}")
 
@@ -137,25 +137,25 @@ def now() -> str:
 
 
 def git_state(folder: str | Path) -> dict | None:
-    """{commit, dirty} of the repository that tracks `folder`; None outside one, before a first commit, or without git.
+    """{commit, dirty} of the repository that tracks `folder`; None outside a repository, before its first commit, or without git.
 
-    Untracked files do not make it dirty: looking for them is slow, and the record hashes the code that matters.
+    Untracked files are ignored: looking for them is slow, and the record has hashes of the code that matters.
     """
 
     def git(*arguments: str) -> str:
-        # No optional locks: the jobs of a sweep ask at the same moment, and `status` would rewrite the index.
+        # No optional locks: the jobs of a sweep call git at the same time, and `git status` would rewrite the index.
         command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout
 
     with suppress(OSError, subprocess.SubprocessError):
-        # HEAD:./ fails where the folder is not tracked: an installed kdrun must not name the one around its venv.
+        # HEAD:./ fails if the folder is not tracked: an installed kdrun must not name the repository around its virtual environment.
         commit = git("rev-parse", "HEAD", "HEAD:./").split()[0]
         return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
     return None
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result can depend on, from their metadata: imports none of them."""
+    """Versions of Python and of the packages that a result can depend on. They come from metadata; no package is imported."""
     numbers = {"python": platform.python_version()}
     for package in PACKAGES:
         with suppress(metadata.PackageNotFoundError):

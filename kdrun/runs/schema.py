@@ -1,6 +1,6 @@
-"""The record of a run as types: the one place where its keys stand. docs/records.md says what each means.
+"""The record of a run as types. This is the only list of its keys; docs/records.md explains each of them.
 
-record.json is checked against these types when it is read, and docs/record.schema.json is made from them.
+record.json is checked against these types when it is read. docs/record.schema.json is made from them.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class Record(TypedDict):
     resumed: Count
 
 
-# What the types cannot say: which keys are not null in which state.
+# Rules that the types cannot express: which keys must not be null, depending on the status.
 RULES = [
     {
         "if": {"properties": {"status": {"const": "done"}}},
@@ -168,7 +168,7 @@ RULES = [
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of record.json (draft 2020-12), made from the types; keys that they do not name are refused."""
+    """The JSON schema of record.json (draft 2020-12), made from the types. It allows no other keys."""
     (reference,), parts = msgspec.json.schema_components([Record], ref_template="#/$defs/{name}")
     for part in parts.values():
         if "properties" in part:
@@ -180,12 +180,12 @@ def json_schema() -> dict[str, Any]:
 
 
 def check(record: dict[str, Any]) -> None:
-    """Raise msgspec.ValidationError, which names the key, for a record that the types do not fit."""
+    """Raise msgspec.ValidationError, which names the key, for a record that does not fit the types."""
     msgspec.convert(record, Record)
 
 
 def upgrade(record: dict[str, Any]) -> dict[str, Any]:
-    """A record of schema 1, which knew images and accuracy alone, as one of schema 2. KeyError or TypeError where it is none."""
+    """A record of schema 1 (images and accuracy only) as a record of schema 2. KeyError or TypeError if it is not of schema 1."""
     metric = record["metric"]
     name = str(metric["name"])
     dataset, time = dict(record["dataset"]), dict(record["time"])
@@ -206,7 +206,7 @@ def upgrade(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_metrics(epoch: dict[str, Any] | None, name: str) -> dict[str, Any] | None:
-    """An epoch of schema 1 with its score as the value of the metric `name`, too."""
+    """An epoch of schema 1 with its score also as the value of the metric `name`."""
     if epoch is None or "metrics" in epoch:
         return epoch
     more = {"metrics": {name: epoch["score"]}}

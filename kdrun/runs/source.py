@@ -1,4 +1,4 @@
-"""The source that a run's numbers come from, as hashes: of its methods, and of models that are not kdrun's. Nothing is imported for it."""
+"""Hashes of the source code behind a run: of its methods, and of models that are not kdrun's own. No module is imported for it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from kdrun.config.registry import METHODS, MODELS
 from kdrun.config.schema import Config
 
 OURS = PACKAGE / "methods"
-MACHINERY = ("base", "taps")  # of kdrun.methods: what runs every method, and no maths of any
-TREE = "tree:"  # stands before the hash of a meaning
-SILENT = ("ctx", "kind", "type_comment")  # fields of a syntax tree that say nothing of what is computed
+MACHINERY = ("base", "taps")  # files of kdrun.methods that run every method and hold no maths of a method
+TREE = "tree:"  # the prefix of hashes of syntax trees
+SILENT = ("ctx", "kind", "type_comment")  # fields of a syntax tree that do not change what is computed
 
 
 def code(config: Config) -> dict[str, Any]:
-    """SHA-256 of the source of each method, with what it imports, and of the models that are not kdrun's own."""
+    """SHA-256 of the source of each method and of the models that are not kdrun's own, each with its imports."""
     return {
         "method": {name: method_sha256(name) for name in config.method},
         "student": model_sha256(config.student),
@@ -33,7 +33,7 @@ def code(config: Config) -> dict[str, Any]:
 
 
 def changed_code(config: Config, record: dict[str, Any]) -> list[str]:
-    """Names whose source differs from the one that a finished run was trained with. Older records do not know their teacher's."""
+    """Names of methods and models whose source has changed since a finished run. Older records have no hash of the teacher's source."""
     names = [name for name, then in record["code"]["method"].items() if is_other(method_sha256(name), then)]
     for role in ("student", "teacher"):
         node = getattr(config, role, None)
@@ -43,23 +43,23 @@ def changed_code(config: Config, record: dict[str, Any]) -> list[str]:
 
 
 def is_other(now: str, then: str) -> bool:
-    """Whether a method's source means something else now; False where a record holds a hash that cannot be compared."""
+    """Whether the source of a method computes something else now; False if the hash of the record cannot be compared."""
     return then.startswith(TREE) and now != then
 
 
 def is_other_code(now: dict[str, Any], then: dict[str, Any]) -> bool:
-    """Whether a run that goes on would be trained with other source than it began with."""
+    """Whether a run that is resumed would be trained with other source code than it started with."""
     methods = any(is_other(now["method"].get(name, ""), value) for name, value in then["method"].items())
     return methods or any(now.get(role) != value for role, value in then.items() if role != "method")
 
 
 def is_changed(node: Any, then: str | None) -> bool:
-    """Whether a model's source is not that of a record; older records hold the hash of its file's bytes."""
+    """Whether the source of a model differs from that of a record. Older records hold the hash of the bytes of its file."""
     return then not in (model_sha256(node), _file_sha256(builder(node)))
 
 
 def builder(node: Any) -> str | None:
-    """The module of a model's builder; None for kdrun's own models, and where there is none."""
+    """The module of a model's builder; None for kdrun's own models and for no model."""
     if node.name in ("none", "import"):
         return str(node.path).partition(":")[0] if node.name == "import" else None
     module = MODELS.entry(node.name).module
@@ -67,17 +67,17 @@ def builder(node: Any) -> str | None:
 
 
 def model_sha256(node: Any) -> str | None:
-    """Of what a model's builder means, with the local modules that it imports; None for kdrun's own, and for what is not there."""
+    """Hash of the source of a model's builder and of the local modules that it imports; None for kdrun's own, or if it is missing."""
     module = builder(node)
     return module_sha256(module) if module else None
 
 
 @cache
 def module_sha256(module: str) -> str | None:
-    """Over the syntax trees of a module, the packages around it and the local modules that it imports; None where it is not there.
+    """Hash of the syntax trees of a module, of the packages around it and of the local modules that it imports; None if it is missing.
 
-    Comments, docstrings and layout do not count. Local is what is neither installed nor Python's nor kdrun's. Once in a process:
-    what was imported stays, whatever happens to the files.
+    Comments, docstrings and layout do not change the hash. A module is local if it is not installed and not part of Python or kdrun.
+    The hash is computed once in a process: an imported module stays as it is when its file changes.
     """
     root = locate(module)
     if root is None:
@@ -88,10 +88,10 @@ def module_sha256(module: str) -> str | None:
 
 @cache
 def method_sha256(name: str) -> str:
-    """tree: and the SHA-256 of what a method means: its file, the methods whose maths it uses, the local modules it imports.
+    """ "tree:" and the SHA-256 of the source of a method: its file, the methods whose maths it uses, the local modules that it imports.
 
-    Comments, docstrings, layout and imports do not count, and neither do the names of files: a file that is moved or worded anew is
-    not another method. Records from before schema 2 hold the hash of a text, without "tree:", which cannot be compared.
+    Comments, docstrings, layout, imports and names of files do not change the hash: a method stays the same if its file is moved or its
+    docstring is rewritten. Records from before schema 2 hold the hash of the text, without "tree:"; it cannot be compared.
     """
     entry = METHODS.entry(name)
     root = Place(entry.module, entry.file, (str(entry.file.parent),) if entry.file.name == "__init__.py" else ())
@@ -106,7 +106,7 @@ def method_sha256(name: str) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a module lies: its file (None for a package without one), and the folders of what lies below it."""
+    """Where a module lies: its file (None for a package without one), and the folders of its submodules."""
 
     name: str
     file: Path | None
@@ -114,12 +114,12 @@ class Place:
 
     @property
     def package(self) -> str:
-        """What a relative import starts from."""
+        """The package that a relative import starts from."""
         return self.name if self.folders else self.name.rpartition(".")[0]
 
 
 def locate(module: str) -> Place | None:
-    """Where Python would find a module, without importing it or the packages around it; None where it would not."""
+    """Where Python finds a module; None if it finds none. Imports neither the module nor the packages around it."""
     top, *rest = module.split(".")
     try:
         spec = importlib.util.find_spec(top)
@@ -135,7 +135,7 @@ def locate(module: str) -> Place | None:
 
 
 def _below(package: Place, part: str) -> Place | None:
-    """A module of a package, as Python's own finder takes it: a package before a file, a folder without __init__.py last."""
+    """A module of a package. As in Python, a package comes before a file, and a folder without __init__.py comes last."""
     name = f"{package.name}.{part}"
     for folder in package.folders:
         path = Path(folder, part)
@@ -148,7 +148,7 @@ def _below(package: Place, part: str) -> Place | None:
 
 
 def _around(module: str) -> Iterator[Place]:
-    """The packages that a module lies in, which Python runs before it."""
+    """The packages that contain a module, which Python runs before it, with their local imports."""
     parts = module.split(".")
     for end in range(1, len(parts)):
         place = locate(".".join(parts[:end]))
@@ -157,21 +157,21 @@ def _around(module: str) -> Iterator[Place]:
 
 
 def _local(root: Place) -> list[Place]:
-    """A module and, through imports, the local ones that it needs."""
-    found, waiting = {root.name: root}, [root]
+    """A module and the local modules that it imports, directly or through others."""
+    places, waiting = {root.name: root}, [root]
     while waiting:
         place = waiting.pop()
         for name in _imports(place):
-            if name not in found and _is_local(name):
+            if name not in places and _is_local(name):
                 other = locate(name)
                 if other is not None:
-                    found[name] = other
+                    places[name] = other
                     waiting.append(other)
-    return list(found.values())
+    return list(places.values())
 
 
 def _shipped(place: Place, seen: dict[Path, None]) -> None:
-    """Add the files of kdrun's methods that a module imports, and those that these import."""
+    """Add to `seen` the files of kdrun's methods that a module imports, directly or through others."""
     for name in _imports(place):
         package, _, stem = name.rpartition(".")
         file = OURS / f"{stem}.py"
@@ -181,14 +181,14 @@ def _shipped(place: Place, seen: dict[Path, None]) -> None:
 
 
 def _imports(place: Place) -> list[str]:
-    """Every module that a source may import, with the packages around each; names that are no modules among them."""
+    """Every name that a source may import, with the packages around it. Some of the names are not modules."""
     tree = _tree(place.file)
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for node in ast.walk(tree) if tree is not None else ():
         for name in _named(node, place.package):
             parts = name.split(".")
-            found |= dict.fromkeys(".".join(parts[: end + 1]) for end in range(len(parts)))
-    return list(found)
+            names |= dict.fromkeys(".".join(parts[: end + 1]) for end in range(len(parts)))
+    return list(names)
 
 
 def _named(node: ast.AST, package: str) -> Iterator[str]:
@@ -213,7 +213,7 @@ def _is_ours(module: str) -> bool:
 
 
 def _is_local(module: str) -> bool:
-    """Whether a module is the user's own: neither kdrun's, nor Python's, nor of an installed package."""
+    """Whether a module is the user's own: not part of kdrun, of Python or of an installed package."""
     top = locate(module.partition(".")[0])
     if top is None or _is_ours(module):
         return False
@@ -223,7 +223,7 @@ def _is_local(module: str) -> bool:
 
 @cache
 def _is_installed(folder: str) -> bool:
-    """Python's own folders, those of pip, and others into which packages were installed (pip install --target)."""
+    """Whether packages are installed in this folder: a folder of Python, of pip, or of `pip install --target`."""
     here, python = Path(folder), Path(os.__file__).parent
     if {"site-packages", "dist-packages"} & {*here.parts} or python in (here, *here.parents):
         return True
@@ -231,7 +231,7 @@ def _is_installed(folder: str) -> bool:
 
 
 def _tree(file: Path | None) -> ast.Module | None:
-    """None for what cannot be read as Python: it fails when it is imported."""
+    """The syntax tree of a file; None if it is not Python. Such a file fails when it is imported."""
     try:
         return ast.parse(file.read_bytes()) if file is not None else None
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
@@ -239,7 +239,7 @@ def _tree(file: Path | None) -> ast.Module | None:
 
 
 def _meaning(file: Path, imports: bool = True) -> str:
-    """SHA-256 of a file's syntax tree, with or without what it imports; of its bytes, where it has none."""
+    """SHA-256 of the syntax tree of a file, with or without its import statements; of its bytes, if it is not Python."""
     tree = _tree(file)
     try:
         return _sha256(_plain(tree, imports)) if tree is not None else _file_bytes(file)
@@ -258,14 +258,14 @@ def _plain(node: Any, imports: bool = True) -> Any:
 
 
 def _is_idle(node: Any, imports: bool) -> bool:
-    """A statement that computes nothing: a docstring or another bare constant, `pass`, and an import where these do not count."""
+    """Whether a statement computes nothing: a docstring or another bare constant, `pass`, or an import if `imports` is False."""
     if isinstance(node, (ast.Import, ast.ImportFrom)):
         return not imports
     return isinstance(node, ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
 
 
 def _file_sha256(module: str | None) -> str | None:
-    """Of the bytes of a module's file: what older records hold."""
+    """Hash of the bytes of a module's file, as in older records."""
     place = locate(module) if module else None
     return _file_bytes(place.file) if place is not None and place.file is not None and place.file.is_file() else None
 
@@ -278,4 +278,4 @@ def _sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-NOTHING = _sha256(_plain(ast.parse("")))  # of an __init__.py without a statement
+NOTHING = _sha256(_plain(ast.parse("")))  # the hash of an empty __init__.py

@@ -1,9 +1,9 @@
-"""Read a PyTorch file without executing anything of it: torch's own reader for tensors, blanks for all other objects.
+"""Read a PyTorch file without executing code from it: torch reads the tensors, and a blank takes the place of every other object.
 
-`torch.load(weights_only=True)` makes tensors and plain values, and refuses a file at the first other name in it, be it the
-argparse.Namespace that timm leaves beside the weights. Here every such name stands for a blank (`torch.serialization.safe_globals`):
-nothing is imported, the object comes out empty, and the weights beside it are read. A file that *calls* something that is no plain
-value is refused all the same: that is how a pickle does harm, and one who made it wanted something else than weights.
+`torch.load(weights_only=True)` makes tensors and plain values. It refuses a file with any other class, for instance with the
+argparse.Namespace that timm saves beside the weights. Here a blank stands for every such class (`torch.serialization.safe_globals`):
+nothing is imported, the object is empty, and the weights beside it are read. A file that *calls* a function that makes no plain value
+is still refused: such calls are how a pickle does harm.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 
 from kdrun.errors import KdrunError
 
-# What makes a plain value by a call: its result is a blank too. All else that a pickle calls is refused.
+# Functions and classes whose call makes a plain value; the result is a blank. Every other call in a pickle is refused.
 CALLS = re.compile(
     r"argparse\.Namespace|types\.SimpleNamespace|copyreg\._reconstructor|copy_reg\._reconstructor|functools\.partial"
     r"|numpy\.(_?core\.)?(multiarray|numeric)\.(scalar|_reconstruct|_frombuffer)|numpy\.(ndarray|dtype)|numpy\.dtypes\.\w+"
@@ -32,21 +32,21 @@ CALLS = re.compile(
     r"|pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path|datetime\.\w+|decimal\.Decimal|fractions\.Fraction|uuid\.UUID"
     r"|collections\.(defaultdict|deque)|builtins\.(frozenset|slice|range|object|dict|list|tuple|int|float|str|bytes|bool)"
 )
-ALONE = "Save the state dict alone: torch.save(model.state_dict(), FILE)"
-_NAME = "stands for"  # key under which a blank keeps the name of what it stands for
+ALONE = "Save only the state dict: torch.save(model.state_dict(), FILE)"
+_NAME = "stands for"  # the key under which a blank keeps the name of its class
 
 
 def read(path: Path) -> Any:
-    """The content of a file of torch.save, on the CPU. A KdrunError in one line where it is no such file, or is refused."""
+    """The content of a file that torch.save wrote, on the CPU. KdrunError if it is another file, or is refused."""
     try:
         try:
             return _load(path, _mapping)
         except (TypeError, ValueError, AttributeError, pickle.UnpicklingError):
-            return _load(path, _object)  # an object whose state is no dict (slots), or a list of some kind
+            return _load(path, _object)  # an object whose state is not a dict (slots), or a subclass of list
     except pickle.UnpicklingError as error:
         raise _refused(path, error) from error
     except KdrunError as error:
-        raise KdrunError(f"{path} is refused: {error}, and kdrun executes none. {ALONE}") from error
+        raise KdrunError(f"{path} is refused: {error}, and kdrun executes no code from a file. {ALONE}") from error
     except Exception as error:  # a broken file can break the reader anywhere
         raise _broken(path, error) from error
 
@@ -61,12 +61,12 @@ def _load(path: Path, blank: Any) -> Any:
         warnings.catch_warnings(),
         torch.serialization.safe_globals([(blank(name), key) for key, name in _names(path).items()]),
     ):
-        warnings.simplefilter("ignore")  # of torch, on pickles that it is about to refuse
+        warnings.simplefilter("ignore")  # torch warns of pickles that it then refuses
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 class _Blank(type):
-    """A class whose objects are blanks. `cls.__new__` is a pickle's way to an object of data; a call is another matter."""
+    """A class whose objects are blanks. A pickle makes data with `cls.__new__`; a call of the class could do anything."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         name = getattr(cls, _NAME)
@@ -76,16 +76,16 @@ class _Blank(type):
 
 
 def _is_class_of_a_user(name: str) -> bool:
-    """A member of an enum is pickled as a call of its class; those of Python and torch make more than values."""
+    """Whether a class may be called: a member of a user's enum is pickled as a call. Classes of Python and torch do more than that."""
     top, last = name.partition(".")[0], name.rpartition(".")[2]
     return top not in sys.stdlib_module_names and top not in ("torch", "numpy") and last[:1].isupper()
 
 
 def _mapping(name: str) -> type:
-    """A blank that can be filled as a dict, for a state dict of another class is still a state dict."""
+    """A blank that can be filled like a dict: a state dict of another class is still a state dict."""
 
     def new(cls: type, *args: Any, **kwargs: Any) -> Any:
-        made: OrderedDict[Any, Any] = OrderedDict()  # of exactly this class: torch's reader fills no other
+        made: OrderedDict[Any, Any] = OrderedDict()  # of exactly this class: torch's reader fills only this one
         made.__dict__[_NAME] = name
         return made
 
@@ -93,7 +93,7 @@ def _mapping(name: str) -> type:
 
 
 def _object(name: str) -> type:
-    """A blank that forgets what it is given."""
+    """A blank that ignores its content."""
 
     def new(cls: type, *args: Any, **kwargs: Any) -> Any:
         return list.__new__(cls)
@@ -104,18 +104,18 @@ def _object(name: str) -> type:
 
 
 def _names(path: Path) -> dict[str, str]:
-    """Every class and function that the file names, as it writes it and as it is called today; read without unpickling."""
+    """Every class and function that the file names: {name in the file: name today}. Nothing is unpickled."""
     names: dict[str, str] = {}
     try:
         for stream in _pickles(path):
             for code, value, _ in pickletools.genops(stream):
                 if code.name == "GLOBAL":
                     module, _, name = str(value).partition(" ")
-                    written = f"{module}.{name}"  # pickles of this kind use Python 2's names; torch knows some of them, and some not
+                    written = f"{module}.{name}"  # such pickles use names of Python 2; torch knows only some of them
                     module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
                     today = f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"
                     names |= {written: today, today: today}
-    except Exception:  # not a pickle, or half of one: torch's own reader says what it thinks of it
+    except Exception:  # not a pickle, or half of one: torch's own reader gives the error
         return {}
     return {
         key: name
@@ -125,7 +125,7 @@ def _names(path: Path) -> dict[str, str]:
 
 
 def _pickles(path: Path) -> Iterator[IO[bytes]]:
-    """The object of a file since PyTorch 1.6 (a zip); before, the fourth of the pickles at the beginning."""
+    """The pickles to read: the one in a zip (since PyTorch 1.6), or the first four of an older file."""
     with open(path, "rb") as file:
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
@@ -146,21 +146,23 @@ def _refused(path: Path, error: Exception) -> KdrunError:
     elif "persistent_load" in words:
         what = "it holds a module with its class (a whole model, or a loss)"
     elif "Unsupported operand" in words:
-        what = "it is no pickle as torch.save writes it (another pickle protocol?)"
+        what = "torch.save did not write this pickle (another pickle protocol?)"
     else:
         what = "it is a pickle of more than tensors"
-    return KdrunError(f"{path} is refused: {what}, and kdrun executes none. {ALONE}")
+    return KdrunError(f"{path} is refused: {what}, and kdrun executes no code from a file. {ALONE}")
 
 
 def _broken(path: Path, error: Exception) -> KdrunError:
     words = str(error)
     if "TorchScript" in words:
-        return KdrunError(f"{path} is refused: it is a TorchScript program, and kdrun executes none. {ALONE}")
+        return KdrunError(
+            f"{path} is refused: it is a TorchScript program, and kdrun executes no code from a file. {ALONE}"
+        )
     if "legacy .tar" in words:
         return KdrunError(
-            f"{path} is refused: it is in the tar format from before PyTorch 0.1.10. Load it in a PyTorch that you trust it with. {ALONE}"
+            f"{path} is refused: it is in the tar format from before PyTorch 0.1.10. If you trust it, load it with PyTorch. {ALONE}"
         )
     size = path.stat().st_size
     return KdrunError(
-        f"{path} cannot be read ({size:,} bytes, no whole PyTorch file); it may be truncated: copy it again"
+        f"{path} cannot be read ({size:,} bytes, not a complete PyTorch file); it may be truncated: copy it again"
     )

@@ -1,4 +1,4 @@
-"""How long a run will take: from finished runs like it, else from a few timed steps of its very models on this machine."""
+"""How long a run will take: estimated from similar finished runs, else from a few timed steps of its models on this machine."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from kdrun.runs import record as records
 from kdrun.runs.plan import Plan
 from kdrun.tasks import task_of
 
-SAMPLES = 16  # of a timed step
-EVALUATION = 1 / 3  # of a training step's time, per image: forward without backward
+SAMPLES = 16  # in a timed step
+EVALUATION = 1 / 3  # time of an evaluated sample as a share of a training sample: only the forward pass
 
 
 @dataclass
 class Estimate:
-    """Seconds of training and bytes on disk, and where they come from."""
+    """Seconds of training and bytes on disk, and the source of the estimate."""
 
     seconds: float
     size: float
@@ -41,10 +41,10 @@ def finished_runs(outputs: str) -> list[dict[str, Any]]:
 
 
 def estimate(plan: Plan, finished: list[dict[str, Any]]) -> Estimate | None:
-    """From the runs most like it; None where there is none.
+    """Estimate from the most similar runs; None if there is none.
 
-    Runs are alike that learn the same samples with the same student, first those of the same methods. Their time for one sample is
-    scaled by samples and by epochs, those of all stages.
+    Runs are similar if they train the same student on the same samples; runs with the same methods come first. Their median time for
+    one sample is multiplied by the number of samples and by the epochs of all stages.
     """
     config, student = plan.config, plan.identity["student"]
     checksum = plan.identity["dataset"]["checksum"]
@@ -74,9 +74,9 @@ def estimate(plan: Plan, finished: list[dict[str, Any]]) -> Estimate | None:
 
 
 def rough(plan: Plan) -> Estimate | None:
-    """Where nothing like it was trained: two steps of its student, and of its teacher forward, on a few random inputs.
+    """Estimate without similar runs: from two training steps of the student and two forward passes of the teacher, on random inputs.
 
-    None where the data set is not here and its size is not known. Takes a few seconds, and torch.
+    None if the data set is missing and its size is not known. Takes a few seconds and imports torch.
     """
     config, task = plan.config, task_of(plan.config)
     try:
@@ -93,15 +93,15 @@ def rough(plan: Plan) -> Estimate | None:
 
     def per_sample(node: Any, backward: bool) -> float:
         model = build_model(node.name, 10, model_arguments(node), node.output)
-        took = []
+        times = []
         for _ in range(2):  # the first one warms up
             began = time.perf_counter()
             with torch.set_grad_enabled(backward):
                 output = model(x)
             if backward:
                 output.sum().backward()
-            took.append(time.perf_counter() - began)
-        return min(took) / SAMPLES
+            times.append(time.perf_counter() - began)
+        return min(times) / SAMPLES
 
     student = per_sample(config.student, backward=True)
     teacher = per_sample(config.teacher, backward=False) if config.teacher.name != "none" else 0.0
@@ -111,7 +111,7 @@ def rough(plan: Plan) -> Estimate | None:
 
 
 def _epochs(recipe: dict[str, Any], methods: dict[str, Any]) -> float:
-    """Epochs of all stages: a stage of a method's own adds its share."""
+    """Epochs of all stages: each stage that belongs to a method adds its share of the epochs of the recipe."""
     stages = [stage for values in methods.values() for stage in (values.get("stages") or {}).values()]
     shares = [stage["epochs"] for stage in stages if isinstance(stage, dict) and stage.get("epochs")]
     epochs: float = recipe["epochs"] * (1 + sum(shares))

@@ -1,6 +1,6 @@
-"""A sweep's folder: what was asked for (manifest.json), the state that each job left, and what its runs came to.
+"""The folder of a sweep: its list of runs (manifest.json), and the state of each job.
 
-Jobs of a sweep never raise: each leaves its state in jobs/<number>.json; a job that is in no record and left no state counts as failed.
+A job of a sweep never raises. It writes its state into jobs/<number>.json. A job without a record and without a state has failed.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from kdrun.errors import KdrunError
 from kdrun.runs import record as records
+from kdrun.runs.labels import run_name
 
 MANIFEST = "manifest.json"
 NO_STATE = "the job left no state: was it killed, or never started?"
 JOBS = "jobs"  # the folder of the jobs' states, in a sweep's folder
-STOPPED = "stopped"  # a file in it: a job failed and sweep.on_error=stop
+STOPPED = "stopped"  # a file in it: a job has failed and sweep.on_error=stop
 FILES = (MANIFEST, "multirun.yaml", "curves.png", "search.json", JOBS)  # what a sweep writes into its folder
-OURS = "hydra_plugins.kdrun_sweeper"  # stands in every multirun.yaml that kdrun wrote
+OURS = "hydra_plugins.kdrun_sweeper"  # a word in every multirun.yaml that kdrun wrote
 
 
 def read_job(path: Path) -> dict[str, Any]:
-    """The state that a job left; empty where it cannot be read."""
+    """The state that a job wrote; empty if it cannot be read."""
     try:
         job: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -33,9 +34,9 @@ def read_job(path: Path) -> dict[str, Any]:
 
 
 def open_folder(config: DictConfig) -> Path:
-    """The sweep's folder with multirun.yaml in it, Hydra's own words for what was asked. States of an earlier sweep are taken away.
+    """Make the folder of a sweep and write its config (multirun.yaml). States of an earlier sweep are removed.
 
-    KdrunError where it holds files of these names that kdrun did not write: nothing of the user's is overwritten.
+    KdrunError if it holds files of these names that kdrun did not write: files of the user are never overwritten.
     """
     folder = Path(config.hydra.sweep.dir)
     words = folder / "multirun.yaml"
@@ -43,8 +44,8 @@ def open_folder(config: DictConfig) -> Path:
         theirs = [name for name in FILES if (folder / name).exists()]
         if theirs:
             raise KdrunError(
-                f"hydra.sweep.dir={folder} holds {theirs[0]}, which is not of a sweep of kdrun's and would be overwritten; "
-                "give another folder"
+                f"hydra.sweep.dir={folder} holds {theirs[0]}, which kdrun did not write and would overwrite; "
+                "give another folder: hydra.sweep.dir=FOLDER"
             )
     (folder / JOBS).mkdir(parents=True, exist_ok=True)
     for state in (folder / JOBS).glob("*.json"):
@@ -56,7 +57,7 @@ def open_folder(config: DictConfig) -> Path:
 
 
 def name_in(folder: Path, overrides: Sequence[str]) -> str | None:
-    """The name that the sweep in this folder gave the job with these overrides; None where it has no manifest."""
+    """The name of the job with these overrides in the sweep in this folder; None if the folder has no manifest."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         return next((run["name"] for run in manifest["runs"] if run["overrides"] == list(overrides)), None)
@@ -65,11 +66,11 @@ def name_in(folder: Path, overrides: Sequence[str]) -> str | None:
 
 
 def states_of(folder: Path) -> list[dict[str, Any]]:
-    """Every run that a sweep asked for with its status now: done, or what its job or its record says, or failed."""
+    """Every run of a sweep with its status now: done if its record says so, else the state of its job, else failed."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise KdrunError(f"{folder} is no folder of a sweep: it has no readable {MANIFEST} ({error})") from error
+        raise KdrunError(f"{folder} is not the folder of a sweep: it has no readable {MANIFEST} ({error})") from error
     left = {}
     for path in folder.glob(f"{JOBS}/*.json"):
         job = read_job(path)
@@ -91,11 +92,11 @@ def _state(line: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
 
 
 def job_name(composed: DictConfig, swept: Sequence[str] = ()) -> str:
-    """`kd resnet8 seed 0 temperature=2`: method, student and seed, and what else is swept."""
+    """`kd resnet8 seed 0 temperature=2`: the name of the run, and the other swept values."""
     methods = [str(name) for name in composed.get("method") or ()]
     student, seed = OmegaConf.select(composed, "student"), OmegaConf.select(composed, "seed")
     model = student.get("label") or str(student.get("path") or student.get("name")).rpartition(":")[2]
-    words = ["+".join(methods), model, f"seed {seed}"]
+    words = [run_name((methods, model, seed))]
     for item in swept:
         if key_of(item) not in ("method", "student", "seed"):
             short = item.lstrip("+~").removeprefix("method.")

@@ -20,7 +20,7 @@ from kdrun.config.checks import validate
 from kdrun.config.explain import report
 from kdrun.errors import ExitError, KdrunError
 from kdrun.runs import record as records
-from kdrun.runs.identity import label_of, run_name
+from kdrun.runs.labels import label_of, run_name
 from kdrun.runs.plan import Plan, make_plan, with_protocol
 from kdrun.runs.source import changed_code
 from kdrun.screen import Screen, clock

@@ -20,7 +20,7 @@ from kdrun.config.explain import message
 from kdrun.config.tables import jobs as jobs_of
 from kdrun.errors import KdrunError
 from kdrun.runs import record as records
-from kdrun.runs.identity import label
+from kdrun.runs.labels import label
 from kdrun.runs.plan import Plan, with_protocol
 from kdrun.runs.source import changed_code
 from kdrun.screen import about

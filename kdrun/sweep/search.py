@@ -1,7 +1,7 @@
 """Search over hyper-parameters with Optuna, on the holdout score: `kdrun -m hydra/sweeper=search ...`.
 
-Every sweep override is a dimension: a choice (a,b,c), a range(...), an interval(low,high), log-scaled by tag(log, interval(...)). The
-study is a SQLite file; started again, the same command goes on with it. Every trial is a run like any other.
+Every sweep override is a dimension: choices (a,b,c), a range(...), an interval(low,high), or tag(log, interval(...)) for a logarithmic
+scale. The study is a SQLite file; the same command continues it. Every trial is a run like any other.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ def search(
     study_file: str,
     seed: int,
 ) -> None:
-    """Draw trials, train them and report their holdout scores to the study until it has `trials` finished ones; then say the best.
+    """Draw trials, train them and report their holdout scores to the study until `trials` are finished; then print the best.
 
-    One process at a time works on a search: a second one would take the first one's running trials for dead ones.
+    Only one process at a time may work on a search: a second process would think that the running trials of the first are dead.
     """
     if importlib.util.find_spec("optuna") is None:
         raise KdrunError("hydra/sweeper=search needs Optuna: pip install 'kdrun[search]'")
     for key, value in (("trials", trials), ("at_once", at_once)):
         if value < 1:
-            raise KdrunError(f"hydra.sweeper.{key} is {value}; it must be a whole number from 1 on")
+            raise KdrunError(f"hydra.sweeper.{key} is {value}; it must be a whole number of 1 or more")
     fixed = [o.input_line or "" for o in overrides if not o.is_sweep_override()]
     space = {o.get_key_element(): _distribution(o) for o in overrides if o.is_sweep_override()}
     metric = _check(space, fixed, compose)
@@ -59,14 +59,14 @@ def search(
             one.run(trials, at_once, seed)
     except Timeout:
         raise HeldError(
-            f"another process works on this search in {study_file}; wait for it, or give a study of its own: "
+            f"another process works on this search in {study_file}; wait for it, or give another file: "
             "hydra.sweeper.study=FILE.db"
         ) from None
 
 
 @dataclass
 class Search:
-    """One search that is running. `space`: key -> what Optuna draws it from; `fixed`: the overrides of every trial."""
+    """A running search. `space`: key -> the distribution that Optuna draws its values from; `fixed`: the overrides of every trial."""
 
     study: Any
     study_file: str
@@ -78,11 +78,11 @@ class Search:
     folder: Path
 
     def run(self, trials: int, at_once: int, seed: int) -> None:
-        """Batches of trials until so many are finished. Failed trials are reported as such."""
+        """Train batches of trials until `trials` are finished. Failed trials are reported to the study as failed."""
         import optuna
 
-        before = _take_up(self.study)
-        # A search that goes on draws other points than it did before.
+        before = _draw_again(self.study)
+        # Another seed, so that a continued search does not draw the same points again.
         self.study.sampler = optuna.samplers.TPESampler(seed=seed + len(self.study.trials))
         dimensions = len(self.space)
         print(
@@ -98,12 +98,12 @@ class Search:
             self._report(drawn, scores)
             if all(score is None for score in scores):
                 raise KdrunError(
-                    f"every trial of the last batch failed; {self.folder} has their errors. The same command goes on with the study"
+                    f"every trial of the last batch failed; their errors are in {self.folder}. The same command continues the study"
                 )
-        self._say_best()
+        self._print_best()
 
     def _report(self, drawn: list[Any], scores: list[float | None]) -> None:
-        """What came of trials, to the study and on the screen."""
+        """Report the results of trials to the study, and print them."""
         from optuna.trial import TrialState
 
         for trial, score in zip(drawn, scores, strict=True):
@@ -111,16 +111,16 @@ class Search:
             words = f"holdout {self.metric.text(score)}" if score is not None else "failed"
             print(f"  trial {trial.number:<4} {words}   {' '.join(_overrides(trial.params))}", flush=True)
 
-    def _say_best(self) -> None:
-        """The best trial, how to go on with it, and the same in search.json."""
+    def _print_best(self) -> None:
+        """Print the best trial and the next command, and write the best trial into search.json."""
         best = self.study.best_trial
         words = " ".join(_overrides(best.params))
         print(
-            f"best     holdout {self.metric.text(best.value)} of {_finished(self.study)} trials, an optimistic figure: "
-            f"it was chosen   {words}"
+            f"best     holdout {self.metric.text(best.value)} of {_finished(self.study)} trials; this score is optimistic: "
+            f"it is the best of many   {words}"
         )
         print(
-            f"next     kdrun {' '.join(self.fixed)} {words}   (with seeds of its own, against none: the test set has chosen nothing)"
+            f"next     kdrun {' '.join(self.fixed)} {words}   (use new seeds and compare with method=none; the test set was not used yet)"
         )
         print(f"trials   kdrun report {self.study_file}")
         result = {"study": self.study_file, "best": best.params, "holdout": best.value}
@@ -128,7 +128,7 @@ class Search:
 
 
 def _open(study_file: str, name: str, metric: Metric) -> Any:
-    """The study of this search in its file, which is made where it is not there."""
+    """The study of this search in its file; a missing file is made."""
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -149,7 +149,7 @@ def _open(study_file: str, name: str, metric: Metric) -> Any:
     except (OSError, SQLAlchemyError, optuna.exceptions.OptunaError) as error:
         why = getattr(error, "strerror", None) or getattr(error, "orig", None) or error
         raise KdrunError(
-            f"hydra.sweeper.study={study_file} cannot be opened ({why}); give a file that can be written, or that of an earlier "
+            f"hydra.sweeper.study={study_file} cannot be opened ({why}); give a file that can be written, or the file of an earlier "
             "search: hydra.sweeper.study=FILE.db"
         ) from error
 
@@ -162,18 +162,18 @@ def _finished(study: Any) -> int:
 
 
 def _overrides(parameters: dict[str, Any]) -> list[str]:
-    """A trial's values as overrides, numbers with four digits, which can be typed."""
+    """The values of a trial as overrides. Numbers have four digits, so that a user can type them."""
     return [f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in parameters.items()]
 
 
 def _distribution(override: Override) -> Any:
-    """What Optuna draws a dimension from."""
+    """The distribution that Optuna draws the values of an override from."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     value, typed = override.value(), override.input_line
     if override.get_key_element().lstrip("+") in ("seed", "teacher.seed"):
         raise KdrunError(
-            "a search over seeds picks the luckiest one; fix seed=NUMBER, and compare the best values over other seeds"
+            "a search over seeds only chooses the luckiest seed; set seed=NUMBER, and compare the best values with other seeds"
         )
     if isinstance(value, ChoiceSweep):
         return CategoricalDistribution([str(item) for item in override.sweep_string_iterator()])
@@ -182,24 +182,24 @@ def _distribution(override: Override) -> Any:
     if isinstance(value, IntervalSweep) and value.start is not None and value.end is not None:
         low, high, log = float(value.start), float(value.end), "log" in value.tags
         if not low <= high:
-            raise KdrunError(f"{typed} is empty: the lower end comes first, as in interval({high:g},{low:g})")
+            raise KdrunError(f"{typed} is empty; write the lower end first, as in interval({high:g},{low:g})")
         if log and low <= 0:
-            raise KdrunError(f"{typed}: a logarithmic scale begins above 0, as in tag(log, interval(0.001,1))")
+            raise KdrunError(f"{typed}: a logarithmic scale must start above 0, as in tag(log, interval(0.001,1))")
         return FloatDistribution(low, high, log=log)
-    raise KdrunError(f"{typed} is no dimension of a search: give a,b,c, range(...) or interval(low,high)")
+    raise KdrunError(f"{typed} cannot be searched; give a,b,c, range(...) or interval(low,high)")
 
 
 def _range(value: RangeSweep, typed: str | None) -> Any:
-    """The values of a range, which may count down; its end is none of them."""
+    """The distribution for a range. A range may count down; its end is not one of its values."""
     from optuna.distributions import FloatDistribution, IntDistribution
 
     if "log" in value.tags:
         raise KdrunError(
-            f"{typed}: a range is no logarithmic scale; say tag(log, interval(low,high)), or choices a,b,c"
+            f"{typed}: a range cannot have a logarithmic scale; write tag(log, interval(low,high)), or choices a,b,c"
         )
     values = sorted(value.range()) if value.step else []
     if not values:
-        raise KdrunError(f"{typed} is empty: the end of a range is none of its values, as in range(1,4) for 1,2,3")
+        raise KdrunError(f"{typed} is empty: the end of a range is not one of its values, as in range(1,4) for 1,2,3")
     low, high, step = values[0], values[-1], abs(value.step)
     if all(float(x).is_integer() for x in (low, step)):
         return IntDistribution(int(low), int(high), step=int(step))
@@ -207,13 +207,13 @@ def _range(value: RangeSweep, typed: str | None) -> Any:
 
 
 def _check(space: dict[str, Any], fixed: list[str], compose: Callable[[list[str]], DictConfig]) -> Metric:
-    """There is something to search, and it is chosen on a holdout; returns the metric that is searched for."""
+    """Check that there is something to search and that a holdout chooses the best; returns the metric that chooses."""
     if not space:
         raise KdrunError("a search needs a dimension, as in 'method.kd.temperature=interval(1,10)'")
     config = prepare(compose([*fixed, *(f"{key}={_any(value)}" for key, value in space.items())])).config
     if config.protocol != "holdout":
         raise KdrunError(
-            "a search chooses on the holdout, never on the test set: say dataset.holdout=N protocol=holdout (N samples of the training set)"
+            "a search uses the holdout and never the test set; add dataset.holdout=N protocol=holdout (N samples of the training set)"
         )
     return task_of(config).metrics[0]
 
@@ -223,15 +223,15 @@ def _any(distribution: Any) -> Any:
 
 
 def _name(fixed: list[str], space: dict[str, Any]) -> str:
-    """A study is what it searches: another space or other settings are another study of the same file."""
+    """The name of a study: another search space or other settings make another study in the same file."""
     import hashlib
 
     whole = json.dumps([sorted(fixed), {key: str(value) for key, value in sorted(space.items())}])
     return f"kdrun-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"
 
 
-def _take_up(study: Any) -> int:
-    """Trials that were running when a search was killed are drawn again, first; returns how many are finished."""
+def _draw_again(study: Any) -> int:
+    """Put trials that were running when a search was killed first in the queue; returns the number of finished trials."""
     from optuna.trial import TrialState
 
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
@@ -241,7 +241,7 @@ def _take_up(study: Any) -> int:
 
 
 def _holdout_score(job: list[str], compose: Callable[[list[str]], DictConfig]) -> float | None:
-    """The holdout score of a trial's run; None where it is not done."""
+    """The holdout score of the run of a trial; None if the run is not done."""
     try:
         record = records.read(prepare(compose(job)).folder)
     except KdrunError as error:

@@ -1,4 +1,4 @@
-"""`kdrun status [FOLDER]`: the state of every run below a folder, also while a sweep trains. It only reads files."""
+"""`kdrun status [FOLDER]`: the state of every run below a folder, also during a sweep. It only reads files."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from kdrun.report.collect import Collection, collect
 from kdrun.report.command import Parser
 from kdrun.runs import record as records
 from kdrun.runs.folder import CURVES, HOLDER
-from kdrun.runs.identity import label_of, run_name, safe
+from kdrun.runs.labels import label_of, run_name, safe
 from kdrun.screen import clock
 from kdrun.sweep.folder import MANIFEST, NO_STATE, states_of
 
-LONG = 60  # a longer name, such as all overrides of a job without a record, does not make the column of names wider
+LONG = 60  # a longer name (all overrides of a job without a record) does not make the column of names wider
 
 
 @dataclass
@@ -45,9 +45,10 @@ class State:
 
 
 def status(arguments: Sequence[str]) -> int:
-    """The verb; returns the exit status."""
+    """Run the verb; returns the exit status."""
     parser = Parser(
-        "kdrun status", description="State, progress, time left and last error of every run; finished runs are counted."
+        "kdrun status",
+        description="State, progress, time left and last error of every run. Finished runs are only counted.",
     )
     parser.add_argument("folder", nargs="?", default=outputs_here(), metavar="FOLDER", help="default: outputs")
     parser.add_argument("--watch", nargs="?", type=float, const=5.0, metavar="SECONDS", help="repeat every few seconds")
@@ -61,28 +62,28 @@ def status(arguments: Sequence[str]) -> int:
 
 
 def states(folder: Path) -> tuple[list[State], list[str]]:
-    """(every run with a record, then the jobs of the newest sweep without one; why records were skipped)."""
+    """The runs with a record, then the jobs of the newest sweep without a record; and the reasons why records were skipped."""
     all_jobs = _newest_jobs(folder)
     try:
         collection = collect([folder])
     except KdrunError as error:
         if not all_jobs:
             raise
-        # Without skipped files it only means that there is no record yet.
+        # If no file was skipped, the error only means that there is no record yet.
         collection = Collection(skipped=[str(error)] if " skipped: " in str(error) else [])
     known = {str(Path(record["folder"]).resolve()): record for record in collection.records}
     jobs = {job["folder"]: job for job in all_jobs if job["folder"]}
-    for elsewhere in jobs.keys() - known.keys():
-        record = _read(elsewhere)
+    for outside in jobs.keys() - known.keys():  # runs outside the folder
+        record = _read(outside)
         if record is not None:
-            known[elsewhere] = {**record, "folder": elsewhere}
+            known[outside] = {**record, "folder": outside}
     recorded = [_state(record, jobs.get(place)) for place, record in known.items()]
     unrecorded = {job["folder"] or i: job for i, job in enumerate(all_jobs) if job["folder"] not in known}
     return recorded + [_unrecorded(job) for job in unrecorded.values()], collection.skipped
 
 
 def lines(runs: list[State], skipped: Sequence[str] = ()) -> list[str]:
-    """A line for each run that is not done; at the end the counts, with the time that is left where it is known."""
+    """A line for each run that is not done; then the number of runs in each state, and the time left if it is known."""
     counts = Counter(state.status for state in runs)
     shown = [state for state in runs if state.status not in ("done", "not started")]
     width = max((len(state.name) for state in shown if len(state.name) <= LONG), default=0)
@@ -98,7 +99,7 @@ def lines(runs: list[State], skipped: Sequence[str] = ()) -> list[str]:
 
 
 def _estimate(runs: list[State]) -> str:
-    """The time left for all runs, running and waiting, if as many as now run at once; estimated from similar runs."""
+    """The time left for all runs, if as many run at once as now. The time of waiting runs is estimated from similar runs."""
     at_once = sum(state.status == "running" for state in runs)
     to_do = [state for state in runs if state.to_do]
     left = [_left(state, runs) for state in to_do]
@@ -114,7 +115,7 @@ def _estimate(runs: list[State]) -> str:
 
 
 def _left(state: State, runs: list[State]) -> float | None:
-    """Seconds that a run still needs: by its own epochs, else the median of similar runs, of the newest sweep if it has any."""
+    """Seconds that a run still needs: from its own epochs, else the median of similar runs, first those of the newest sweep."""
     if state.left_s is not None:
         return state.left_s
     similar = [one for one in runs if one.whole_s and one.kind == state.kind]
@@ -123,7 +124,7 @@ def _left(state: State, runs: list[State]) -> float | None:
 
 
 def _state(record: dict, job: dict[str, Any] | None) -> State:
-    """The state of a run with a record; its job in the newest sweep may know of an error that the record does not have."""
+    """The state of a run with a record. Its job in the newest sweep may have an error that the record does not have."""
     folder, is_done = Path(record["folder"]), record["status"] == "done"
     kind = (safe(label_of(record, "dataset")), _student(safe(label_of(record, "student"))))
     state = State((job or {}).get("name") or run_name(record), record["status"], kind=kind, in_sweep=job is not None)
@@ -140,21 +141,21 @@ def _state(record: dict, job: dict[str, Any] | None) -> State:
 
 
 def _unrecorded(job: dict[str, Any]) -> State:
-    """The state of a job of the sweep whose run has no record: it failed before its run began, or is not started."""
+    """The state of a job whose run has no record: it failed before the run began, or it is not started."""
     name, place = job.get("name") or " ".join(job["overrides"]), Path(job["folder"] or "").parts
     kind = (place[-5], _student(place[-3])) if len(place) > 4 else None  # dataset/method/pair/hash/seed
-    if job["status"] == "done" or job["error"] == NO_STATE:  # done: the run was removed since
+    if job["status"] == "done" or job["error"] == NO_STATE:  # done, but the folder of its run was removed
         return State(name, "not started", kind=kind, in_sweep=True)
     return State(name, job["status"], job["error"], kind=kind, in_sweep=True)
 
 
 def _student(pair: str) -> str:
-    """The last word of a pair's folder, which is the student's."""
+    """The last word of the name of a pair's folder: the student."""
     return pair.rpartition("-")[2]
 
 
 def _alive(folder: Path) -> bool:
-    """Whether the process that holds the folder is alive; a process of another host is taken for alive."""
+    """Whether the process that holds the folder is alive. A process on another host counts as alive."""
     try:
         holder = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
         if holder["host"] != socket.gethostname():
@@ -168,13 +169,13 @@ def _alive(folder: Path) -> bool:
 
 
 def _progress(record: dict, folder: Path) -> tuple[str, float | None, float | None]:
-    """(how far a run is, seconds left, seconds of all epochs), for the stage that is running."""
+    """Progress of the running stage as text, seconds left, and seconds of all its epochs."""
     try:
         done = json.loads((folder / CURVES).read_text(encoding="utf-8").splitlines()[-1])
         epoch, stage = done["epoch"], done["stage"]
     except (OSError, ValueError, LookupError, TypeError):
         return "before its first epoch", None, None
-    # Older curves have no `epochs`: for a stage of a method's own they are then not known.
+    # Older curves have no `epochs`. Then the number is not known for a stage that belongs to a method.
     epochs = done.get("epochs") or (record["recipe"].get("epochs") if stage == "distil" else None)
     progress = f"epoch {epoch}" + (f"/{epochs}" if epochs else "") + (f" of {stage}" if stage != "distil" else "")
     if "seconds" not in done or not epochs:
@@ -184,7 +185,7 @@ def _progress(record: dict, folder: Path) -> tuple[str, float | None, float | No
 
 
 def _newest_jobs(folder: Path) -> list[dict[str, Any]]:
-    """The jobs of the newest sweep at the folder, each with its state now; empty where there was no sweep."""
+    """The jobs of the newest sweep at the folder, each with its state now; empty if there was no sweep."""
     sweeps = [path for place in (folder, folder / "sweeps") for path in place.glob(f"*/{MANIFEST}")]
     if not sweeps:
         return []
@@ -199,4 +200,4 @@ def _read(folder: str) -> dict | None:
     try:
         return records.read(folder)
     except KdrunError:
-        return None  # states_of says what is wrong with it
+        return None  # states_of gives the error

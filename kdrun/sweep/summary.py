@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kdrun.errors import KdrunError
 from kdrun.runs import record as records
-from kdrun.runs.identity import label_of
+from kdrun.runs.labels import label_of
 from kdrun.runs.plan import with_protocol
 from kdrun.screen import about, again
 from kdrun.sweep.folder import states_of

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from kdrun.report.display import display_of
 from kdrun.report.page.tables import Head, SortableTable, Td, number, record_link, text
 from kdrun.report.rows import labels
-from kdrun.runs.identity import label_of
+from kdrun.runs.labels import label_of
 
 TALL = 14  # a list of more runs scrolls
 

@@ -1,4 +1,4 @@
-"""What a model of images is measured by: loss, accuracy, agreement with the teacher, calibration, accuracy per class."""
+"""Measures of a model of images: loss, accuracy, agreement with the teacher, calibration, accuracy per class."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def loss(logits_BK: Tensor, batch: Batch) -> Tensor:
 
 
 def correct(logits_BK: Tensor, label_B: Tensor) -> Tensor:
-    """How many of a batch are right, as a scalar on the device; rows without a label are negative and never right."""
+    """How many images of a batch are classified correctly, as a scalar on the device. A negative label is never correct."""
     return (logits_BK.argmax(1) == label_B).sum()
 
 
-def score(logits_NK: Tensor, labels_N: Tensor) -> float:
+def accuracy(logits_NK: Tensor, labels_N: Tensor) -> float:
     """Top-1 accuracy in [0, 1]."""
     return correct(logits_NK, labels_N).item() / len(labels_N)
 
 
 def agreement(logits_NK: Tensor, other_NK: Tensor) -> float:
-    """Share of images on which two models choose the same class, right or wrong."""
+    """Share of images for which two models choose the same class, correct or not."""
     return (logits_NK.argmax(1) == other_NK.argmax(1)).float().mean().item()
 
 
@@ -50,24 +50,27 @@ class LogitsEvaluator:
     def result(self) -> Evaluation:
         logits_NK, labels_N = torch.cat(self.logits), torch.cat(self.labels)
         predictions = {"logits": logits_NK, "labels": labels_N}
-        return Evaluation({"accuracy": score(logits_NK, labels_N)}, mean_loss(logits_NK, labels_N), predictions)
+        return Evaluation({"accuracy": accuracy(logits_NK, labels_N)}, mean_loss(logits_NK, labels_N), predictions)
 
 
 def calibration(logits_NK: Tensor, labels_N: Tensor, bins: int = 15) -> dict[str, Any]:
-    """Is a network as often right as it is sure? The images by confidence, the highest softmax probability, in bins of equal width.
+    """Calibration: is the accuracy as high as the confidence? Confidence is the highest softmax probability; images are put into bins of
+    equal width by it.
 
     {"ece", "images", "confidence", "accuracy"}: how many images have a confidence in ((m - 1) / bins, m / bins], their mean
     confidence and accuracy (null for an empty bin), and the expected calibration error, sum over bins of
     (images / all images) |accuracy - confidence| (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017).
     """
     logits_NK, labels_N = logits_NK.cpu().double(), labels_N.cpu()  # a GPU's weighted bincount is not deterministic
-    sure_N, said_N = logits_NK.softmax(1).max(1)
-    bin_N = (sure_N * bins).ceil().long().sub(1).clamp(0, bins - 1)
+    confidence_N, predicted_N = logits_NK.softmax(1).max(1)
+    bin_N = (confidence_N * bins).ceil().long().sub(1).clamp(0, bins - 1)
     images_M = torch.bincount(bin_N, minlength=bins)
-    sure_M, right_M = (torch.bincount(bin_N, x.double(), minlength=bins) for x in (sure_N, said_N == labels_N))
+    confidence_M, correct_M = (
+        torch.bincount(bin_N, x.double(), minlength=bins) for x in (confidence_N, predicted_N == labels_N)
+    )
     return {
-        "ece": round((sure_M - right_M).abs().sum().item() / len(labels_N), 6), "images": images_M.tolist(),
-        "confidence": _shares(sure_M, images_M), "accuracy": _shares(right_M, images_M),
+        "ece": round((confidence_M - correct_M).abs().sum().item() / len(labels_N), 6), "images": images_M.tolist(),
+        "confidence": _shares(confidence_M, images_M), "accuracy": _shares(correct_M, images_M),
     }  # fmt: skip
 
 
@@ -80,7 +83,7 @@ def class_scores(logits_NK: Tensor, labels_N: Tensor) -> list[float | None]:
 
 
 def _shares(parts: Tensor, wholes: Tensor) -> list[float | None]:
-    """Quotients with six digits; None where there is nothing to divide by."""
+    """part / whole with six digits; None where the whole is 0."""
     pairs = zip(parts.tolist(), wholes.tolist(), strict=True)
     return [round(part / whole, 6) if whole else None for part, whole in pairs]
 
@@ -94,11 +97,9 @@ def check_logits(logits: Tensor, classes: int) -> str | None:
 
 
 def remark(logits: Tensor, model: str) -> str | None:
-    """A line where logits look like probabilities: they sum to 1."""
+    """A line if the logits look like probabilities (they sum to 1), else None."""
     logits = logits.float()
     ones = torch.ones(len(logits), device=logits.device)
     if logits.shape[1] > 1 and (logits >= 0).all() and torch.allclose(logits.sum(1), ones):
-        return (
-            f"{model} gives numbers that sum to 1, like probabilities; kdrun wants logits: take the softmax out of it"
-        )
+        return f"{model} gives numbers that sum to 1, like probabilities; kdrun needs logits: remove the softmax from the model"
     return None

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of images: augmented samples, and at the end classes and confusions."""
+"""Pictures of images for TensorBoard: augmented samples; after the last epoch accuracies of classes and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-MOST_CLASSES = 100  # that get a curve of their own
+MOST_CLASSES = 100  # more classes get no curves
 
 
 def samples(board: SummaryWriter, images_BCHW: Tensor, mean: list[float], std: list[float]) -> None:
-    """A few images as the student sees them in its first epoch, normalisation undone (tag train/augmented)."""
+    """A few images as the student sees them in its first epoch, without the normalisation (tag train/augmented)."""
     shape = (1, 3, 1, 1)
     mean_1311, std_1311 = (torch.tensor(values, device=images_BCHW.device).view(shape) for values in (mean, std))
     board.add_images("train/augmented", (images_BCHW.float() * std_1311 + mean_1311).clamp(0, 1).cpu(), 0)

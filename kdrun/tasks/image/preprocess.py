@@ -20,8 +20,8 @@ class Normalised(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         if images_BCHW.ndim != 4 or images_BCHW.shape[1] != 3:
-            raise ValueError(f"images have shape {tuple(images_BCHW.shape)}; (B, 3, H, W) is wanted")
+            raise ValueError(f"images have shape {tuple(images_BCHW.shape)}; they must have shape (B, 3, H, W)")
         if images_BCHW.dtype != torch.uint8 and not 0 <= images_BCHW.min() <= images_BCHW.max() <= 1:
-            raise ValueError("images of floats must lie in [0, 1]; pixels from 0 to 255 are given as uint8")
+            raise ValueError("float images must lie in [0, 1]; give pixels from 0 to 255 as uint8")
         x_BCHW = images_BCHW.float() / 255 if images_BCHW.dtype == torch.uint8 else images_BCHW
         return self.model((x_BCHW - self.mean) / self.std)

@@ -1,4 +1,4 @@
-"""What images add to the config: their data and their augmentation. Imports nothing heavy."""
+"""The keys of the config that belong to images: data and augmentation. Imports nothing that is slow to import."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kdrun.config import schema
 
 @dataclass
 class Data(schema.Data):
-    """Where images come from, and what normalises them."""
+    """Where images come from, and how they are normalised."""
 
     size: int | None = None  # px
     flip: bool = True  # False: images must never be mirrored

@@ -1,6 +1,6 @@
-"""Image classification: the Task of images with one class each.
+"""The task of image classification: each image has one class.
 
-Imports in the functions keep start-up light: plans and reports read names and metrics without torch.
+Many imports are inside functions, so that plans and reports, which need only names and metrics, do not import torch.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class ImageTask(Task):
         return train_n - cfg.holdout, test_n
 
     def costs_alike(self, cfg: Any, outputs: str, record: Mapping[str, Any]) -> bool:
-        """Of the same side."""
+        """Images of the same side cost the same."""
         try:
             side = cfg.size or data.sizes(cfg, outputs)[2]
         except KdrunError:
-            return True  # not known
+            return True  # the side is not known
         return side in (None, record["dataset"]["preprocessing"]["size"])
 
     def load(self, cfg: Any, outputs: str) -> Any:
@@ -76,7 +76,7 @@ class ImageTask(Task):
         )
 
     def preprocessing(self, dataset: Any) -> dict[str, Any]:
-        """The side in px, and what normalises pixels in [0, 1]."""
+        """The side in px, and the mean and deviation that normalise pixels in [0, 1]."""
         return {"size": dataset.size, "mean": list(dataset.mean), "std": list(dataset.std)}
 
     def preprocessor(self, model: nn.Module, record: Mapping[str, Any]) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Is a teacher of images weaker than it should be, and why? One sentence with the likely cause, before a student learns from it."""
+"""Finds a teacher of images that is weaker than it should be. One sentence gives the likely cause before a student is trained."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from kdrun.tasks.base import Batch
 from kdrun.tasks.image import metrics as image
 
-# What models were trained with elsewhere: (name, mean, std) of images in [0, 1].
+# Common normalisations: (name, mean, std) of images in [0, 1].
 NORMALISATIONS = (
     ("none, images in [0, 1]", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     ("images in [-1, 1]", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -20,10 +20,10 @@ NORMALISATIONS = (
     ("CIFAR-100's", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 )
 UNKNOWN = (
-    "Was it trained with another normalisation (dataset.mean, dataset.std), is the order of its classes another, or is it the file of "
+    "Was it trained with another normalisation (dataset.mean, dataset.std), does it have another order of classes, or is it the file of "
     "another model?"
 )
-MUCH = 0.05  # more accuracy, by which another reading of a checkpoint is taken for the right one
+MUCH = 0.05  # another order of classes or another normalisation is the likely cause if the accuracy is so much higher with it
 IMAGES = 1000  # of the test set, on which other normalisations are tried
 
 
@@ -34,13 +34,13 @@ def weakness(
     recorded: float | None,
     normalisation: Callable[[], str | None],
 ) -> str | None:
-    """What is wrong with a teacher's test logits, with the likely cause; None where nothing is.
+    """What is wrong with the test logits of a teacher, with the likely cause; None if nothing is wrong.
 
-    `recorded` is the score of a teacher that kdrun trained: it must not be far below (two points and three standard errors); near
-    chance, it is what its recipe made of it. A checkpoint from outside has None: it must not be near chance, nor far better with its
-    classes renamed, or as `normalisation` says.
+    `recorded`: the score in the record of a teacher that kdrun trained. The accuracy must not be far below it (two points and three
+    standard errors); it may be near chance if the record says so. For a checkpoint from outside it is None. Then the accuracy must not
+    be near chance, and it must not be far better with renamed classes or with another normalisation, which `normalisation` looks for.
     """
-    score = image.score(logits_NK, labels_N)
+    score = image.accuracy(logits_NK, labels_N)
     what = f"its test accuracy is {100 * score:.2f}"
     if recorded is not None:
         if score >= recorded - max(0.02, 3 * _error(recorded, len(labels_N))):
@@ -55,15 +55,15 @@ def weakness(
 
 
 def chance_of(labels_N: Tensor, classes: int) -> float:
-    """The accuracy of always naming the commonest class, or of guessing."""
+    """The accuracy of always choosing the most common class, or of a random choice, whichever is higher."""
     return max(1 / classes, torch.bincount(labels_N.long(), minlength=classes).max().item() / len(labels_N))
 
 
 def is_near_chance(logits_NK: Tensor, labels_N: Tensor) -> bool:
-    """At most a tenth of the way from chance to 1 above it, or within two standard errors."""
+    """Whether the accuracy is above chance by less than a tenth of the distance from chance to 1, or less than two standard errors."""
     chance = chance_of(labels_N, logits_NK.shape[1])
     near = max(0.1 * (1 - chance), 2 * _error(chance, len(labels_N)))
-    return image.score(logits_NK, labels_N) < chance + near
+    return image.accuracy(logits_NK, labels_N) < chance + near
 
 
 def better_normalisation(
@@ -72,7 +72,7 @@ def better_normalisation(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> str | None:
-    """The words that name a common normalisation under which a model scores far better, if there is one.
+    """A line that names a common normalisation with which the model has a far better accuracy; None if there is none.
 
     `batches` are normalised by `mean` and `std`; the first IMAGES images are used.
     """
@@ -91,25 +91,25 @@ def better_normalisation(
         return None
     name, m, s = NORMALISATIONS[best]
     if score < 0.5:
-        return f"none that kdrun knows; normalised otherwise ({name}) it has {100 * score:.0f}. Is it the file of another model?"
-    return f"another normalisation ({name}), with which it has {100 * score:.0f}: 'dataset.mean={_list(m)}' 'dataset.std={_list(s)}'"
+        return f"not known; with another normalisation ({name}) the accuracy is {100 * score:.0f}. Is it the file of another model?"
+    return f"another normalisation ({name}); with it the accuracy is {100 * score:.0f}: 'dataset.mean={_list(m)}' 'dataset.std={_list(s)}'"
 
 
 def _other_order(logits_NK: Tensor, labels_N: Tensor, classes: Sequence[str]) -> str | None:
-    """Where renaming the model's classes makes it good: that, with an example."""
+    """A line with an example if the model is good after its classes are renamed, else None."""
     kinds = logits_NK.shape[1]
     cells = torch.bincount(labels_N.long().cpu() * kinds + logits_NK.argmax(1).cpu(), minlength=kinds * kinds)
     true_of_K = cells.view(kinds, kinds).argmax(0)  # the true class that each predicted class mostly is
     renamed = true_of_K[logits_NK.argmax(1).cpu()]
     score = (renamed == labels_N.cpu()).float().mean().item()
-    least = image.score(logits_NK, labels_N) + max(MUCH, 3 * _error(0.5, len(labels_N)))
+    least = image.accuracy(logits_NK, labels_N) + max(MUCH, 3 * _error(0.5, len(labels_N)))
     if len(set(true_of_K.tolist())) < kinds or score < max(0.5, least):
         return None
     other = next((k for k in range(kinds) if true_of_K[k] != k), None)
     if other is None:
         return None
     return (
-        f"its classes stand in another order: its class {other} is '{classes[int(true_of_K[other])]}', here class {other} is "
+        f"its classes have another order: its class {other} is '{classes[int(true_of_K[other])]}', here class {other} is "
         f"'{classes[other]}'. The classes of a folder are sorted by name"
     )
 

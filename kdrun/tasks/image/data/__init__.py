@@ -1,4 +1,4 @@
-"""Datasets by name. Importing this module and asking for a checksum stay light: torch comes with `load` alone."""
+"""Datasets by name. This module and its checksums do not need torch; only `load` imports it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ SOURCES = {"digits": "digits", "image_folder": "image_folder", "cifar10": "cifar
 
 
 def checksum(cfg: Any, outputs: str) -> str:
-    """What identifies the content of a dataset: a sha256 in hex, or "md5:" + the published one of an archive.
+    """The checksum of the content of a dataset: a sha256 in hex, or "md5:" and the published md5 of an archive.
 
-    Raises KdrunError for settings that the dataset cannot obey.
+    Raises KdrunError for settings that do not suit the dataset.
     """
     check(cfg)
     return _source(cfg).checksum(cfg, outputs)
 
 
 def own_size(cfg: Any, outputs: str) -> int | None:
-    """dataset.size; null where images have that side anyway: the two ask for the same pixels, so they are one run."""
+    """dataset.size; null if the images have that side already: both give the same pixels, so they are the same run."""
     check(cfg)
     if cfg.name in SIDES:
         return None
@@ -35,12 +35,12 @@ def own_size(cfg: Any, outputs: str) -> int | None:
 
 
 def sizes(cfg: Any, outputs: str) -> tuple[int, int, int]:
-    """Training images, test images and their side in px; nothing is downloaded, and no more than one image decoded."""
+    """Numbers of training and test images, and their side in px. Nothing is downloaded, and at most one image is decoded."""
     return _source(cfg).sizes(cfg, outputs)
 
 
 def load(cfg: Any, outputs: str) -> Dataset:
-    """The dataset that `cfg` (a node of conf/dataset) describes; caches and downloads go below `outputs`.
+    """The dataset that `cfg` (a node of conf/dataset) describes; caches and downloads lie below `outputs`.
 
     Raises KdrunError where the data is missing, broken, or does not suit the settings.
     """

@@ -1,4 +1,4 @@
-"""Random crop and flip of a batch on its device, as a function of (seed, epoch, index): any view can be replayed."""
+"""Random crop and flip of a batch on its device. They depend only on (seed, epoch, index), so every view can be computed again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CROPS = ("zero", "reflect", "none")
 
 @dataclass(frozen=True)
 class Augment:
-    """What is done to training images: pad by `padding` px with zeros or by reflection, crop at random, mirror half."""
+    """How training images are augmented: pad by `padding` px with zeros or by reflection, crop at random, mirror half of them."""
 
     crop: str
     padding: int
@@ -49,14 +49,14 @@ _GOLDEN, _MIX1, _MIX2 = (_signed(word) for word in (0x9E3779B97F4A7C15, 0xBF5847
 
 
 def _mix(z):
-    """SplitMix64's finaliser of an int64 tensor, or of a Python integer, whose lowest 64 bits then count."""
+    """The last step of SplitMix64, for an int64 tensor or a Python integer, of which only the lowest 64 bits matter."""
     z = (z ^ _right(z, 30)) * _MIX1
     z = (z ^ _right(z, 27)) * _MIX2
     return z ^ _right(z, 31)
 
 
 def _right(z, n: int):
-    """`z` moved right by n bits, filled with zeros: `>>` alone repeats the sign."""
+    """`z` shifted right by n bits and filled with zeros. (`>>` alone repeats the sign.)"""
     return (z >> n) & ((1 << (64 - n)) - 1)
 
 
@@ -70,7 +70,7 @@ def augment(
     """
     height, width = images_BCHW.shape[2:]
     columns_BW = torch.arange(width, device=images_BCHW.device)[None]
-    # One word serves all decisions: 24 bits for each offset, 1 for the flip.
+    # One random word for all decisions: 24 bits for each offset, 1 bit for the flip.
     word_B1 = bits(seed, epoch, index_B, 0)[:, None]
     if flip:
         columns_BW = torch.where(((word_B1 >> 48) & 1).bool(), width - 1 - columns_BW, columns_BW)
@@ -79,14 +79,14 @@ def augment(
         columns_BW = columns_BW + ((word_B1 >> 24) & 0xFFFFFF) % (2 * padding + 1)
         if crop == "zero":
             images_BCHW = F.pad(images_BCHW, (padding,) * 4)
-        else:  # no copy is padded: what the padding would repeat is gathered from where it lies
+        else:  # without a padded copy: the reflected pixels are gathered from their places in the image
             rows_BH, columns_BW = _reflected(rows_BH - padding, height), _reflected(columns_BW - padding, width)
         images_BCHW = _gather(images_BCHW, 2, rows_BH[:, None, :, None])
     return _gather(images_BCHW, 3, columns_BW[:, None, None, :])
 
 
 def _gather(x_BCHW: Tensor, dim: int, at: Tensor) -> Tensor:
-    """Takes, along `dim`, the positions in `at`, which is broadcast over all else."""
+    """The positions `at` along `dim`; `at` is broadcast over the other dimensions."""
     shape = list(x_BCHW.shape)
     shape[dim] = at.shape[dim]
     return x_BCHW.gather(dim, at.expand(shape))

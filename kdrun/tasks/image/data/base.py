@@ -1,4 +1,4 @@
-"""What every source of images hands over: a Dataset of Splits, and the steps that all sources share."""
+"""Dataset and Split, which every source of images returns, and the steps that all sources share."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from kdrun.errors import KdrunError
 from kdrun.seeds import stream
 from kdrun.tasks.image.data.augment import bits
 
-STATS_ROWS = 50_000  # images that mean and std are computed from; a larger training set is sampled
-FEW_LEVELS = 32  # grey levels; training images that span fewer are told of
+STATS_ROWS = 50_000  # at most so many images are used for mean and std; of a larger training set a sample is used
+FEW_LEVELS = 32  # grey levels; there is a warning if the training images use fewer
 
 
 @dataclass
 class Split:
-    """One of train, holdout and test. Images lie in memory, or are read from `files` when asked for."""
+    """One of train, holdout and test. Images lie in memory, or are read from `files` when they are needed (streamed)."""
 
     labels: Tensor  # int64 (N,), on the CPU
     index: Tensor  # int64 (N,): row in the training set before any split (0..N-1 for test)
@@ -33,7 +33,7 @@ class Split:
         return len(self.labels)
 
     def rows(self, rows_N: Tensor) -> Split:
-        """The split that has these rows alone."""
+        """The split with only these rows."""
         images = None if self.images is None else self.images[rows_N]
         files = None if self.files is None else [self.files[row] for row in rows_N.tolist()]
         return Split(self.labels[rows_N], self.index[rows_N], images, files, self.read)
@@ -56,7 +56,7 @@ class Split:
             multiprocessing_context=_start() if workers else None,
             collate_fn=_unchanged,
             pin_memory=pin,
-            generator=torch.Generator(),  # of its own: a DataLoader draws a seed from the global one otherwise
+            generator=torch.Generator(),  # its own generator: without one, a DataLoader draws a seed from the global generator
         )
         for images in loader:
             if isinstance(images, KdrunError):
@@ -66,7 +66,7 @@ class Split:
 
 @dataclass
 class Dataset:
-    """Images of `size` x `size` px in three splits, with what normalises them: (x / 255 - mean) / std."""
+    """Images of `size` x `size` px in three splits, with mean and std to normalise them: (x / 255 - mean) / std."""
 
     name: str
     classes: list[str]
@@ -82,12 +82,12 @@ class Dataset:
 
 
 def _start() -> str:
-    """How reader processes are started: as Python does by itself, also where a launcher (joblib) has set a way of its own."""
+    """How reader processes are started: Python's default, also if a launcher (joblib) has set another one."""
     return multiprocessing.get_all_start_methods()[0]
 
 
 class _Files(torch.utils.data.Dataset):
-    """Reads whole batches. An error travels back as a value: raised in a worker, it would come with a traceback."""
+    """Reads whole batches. An error is returned as a value: an error that a worker raises would have a traceback."""
 
     def __init__(self, files: list[str], read: Callable[[str], Tensor]):
         self.files, self.read = files, read
@@ -109,7 +109,7 @@ def _unchanged(batch: Any) -> Any:
 def stratified(labels: Tensor, n: int, seed: int = 0) -> Tensor:
     """`n` row numbers (int64, ascending) in which every class has its share of `labels`, by largest remainder.
 
-    A function of the arguments alone: no generator's state, nor its version, plays a part.
+    The result depends only on the arguments, not on the state of a generator or on a version of a library.
     """
     counts_C = torch.bincount(labels)
     quota_C, remainder_C = n * counts_C // len(labels), n * counts_C % len(labels)
@@ -130,9 +130,8 @@ def without(rows: Tensor, n: int) -> Tensor:
 def channel_stats(split: Split, workers: int = 0) -> list[list[float]]:
     """Mean and standard deviation per channel over all pixels, in [0, 1], and the lowest and highest level of 0..255.
 
-    Exact, being summed in integers.
-
-    Above STATS_ROWS images a stratified sample is used, streamed or not: where images lie must not change a result.
+    The sums are exact, because they are sums of integers.
+    Above STATS_ROWS images a stratified sample is used, streamed or not: the place of the images must not change a result.
     """
     n = len(split)
     rows_N = torch.arange(n) if n <= STATS_ROWS else stratified(split.labels, STATS_ROWS)
@@ -151,18 +150,18 @@ def channel_stats(split: Split, workers: int = 0) -> list[list[float]]:
 
 
 def contrast(mean: Sequence[float], std: Sequence[float], low: float, high: float) -> list[str]:
-    """A line of warning where computed statistics say that the training images hold next to nothing."""
+    """A line of warning if the statistics say that the training images are nearly constant."""
     flat = [c for c in range(3) if std[c] <= 1 / 255]
     if flat:
         levels = ", ".join(f"{('red', 'green', 'blue')[c]} {255 * mean[c]:.0f}" for c in flat)
         return [
             f"all training images have one level nearly everywhere (of 255: {levels}), so dataset.std is set to its floor of "
-            f"1/255 there: are they the images that you mean? docs/data.md says how files are read"
+            f"1/255 there: are these the right images? docs/data.md says how files are read"
         ]
     if high - low < FEW_LEVELS:
         return [
-            f"the training images use levels {low:.0f} to {high:.0f} of 0 to 255 alone: masks, or 12 bits saved as 16? "
-            f"Scale them all alike if more is in the files"
+            f"the training images only use levels {low:.0f} to {high:.0f} of 0 to 255: are they masks, or 12 bits saved as 16? "
+            f"If the files hold more levels, scale all of them by the same factor"
         ]
     return []
 
@@ -178,9 +177,9 @@ def assemble(
     stats: Callable[[Split], list[list[float]]] = channel_stats,
     notes: Sequence[str] = (),
 ) -> Dataset:
-    """The Dataset of a source's two splits: takes dataset.holdout out of the training rows, settles mean and std.
+    """The Dataset of the two splits of a source. Takes dataset.holdout out of the training rows, and computes mean and std.
 
-    `stats` is channel_stats, or gives what that has computed before; of mean and std, the one that is null comes from there.
+    `stats`: channel_stats, or a function that returns earlier results of it. A mean or std that is null in the config is taken from it.
     """
     train, holdout = _split_holdout(train, cfg.holdout, classes)
     mean, std = cfg.mean, cfg.std

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from kdrun.tasks.image.data.base import Dataset, Split
 
-LOCK = ".kdrun-download.lock"  # a name that nobody else's file has: it is taken away after a download that failed
-TIMEOUT = 5.0  # seconds without a byte before a download is given up
+LOCK = ".kdrun-download.lock"  # an unusual name, because the file is removed after a failed download
+TIMEOUT = 5.0  # seconds without a byte after which a download is stopped
 # name -> title, archive and its published md5
 ARCHIVES = {
     "cifar10": ("CIFAR-10", "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"),
@@ -26,7 +26,7 @@ ARCHIVES = {
 
 
 def checksum(cfg: Any, outputs: str) -> str:
-    """The published checksum of the archive; the data need not be there yet."""
+    """The published checksum of the archive. The data need not be downloaded yet."""
     return f"md5:{ARCHIVES[cfg.name][2]}"
 
 
@@ -35,9 +35,9 @@ def sizes(cfg: Any, outputs: str) -> tuple[int, int, int]:
 
 
 def load(cfg: Any, outputs: str) -> Dataset:
-    """50,000 training and 10,000 test images of 32 px, their integrity checked by torchvision.
+    """50,000 training and 10,000 test images of 32 px, checked by torchvision.
 
-    They lie in dataset.root, or <outputs>/data/<name>. Raises KdrunError when they do not and cannot be downloaded.
+    They lie in dataset.root, or in <outputs>/data/<name>. Raises KdrunError if they are missing and cannot be downloaded.
     """
     from kdrun.tasks.image.data import base
 
@@ -77,16 +77,18 @@ def _present(name: str, root: str, download: bool = False):
 
 
 def _downloaded(name: str, root: str):
-    """The same after a download, made by one process while the others wait."""
+    """The same after a download. One process downloads, the others wait."""
     from filelock import FileLock
 
     title, archive, _ = ARCHIVES[name]
-    made = sum(not path.exists() for path in (Path(root), *Path(root).parents))  # folders that only a download needs
+    made = sum(
+        not path.exists() for path in (Path(root), *Path(root).parents)
+    )  # number of folders that the download makes
     try:
         Path(root).mkdir(parents=True, exist_ok=True)
         with FileLock(os.path.join(root, LOCK)), _timeout(TIMEOUT):
             return _present(name, root, download=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: what came does not have the published checksum
+    except (OSError, RuntimeError) as error:  # RuntimeError: the file does not have the published checksum
         Path(root, LOCK).unlink(missing_ok=True)
         remove_empty(Path(root), levels=made)
         offline = isinstance(error, (URLError, TimeoutError, ConnectionError)) and not isinstance(error, HTTPError)
@@ -99,7 +101,7 @@ def _downloaded(name: str, root: str):
 
 @contextmanager
 def _timeout(seconds: float):
-    """Gives up sockets that stay silent: torchvision's downloads have no time limit of their own."""
+    """Set a time limit for sockets without data: downloads of torchvision have none."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

@@ -1,4 +1,4 @@
-"""Handwritten digits of 8 x 8 px that come with scikit-learn: no download, and a run takes seconds."""
+"""Handwritten digits of 8 x 8 px that scikit-learn contains: there is no download, and a run takes seconds."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def load(cfg: Any, outputs: str) -> Dataset:
 
 
 def _table() -> bytes:
-    """scikit-learn's digits.csv, found without importing scikit-learn (a second)."""
+    """scikit-learn's digits.csv. It is located without importing scikit-learn, which takes a second."""
     spec = importlib.util.find_spec("sklearn")
     if spec is None or spec.origin is None:
         raise KdrunError("dataset=digits comes with scikit-learn, which is not installed: pip install scikit-learn")

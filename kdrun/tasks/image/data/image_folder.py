@@ -1,4 +1,4 @@
-"""Any folder with train/<class>/* and test/<class>/* (or val/): decoded once into a cache, or streamed."""
+"""A folder with train/<class>/* and test/<class>/* (or val/). Images are decoded once into a cache, or streamed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def checksum(cfg: Any, outputs: str) -> str:
 
 
 def own_size(cfg: Any, outputs: str) -> int | None:
-    """dataset.size; null where it is the side that every image has anyway, so that both spellings are one run."""
+    """dataset.size; null if every image has this side already, so that both settings are the same run."""
     if cfg.size is None or cfg.size < 1:
         return cfg.size
     listing = tree.scan(cfg.root)
@@ -39,7 +39,7 @@ def own_size(cfg: Any, outputs: str) -> int | None:
                 with Image.open(path) as image:
                     if image.size != (cfg.size, cfg.size):
                         return False
-        except Exception:  # a broken image is named where it is decoded
+        except Exception:  # a broken image gives its error when it is decoded
             return False
         return True
 
@@ -50,8 +50,8 @@ def own_size(cfg: Any, outputs: str) -> int | None:
 def load(cfg: Any, outputs: str) -> Dataset:
     """Images of dataset.size px (null: that of the first image): short side resized, centre cropped, RGB.
 
-    In memory they come, memory-mapped, from <outputs>/cache, where the first process to ask decodes them;
-    dataset.memory=never, or auto with too little memory, reads files as they are needed. Raises KdrunError.
+    Images in memory are memory-mapped from <outputs>/cache, where the first process that needs them decodes them. With
+    dataset.memory=never, or with auto and too little memory, files are read when they are needed. Raises KdrunError.
     """
     import torch
 
@@ -67,7 +67,7 @@ def load(cfg: Any, outputs: str) -> Dataset:
         return base.Split(labels, torch.arange(len(rows)), None, files, reader)
 
     train, test = listed(listing.train), listed(listing.test)
-    # "native" apart from its number: with mixed sizes it is an error, whatever another run has resized before
+    # Native size has its own cache: images of mixed sizes are then an error, also if a run with dataset.size has a cache of the same side.
     cache = os.path.join(outputs, "cache", f"{digest}-{cfg.size or 'native'}")
     needed = (len(train) + len(test)) * 3 * size * size
     if cfg.memory == "always" or (cfg.memory == "auto" and needed <= _available_memory() / 4):
@@ -87,14 +87,14 @@ def load(cfg: Any, outputs: str) -> Dataset:
 
 
 def sizes(cfg: Any, outputs: str) -> tuple[int, int, int]:
-    """Training images, test images, side in px."""
+    """Number of training images, number of test images, side in px."""
     listing = tree.scan(cfg.root)
     side = cfg.size or _side_of(os.path.join(listing.root, listing.train[0][0]))
     return len(listing.train), len(listing.test), side
 
 
 def read(path: str, size: int, resize: bool) -> Tensor:
-    """One image as uint8 (3, size, size), RGB. `resize` False: one of another size is an error that says how to."""
+    """One image as uint8 (3, size, size), RGB. `resize` False: an image of another size is an error that says how to resize."""
     import numpy as np
     import torch
 
@@ -103,7 +103,7 @@ def read(path: str, size: int, resize: bool) -> Tensor:
         if not resize:
             width, height = image.size
             raise KdrunError(
-                f"{shown(path)} is {width} x {height} px, the first image {size} x {size}: dataset.size={size} resizes all"
+                f"{shown(path)} is {width} x {height} px, the first image is {size} x {size}: dataset.size={size} resizes all images"
             )
         image = resized(image, size)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
@@ -122,7 +122,7 @@ def _side_of(path: str) -> int:
     width, height = rgb(path).size
     if width != height:
         raise KdrunError(
-            f"{shown(path)} is {width} x {height} px, not square: dataset.size=32 resizes and crops all to 32 px"
+            f"{shown(path)} is {width} x {height} px, not square: dataset.size=32 resizes and crops all images to 32 px"
         )
     return width
 
@@ -140,9 +140,9 @@ def _decoded(path: str, train: Split, test: Split, size: int) -> Tensor:
                 try:
                     _decode(f"{path}.tmp", train, test, size)
                     os.replace(f"{path}.tmp", path)
-                finally:  # after a broken image nothing half-written stays
+                finally:  # after a broken image no half-written file stays
                     Path(f"{path}.tmp").unlink(missing_ok=True)
-    # "c": copy on write. Pages are shared between processes, and torch wants writable memory.
+    # "c": copy on write. Processes share the pages, and torch needs writable memory.
     return torch.from_numpy(np.load(path, mmap_mode="c"))
 
 
@@ -155,7 +155,7 @@ def _decode(path: str, train: Split, test: Split, size: int) -> None:
     chunk = max(1, min(512, (4 << 20) // (3 * size * size)))  # 4 MiB: containers often have little shared memory
     row = 0
     for part in (train, test):
-        # Processes, not threads: on small JPEGs threads wait for the interpreter's lock (60k files: 2.7 against 5.2 s).
+        # Processes are faster than threads, which wait for the interpreter's lock (60k small JPEGs: 2.7 s against 5.2 s).
         for images in part.batches(torch.arange(len(part)).split(chunk), cores() if len(part) > chunk else 0):
             out[row : row + len(images)] = images.numpy()
             row += len(images)
@@ -163,7 +163,7 @@ def _decode(path: str, train: Split, test: Split, size: int) -> None:
 
 
 def _available_memory() -> int:
-    """Bytes that can be used without swapping; where the system does not say, the memory that it has."""
+    """Bytes of memory that can be used without swapping; all of the memory if the system does not give this number."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))

@@ -1,4 +1,4 @@
-"""Batches on the device: whole image sets live there as uint8; what does not fit is streamed by a DataLoader."""
+"""Batches on the device. Image sets that fit in memory lie on the device as uint8; a DataLoader streams the others."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Loader:
         self.images = None if split.images is None else split.images.to(self.device)
         self.labels, self.index = split.labels.to(self.device), split.index.to(self.device)
         self.mean, self.std = (torch.tensor(x, device=self.device).view(3, 1, 1) for x in (dataset.mean, dataset.std))
-        # Training-set row -> row of this split. One of another split points past the end, and is an IndexError.
+        # Row of the training set -> row of this split. A row of another split points past the end, which gives an IndexError.
         position = torch.full((int(split.index.max()) + 1,), len(split))
         position[split.index] = torch.arange(len(split))
         self.position = position.to(self.device)
@@ -65,7 +65,7 @@ class Loader:
         return min(self._sizes())
 
     def _sizes(self, training: bool = True) -> list[int]:
-        """Images of each batch. In training a last batch of one joins the one before it: one image has no batch statistics."""
+        """Number of images of each batch. In training, a last batch of one image joins the one before: it has no batch statistics."""
         whole, rest = divmod(len(self.split), self.batch_size)
         sizes = [self.batch_size] * whole + [rest] * (rest > 0)
         if training and whole and rest == 1:
@@ -73,7 +73,7 @@ class Loader:
         return sizes[: self.limit]
 
     def epoch(self, epoch: int) -> Iterator[dict[str, Tensor]]:
-        """The augmented batches of one epoch, in an order of its own."""
+        """The augmented batches of one epoch, in the random order of this epoch."""
         self._check_batch_size()
         generator = torch.Generator().manual_seed(stream(self.seed, "order", epoch))
         return self._batches(torch.randperm(len(self.split), generator=generator), self._sizes(), epoch)
@@ -119,7 +119,7 @@ class Loader:
             images_BCHW = augment(
                 images_BCHW, index_B, seed=seed, epoch=epoch, crop=crop, padding=padding, flip=self.flip
             )
-        # In this order, as ToTensor and Normalize of torchvision: the same bits as a plain loop. Layout comes last:
+        # In the order of ToTensor and Normalize of torchvision, which gives the same bits. The layout is changed last:
         # casting and changing layout at once is slower (0.8 against 0.2 ms for 128 images of 32 px on a CPU).
         x_BCHW = images_BCHW.float().div_(255).sub_(self.mean).div_(self.std)
         return x_BCHW.contiguous(memory_format=self.layout)
@@ -128,7 +128,7 @@ class Loader:
         self._check_batch_size()
         if augment.crop == "reflect" and augment.padding >= size:
             raise KdrunError(
-                f"padding={augment.padding} cannot be reflected in {size} px images: at most {size - 1}, or crop=zero"
+                f"padding={augment.padding} is too large for crop=reflect in {size} px images: use at most {size - 1}, or crop=zero"
             )
 
     def _check_batch_size(self) -> None:

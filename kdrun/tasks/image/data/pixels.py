@@ -14,19 +14,24 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-GROUND = (255, 255, 255)  # what lies behind transparent parts: most drawings on a transparent ground are dark
+GROUND = (
+    255,
+    255,
+    255,
+)  # white is put behind transparent parts, because most drawings on a transparent ground are dark
 PAGED = (".gif", ".tif", ".tiff", ".webp", ".png", ".apng", ".avif")  # formats that can hold several images
 BITS, PHOTOMETRIC = 258, 262  # tags of a TIFF file: bits per value; 0 there means that white is zero
 
 
 class _Refused(Exception):
-    """An image whose values have no known meaning; the words follow the file's name."""
+    """An image whose values have no known meaning. The message follows the name of the file."""
 
 
 def rgb(path: str) -> Image.Image:
-    """The image in a file (the first, where there are several), mode RGB. Raises KdrunError, which names the file.
+    """The image in a file (the first one, if there are several), in mode RGB. Raises KdrunError that names the file.
 
-    16-bit values are scaled by their full range and floats in [0, 1] by 255, each file alike; EXIF orientation is ignored.
+    16-bit values are scaled by their full range and floats in [0, 1] by 255, in the same way for every file. The EXIF orientation is
+    ignored.
     """
     from PIL import Image
 
@@ -52,7 +57,7 @@ def as_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def read_anew(data: bytes) -> bool:
-    """True for a file whose pixels came out otherwise before alpha and 16 bits were read: such a folder is another one."""
+    """True for a file that older versions of kdrun decoded to other pixels (alpha, 16 bits). Its folder gets another checksum."""
     from_png = data[:8] == b"\x89PNG\r\n\x1a\n"
     if data[:2] == b"\xff\xd8":  # JPEG has neither
         return False
@@ -65,12 +70,12 @@ def read_anew(data: bytes) -> bool:
             if image.mode[0] in "IF":
                 return True
             return _has_alpha(image) and _alpha_range(image.convert("RGBA"))[0] < 255
-    except Exception:  # rgb says what is wrong with it
+    except Exception:  # rgb gives the error
         return False
 
 
 def several(paths: Iterable[str]) -> list[str]:
-    """What a user should know of files that hold several images: a line for each kind, going by its first file."""
+    """A line for each format whose first file holds several images."""
     from PIL import Image
 
     first: dict[str, str] = {}
@@ -81,17 +86,17 @@ def several(paths: Iterable[str]) -> list[str]:
         try:
             with Image.open(path) as image:
                 n = getattr(image, "n_frames", 1)
-        except Exception:  # rgb says what is wrong with it
+        except Exception:  # rgb gives the error
             continue
         if n > 1:
-            lines.append(f"{shown(path)} holds {n} images: the first alone is used, of every such file")
+            lines.append(f"{shown(path)} holds {n} images: only the first image of such a file is used")
     return lines
 
 
 def shown(name: str) -> str:
-    """A name that screen, log and record can hold: bytes that are no UTF-8 and control characters as \\x.., the rest composed.
+    """A name that screen, log and record can show: control characters and bytes that are not UTF-8 become \\x.., the rest is composed.
 
-    Composed (NFC): file systems differ in how they write one and the same accented letter.
+    Composed (NFC), because file systems write the same accented letter in different ways.
     """
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     text = "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) == "Cc" else c for c in text)
@@ -109,17 +114,13 @@ def _rgb(image: Image.Image) -> Image.Image:
     if isinstance(image.info.get("transparency"), tuple) and any(
         "16B" in str(tile[3]) for tile in getattr(image, "tile", ())
     ):
-        raise _Refused(
-            "has 16 bits and one transparent colour, which 8 bits cannot tell from its neighbours: save it as RGBA"
-        )
+        raise _Refused("has 16 bits and one transparent colour, which has no exact value in 8 bits: save it as RGBA")
     image = image.convert("LA") if image.mode == "La" else image
     drawing = image.convert("RGBA")
     flat = Image.alpha_composite(Image.new("RGBA", image.size, (*GROUND, 255)), drawing).convert("RGB")
     least, most = _alpha_range(drawing)
     if least != most and flat.getextrema() == tuple((level, level) for level in GROUND):
-        raise _Refused(
-            "is white on a transparent ground, of which nothing is left over white: lay it over another colour"
-        )
+        raise _Refused("is white on a transparent ground and would be all white: put another colour behind it")
     return flat
 
 
@@ -133,7 +134,7 @@ def _alpha_range(image: Image.Image) -> Any:
 
 
 def _levels(image: Image.Image) -> np.ndarray:
-    """Whole numbers of 16 bits (12 in some TIFF files) as uint8 (H, W): the full range becomes 0..255, in every file alike."""
+    """Whole numbers of 16 bits (12 in some TIFF files) as uint8 (H, W): in every file the full range becomes 0..255."""
     import numpy as np
 
     if image.mode == "I" and image.format not in ("PNG", "PPM"):  # those have 16 bits, whatever the mode
@@ -152,14 +153,14 @@ def _levels(image: Image.Image) -> np.ndarray:
 
 
 def _floats(image: Image.Image) -> np.ndarray:
-    """Floats in [0, 1] as uint8 (H, W). Others are refused: stretching each file by itself would hide how bright it is."""
+    """Floats in [0, 1] as uint8 (H, W). Other values are refused: to stretch each file by itself would hide how bright it is."""
     import numpy as np
 
     x_HW = np.asarray(image)
     low, high = float(x_HW.min()), float(x_HW.max())
     if not 0 <= low <= high <= 1:  # NaN is none of these
         raise _Refused(
-            f"has floats from {low:g} to {high:g}; black is 0 and white is 1: scale all images alike, or save 8 or 16 bits"
+            f"has floats from {low:g} to {high:g}; black must be 0 and white 1: scale all images by the same factor, or save 8 or 16 bits"
         )
     if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0:
         x_HW = 1 - x_HW

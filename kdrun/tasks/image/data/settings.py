@@ -1,4 +1,4 @@
-"""Settings of a dataset that cannot be meant: out of range, or ignored by it. Imports nothing heavy."""
+"""Checks for settings of a dataset that are out of range or have no effect. Imports nothing that is slow to import."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SIDES = {"digits": 8, "cifar10": 32, "cifar100": 32}  # datasets whose images ha
 
 
 def check(cfg: Any) -> None:
-    """Raise KdrunError for a setting of `cfg` (a node of conf/dataset) that is wrong or would be ignored."""
+    """Raise KdrunError for a setting of `cfg` (a node of conf/dataset) that is wrong or has no effect."""
     if cfg.size is not None and cfg.size < 1:
         raise KdrunError(f"dataset.size={cfg.size} must be a side in px, or null for that of the first image")
     if cfg.name in SIDES:
@@ -39,19 +39,19 @@ def _check_three(key: str, values: list[float]) -> None:
 
 
 def _refuse_folder_settings(cfg: Any, side: int) -> None:
-    """Settings that image_folder alone obeys, at a dataset of `side` px images that always fit."""
+    """KdrunError for settings that only image_folder uses, if the dataset has images of `side` px in memory."""
     if cfg.root is not None and cfg.name == "digits":
         raise KdrunError(
-            f"dataset.root={cfg.root}: digits come with scikit-learn and are read from nowhere else; leave it out, or say "
-            f"dataset=image_folder for images of your own"
+            f"dataset.root={cfg.root}: the digits are part of scikit-learn; leave dataset.root out, or use "
+            f"dataset=image_folder for your own images"
         )
     if cfg.size not in (None, side):
         raise KdrunError(
-            f"dataset.size={cfg.size}: the images of {cfg.name} are {side} px and stay so; "
+            f"dataset.size={cfg.size}: the images of {cfg.name} have {side} px and are not resized; "
             f"use dataset.size=null, or dataset=image_folder, which resizes"
         )
     if cfg.memory == "never":
         raise KdrunError(
-            f"dataset.memory={cfg.memory}: {cfg.name} always lies in memory. Choices: auto, always "
-            f"(dataset=image_folder has never as well)"
+            f"dataset.memory={cfg.memory}: {cfg.name} is always in memory. Choices: auto, always "
+            f"(never is for dataset=image_folder)"
         )

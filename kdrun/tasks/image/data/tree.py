@@ -1,4 +1,4 @@
-"""What a folder of images holds, from its listing and its bytes alone: classes, files, checksum. Imports nothing heavy."""
+"""The content of a folder of images: classes, files and checksum. Images are not decoded, and nothing slow is imported."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ LAYOUT = "train/<class>/* and test/<class>/* (or val/)"
 
 @dataclass
 class Tree:
-    """A folder's listing. A file is (path below root, class number, bytes, mtime in ns); paths are as the disk has them."""
+    """The listing of a folder. A file is (path below root, class number, bytes, mtime in ns); paths are those on the disk."""
 
     root: str
     classes: list[str]  # as they are shown: see pixels.shown
     train: list[tuple[str, int, int, int]]
     test: list[tuple[str, int, int, int]]
-    notes: list[str] = field(default_factory=list)  # what the user should know though it is no error
+    notes: list[str] = field(default_factory=list)  # lines for the user that are no errors
 
 
 def scan(root: str | None) -> Tree:
-    """The listing of a folder, hidden files left out, sorted by class and name. Raises KdrunError, which names the place."""
+    """The listing of a folder, sorted by class and name, without hidden files. Raises KdrunError that names the place."""
     if root is None:
         raise KdrunError(f"dataset.root is not set: image_folder needs dataset.root=FOLDER with {LAYOUT}")
     root = os.path.abspath(os.path.expanduser(root))
@@ -56,7 +56,7 @@ def scan(root: str | None) -> Tree:
         raise KdrunError(f"{shown(root)}/{test} has no images; dataset.root must hold {LAYOUT}")
     if test == "test" and os.path.isdir(os.path.join(root, "val")):
         tree.notes.append(
-            f"{shown(root)}/val is not used, for there is test/; dataset.holdout=N takes N images out of train/"
+            f"{shown(root)}/val is not used, because there is test/; dataset.holdout=N takes N images out of train/"
         )
     untested = [name for name in folders if name not in of_test]
     if untested:
@@ -66,7 +66,7 @@ def scan(root: str | None) -> Tree:
 
 
 def checksum(tree: Tree, outputs: str) -> str:
-    """sha256 over path and bytes of every image; remembered for as long as no name, size or time changes."""
+    """sha256 over path and bytes of every image. It is kept in a file and used until a name, a size or a time changes."""
     files = tree.train + tree.test
     listing = hashlib.sha256(os.fsencode("\n".join(f"{rel}\0{size}\0{time}" for rel, _, size, time in files)))
     path = os.path.join(outputs, "cache", f"folder-{hashlib.sha256(os.fsencode(tree.root)).hexdigest()[:16]}.json")
@@ -75,7 +75,9 @@ def checksum(tree: Tree, outputs: str) -> str:
         digest, anew = hashlib.sha256(), False
         for rel, *_ in files:
             data = _bytes(f"{tree.root}/{rel}")
-            digest.update(os.fsencode(f"{rel}\0{len(data)}\0"))  # the length: no two trees can run together
+            digest.update(
+                os.fsencode(f"{rel}\0{len(data)}\0")
+            )  # with the length, so that two different folders never give the same bytes
             digest.update(data)
             anew = anew or read_anew(data)
         if (
@@ -88,13 +90,13 @@ def checksum(tree: Tree, outputs: str) -> str:
 
 
 def remembered(path: str, key: Any, compute: Callable[[], Any]) -> Any:
-    """What compute() returned (as JSON has it), kept in the file `path` for as long as `key` is the same."""
+    """The result of compute() (as JSON), kept in the file `path` and used as long as `key` is the same."""
     try:
         kept = json.loads(Path(path).read_text())
         if kept["key"] == key:
             return kept["value"]
     except (OSError, ValueError, KeyError):
-        pass  # none yet, or one that cannot be read: compute it again
+        pass  # no file yet, or one that cannot be read: compute the value
     value = compute()
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.{os.getpid()}.tmp"
@@ -112,15 +114,15 @@ def _classes(path: str) -> dict[str, str]:
         name = shown(entry.name)
         if name in names:
             raise KdrunError(
-                f"{shown(path)} has two folders for class {name}, whose names differ in how Unicode writes them "
-                f"({names[name]!a} and {entry.name!a}): put their images into one"
+                f"{shown(path)} has two folders for class {name}, whose names have different Unicode forms "
+                f"({names[name]!a} and {entry.name!a}): put their images into one folder"
             )
         names[name] = entry.name
     return names
 
 
 def _files(root: str, part: str, folders: dict[str, str], classes: dict[str, str]) -> list[tuple[str, int, int, int]]:
-    """The files of one part, by class; a class may be missing in the test part."""
+    """The files of one part, by class. A class may be missing in the test part."""
     rows = []
     for label, name in enumerate(classes):
         if name not in folders:
@@ -144,7 +146,9 @@ def _entries(path: str) -> list[os.DirEntry]:
         with os.scandir(path) as entries:
             return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
     except OSError as error:
-        raise KdrunError(f"{shown(path)} cannot be listed ({error.strerror}): allow it, or leave it out") from error
+        raise KdrunError(
+            f"{shown(path)} cannot be listed ({error.strerror}): change its permissions or remove it"
+        ) from error
 
 
 def _status(entry: os.DirEntry) -> os.stat_result:
@@ -164,4 +168,6 @@ def _bytes(path: str) -> bytes:
         with open(path, "rb", buffering=0) as file:  # pathlib and buffers would take half the time
             return file.read()
     except OSError as error:
-        raise KdrunError(f"{shown(path)} cannot be read ({error.strerror}): allow it, or remove the file") from error
+        raise KdrunError(
+            f"{shown(path)} cannot be read ({error.strerror}): change its permissions or remove it"
+        ) from error

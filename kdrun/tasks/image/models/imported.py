@@ -14,13 +14,13 @@ from torch import nn
 from kdrun.errors import KdrunError, choices
 from kdrun.models import register
 
-# What builders call the number of classes, the usual names first.
+# Names that builders use for the number of classes, the usual ones first.
 CLASSES = (
     "classes", "num_classes", "num_class", "n_classes", "n_class", "nclasses", "nclass", "class_num", "classes_num", "class_count",
     "number_of_classes", "nb_classes", "nb_class", "num_cls", "num_labels", "n_labels", "num_categories", "numclasses", "numclass",
     "num_outputs", "n_outputs", "out_features", "output_dim", "out_dim",
 )  # fmt: skip
-# The only argument of a builder is the number of classes, whatever its name, unless the name says that it is this.
+# If a builder has only one open argument, it is the number of classes, unless its name has one of these words.
 OTHER = re.compile(
     r"depth|width|layer|block|chan|plane|size|conf|cfg|arg|opt|name|path|file|arch|scale|rate|drop|kernel|pretrain|seed"
 )
@@ -40,34 +40,34 @@ def imported(classes: int, *, path: str, arguments: dict[str, Any] = {}, taps: d
 
 
 def _builder(path: str) -> Callable[..., Any]:
-    """What lies at module:function."""
+    """The function or class at module:function."""
     module, _, name = path.partition(":")
     if not module or not name:
         raise KdrunError(f"path '{path}' is not module:function, as in path=my_package.models:small_net")
     try:
-        found: Any = importlib.import_module(module)
+        target: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name and not f"{module}.".startswith(f"{error.name}."):
-            raise KdrunError(f"{module} of path={path} imports what is not installed: {error}") from error
+            raise KdrunError(f"{module} of path={path} imports a module that is not installed: {error}") from error
         raise KdrunError(
-            f"cannot import {module} of path={path}: {error}. It is looked for from the current folder on"
+            f"cannot import {module} of path={path}: {error}. It must be in the current folder or installed"
         ) from error
     for part in name.split("."):
-        if not hasattr(found, part):
-            known = [key for key in vars(found) if not key.startswith("_")] if hasattr(found, "__dict__") else []
+        if not hasattr(target, part):
+            known = [key for key in vars(target) if not key.startswith("_")] if hasattr(target, "__dict__") else []
             raise KdrunError(f"module {module} has no '{name}'. {choices(name, known)}")
-        found = getattr(found, part)
-    if isinstance(found, nn.Module):
+        target = getattr(target, part)
+    if isinstance(target, nn.Module):
         raise KdrunError(
-            f"{path} is a model and no function that builds one, so it would be the same for every seed and role; give a function"
+            f"{path} is a model, not a function that builds one, so every seed and role would share it; give a function"
         )
-    if not callable(found):
-        raise KdrunError(f"{path} is {type(found).__name__}, and no function or class that builds an nn.Module")
-    return found
+    if not callable(target):
+        raise KdrunError(f"{path} is {type(target).__name__}, not a function or class that builds an nn.Module")
+    return target
 
 
 def _call(builder: Callable[..., Any], path: str, classes: int, arguments: dict[str, Any]) -> Any:
-    """Call the builder by its signature; what it raises inside is its own and keeps its place."""
+    """Call the builder by its signature. An exception that it raises is not changed, so that it keeps its place in the code."""
     try:
         signature = inspect.signature(builder)
     except (TypeError, ValueError):  # a builtin has none
@@ -104,7 +104,7 @@ def _call(builder: Callable[..., Any], path: str, classes: int, arguments: dict[
 
 
 def _open_place(parameters: list[inspect.Parameter], arguments: dict[str, Any]) -> inspect.Parameter | None:
-    """The only argument that has no value yet: the number of classes, unless its name says that it is something else."""
+    """The only argument that has no value yet: the number of classes, unless its name means something else."""
     if [p.kind for p in parameters] == [inspect.Parameter.VAR_POSITIONAL]:
         return parameters[0]
     places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -113,9 +113,9 @@ def _open_place(parameters: list[inspect.Parameter], arguments: dict[str, Any]) 
 
 
 def _try_names(builder: Callable[..., Any], classes: int, arguments: dict[str, Any]) -> Any:
-    """A builder that hands its **kwargs on (torchvision's, timm's) takes them by a name that only the call itself can tell.
+    """Call a builder that passes its **kwargs on (torchvision, timm): only a call shows which name it has for the number of classes.
 
-    A name that its own code mentions goes first: some swallow what they do not know.
+    A name in the code of the builder is tried first, because some builders ignore names that they do not know.
     """
     code = getattr(inspect.unwrap(builder), "__code__", None)
     mentioned = [name for name in CLASSES if code is not None and name in code.co_consts]

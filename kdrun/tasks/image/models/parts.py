@@ -1,4 +1,4 @@
-"""What several families share."""
+"""Layers and initialisations that several families share."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def small_head(head: nn.Linear) -> None:
 
 
 def at_least_one(kind: str, **options: int) -> None:
-    """Stop with a sentence where a size is zero or negative."""
+    """KdrunError for a size of zero or less."""
     for name, value in options.items():
         if value < 1:
             raise KdrunError(f"{name}={value} of {kind} is not a whole number of 1 or more")
 
 
 class Shuffle(nn.Module):
-    """Deal the channels of each group over all groups: channel i of group g goes to place i * groups + g."""
+    """Distribute the channels of each group over all groups: channel i of group g goes to place i * groups + g."""
 
     def __init__(self, groups: int):
         super().__init__()
