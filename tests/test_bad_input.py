@@ -125,7 +125,7 @@ CONFIG = [
     ("device", "engine.device=gpu", "engine.device is 'gpu'|Did you mean cuda?", 1),
     ("weight-negative", "method.kd.weights.soft=-1", "method.kd.weights.soft is -1.0|0 or more", 1),
     ("task-negative", "loss.task=-0.5", "loss.task is -0.5|0 or more", 1),
-    ("weight-of-labels", "method.kd.weights={soft:1,hard:1}", "no key 'hard' in method.kd.weights|is task", 1),
+    ("weight-of-labels", "method.kd.weights={soft:1,hard:1}", "no key 'hard' in method.kd.weights|is called task", 1),
     ("checkpoint-empty", "teacher.checkpoint=", "teacher.checkpoint has no value|teacher.checkpoint=FILE", 1),
     ("twice", "seed=1 seed=2", "seed stands twice: seed=1 and seed=2", 2),
     ("twice-group", "student=resnet8 method=kd +student=resnet20", "student stands twice", 2),
