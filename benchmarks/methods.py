@@ -31,7 +31,8 @@ from kdrun.config.schema import Config, conf_folder, method_names
 from kdrun.engine.build import term_weights
 from kdrun.engine.loop import enter, make_optimizer, stage_recipe, weighted
 from kdrun.engine.precision import resolve
-from kdrun.methods.base import DataFacts, Distillation, Stage
+from kdrun.methods.base import DataFacts, Stage
+from kdrun.methods.distillation import Distillation
 from kdrun.runs.plan import settings
 from kdrun.tasks.image import metrics as image
 

@@ -11,7 +11,7 @@ from kdrun.engine.journal import RunJournal
 from kdrun.engine.loop import evaluate, fit
 from kdrun.engine.opening import first_record
 from kdrun.engine.precision import resolve
-from kdrun.engine.teacher import ready_teacher, trained_weights
+from kdrun.engine.teacher import check_teacher, ready_teacher, trained_weights
 from kdrun.errors import KdrunError
 from kdrun.runs.folder import clear, hold
 from kdrun.runs.labels import label, run_name
@@ -49,10 +49,13 @@ def train(plan: Plan, screen: Screen, *, role: str = "student", wait: bool = Fal
             clear(plan.folder)
         before = plan.record()
         with RunJournal(plan.folder, first_record(plan, parts, before), before, parts, screen) as journal:
+            journal.open()
             if parts.distillation.teacher is not None:
                 trained = finished_teacher(plan.teacher, screen) if plan.teacher is not None else None
                 journal.log_to_folder()  # the teacher's own run has a log of its own
-                journal.teacher(*ready_teacher(plan, parts, trained, screen))
+                entry, evaluation = ready_teacher(plan, parts, trained, screen)
+                journal.teacher(entry, evaluation)
+                check_teacher(plan, parts, evaluation, trained)
             screen.role = role
             progress = journal.begin(config)
             if progress.step == 0:

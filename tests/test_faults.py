@@ -70,7 +70,7 @@ def one_line(stderr: str) -> str:
 @pytest.mark.parametrize("kept", [0, 1, 2, 3])
 def test_a_kill_while_a_run_is_cleared_is_harmless(kept, tmp_path, monkeypatch):
     """rerun=true killed after any number of files: never a record whose weights are gone, never a resume from half a folder."""
-    from kdrun.runs.plan import Plan, clear
+    from kdrun.runs.folder import clear
 
     names = [
         "config.yaml",
@@ -93,11 +93,11 @@ def test_a_kill_while_a_run_is_cleared_is_harmless(kept, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", killed)
         with pytest.raises(KeyboardInterrupt):
-            clear(Plan(None, {}, tmp_path))  # type: ignore[arg-type]
+            clear(tmp_path)
     found = {path.name for path in tmp_path.iterdir()}
     assert "last.ckpt" not in found or found >= {*names}
     assert "record.json" not in found or found >= {*names} - {"last.ckpt"}
-    clear(Plan(None, {}, tmp_path))  # type: ignore[arg-type]
+    clear(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 

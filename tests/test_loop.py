@@ -24,7 +24,8 @@ from kdrun.engine.loop import Epoch, Progress, evaluate, fit
 from kdrun.engine.precision import Compute
 from kdrun.engine.schedule import learning_rate
 from kdrun.errors import DivergedError
-from kdrun.methods.base import DataFacts, Distillation, Method
+from kdrun.methods.base import DataFacts, Method
+from kdrun.methods.distillation import Distillation
 from kdrun.screen import Screen
 from kdrun.tasks.base import Evaluation
 from kdrun.tasks.image import metrics as image

@@ -8,7 +8,7 @@ import pytest
 from test_methods import ALL, KEYS, build, settings, step
 
 from kdrun.errors import KdrunError
-from kdrun.methods.base import RESERVED
+from kdrun.methods.distillation import RESERVED
 
 
 def numbers() -> list[tuple[str, str]]:

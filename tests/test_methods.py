@@ -26,7 +26,8 @@ from kdrun.engine.loop import enter, make_optimizer, weighted
 from kdrun.engine.precision import resolve
 from kdrun.errors import KdrunError
 from kdrun.methods.adapters import connector
-from kdrun.methods.base import DataFacts, Distillation, Method
+from kdrun.methods.base import DataFacts, Method
+from kdrun.methods.distillation import Distillation
 from kdrun.runs.checkpoint import weights_sha256
 from kdrun.tasks.image import metrics as image
 from kdrun.tasks.image.models.resnet_cifar import ResNet

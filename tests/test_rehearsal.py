@@ -16,7 +16,8 @@ from kdrun.engine.loop import enter, make_optimizer
 from kdrun.engine.rehearsal import rehearse
 from kdrun.errors import DivergedError, KdrunError
 from kdrun.methods import Method
-from kdrun.methods.base import DataFacts, Distillation
+from kdrun.methods.base import DataFacts
+from kdrun.methods.distillation import Distillation
 from kdrun.tasks.image import metrics as image
 from kdrun.tasks.image.data.base import Dataset, Split
 from kdrun.tasks.image.data.loader import Augment, Loader

@@ -132,7 +132,7 @@ def test_precision_and_source_cannot_change_in_the_middle(whole: Path, tmp_path:
     assert {**after, "status": "", "error": ""} == {**before, "status": "", "error": ""}
     assert (folder / "config.yaml").read_text() == config
 
-    torch.save({**state, "code": {"method": {"kd": "another"}, "student": None}}, folder / "last.ckpt")
+    torch.save({**state, "code": {"method": {"kd": "tree:another"}, "student": None}}, folder / "last.ckpt")
     refused = kdrun(tmp_path, *overrides)
     assert refused.returncode == 1
     assert "the source of kd" in refused.stderr

@@ -23,7 +23,8 @@ from kdrun.config.schema import Config, conf_folder
 from kdrun.config.tables import Cell, cells, jobs, table_names
 from kdrun.engine.build import term_weights
 from kdrun.errors import KdrunError
-from kdrun.methods.base import DataFacts, Distillation
+from kdrun.methods.base import DataFacts
+from kdrun.methods.distillation import Distillation
 from kdrun.report.against import FOLDER, published, published_name
 from kdrun.runs.identity import is_fresh
 from kdrun.runs.plan import settings

@@ -133,7 +133,7 @@ def test_verify_finds_nothing_wrong(swept: Path) -> None:
         (["teacher=resnet8", "method=logits"], "teacher=resnet8 is a model of the task image|signals is of the task signals|signal_net"),
         (["dataset=digits", "method=none", "teacher=none"], "student=signal_net is a model of the task signals|digits is of"),
         (["method=kd"], "method 'kd' compares classes|method=logits"),
-        (["method=sobolev"], "method 'sobolev' takes gradients with respect to the input|signal, mask"),
+        (["method=sobolev"], "method 'sobolev' needs gradients with respect to the input|signal, mask"),
         (["method=none", "recipe.crop=reflect"], "recipe.crop is of the task image|signals"),
         (["method=none", "recipe.noize=1"], "no key 'noize' in recipe|Did you mean noise?"),
         (["method=none", "dataset.size=8"], "no key 'size' in dataset"),

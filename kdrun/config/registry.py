@@ -127,7 +127,7 @@ class Registry:
         )
         summary = inspect.cleandoc(item.__doc__ or "").partition("\n")[0]
         arguments = of_builder(builders[0], given, builders[1:])
-        task = self.tasks[name] if self.kind != "method" else "any"
+        task = self.tasks.get(name, "image") if self.kind != "method" else "any"
         return Entry(name, item.__module__, item.__qualname__, Path(file), summary, arguments, attributes, task)
 
 

@@ -16,7 +16,8 @@ from kdrun.engine.precision import Compute
 from kdrun.engine.rehearsal import Rehearsal, rehearse
 from kdrun.engine.schedule import check_schedule
 from kdrun.errors import KdrunError, choices
-from kdrun.methods.base import DataFacts, Distillation
+from kdrun.methods.base import DataFacts
+from kdrun.methods.distillation import Distillation
 from kdrun.runs.checkpoint import load_checkpoint, load_into
 from kdrun.runs.identity import is_fresh
 from kdrun.runs.plan import model_arguments, settings

@@ -24,7 +24,7 @@ from kdrun.runs import folder as files
 from kdrun.runs import record as records
 from kdrun.runs.checkpoint import load_state, plain_state, save_state, save_tensors, save_text, weights_sha256
 from kdrun.runs.schema import with_metrics
-from kdrun.runs.source import is_other_code
+from kdrun.runs.source import TREE, is_other_code
 from kdrun.screen import Screen
 from kdrun.tasks.base import Evaluation
 
@@ -54,11 +54,14 @@ class RunJournal:
         self.place: dict[str, Any] = {"stage": None, "step": None}  # where training is: the position of a failure
 
     def __enter__(self) -> RunJournal:
+        return self
+
+    def open(self) -> None:
+        """Write the record of a run that is training, and the first lines of its log."""
         records.write(self.folder, self.standing)
         self.log_to_folder()
         for line in [*self.parts.lines(), *(f"note     {line}" for line in self.parts.dataset.notes)]:
             self.screen.note(line)
-        return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """The last word: how the run ended, also where the disk is full or the user stopped it."""
@@ -123,6 +126,10 @@ class RunJournal:
                 raise KdrunError(
                     f"{self.folder} was begun as another run or with another teacher; rerun=true starts it over"
                 )
+            if any(not value.startswith(TREE) for value in state["code"].get("method", {}).values()):
+                self.screen.say(
+                    "note     begun by an older kdrun: whether the source of its method has changed cannot be known"
+                )
             if is_other_code(self.record["code"], state["code"]):
                 raise KdrunError(
                     f"the source of {'+'.join(self.record['method'])} or of its model has changed since {self.folder} was begun: "
@@ -166,6 +173,8 @@ class RunJournal:
         self.lines += 1
         if line["test"]:
             self._candidates(epoch, line)
+        else:
+            self.last_test = None  # the student may have learned since
         self._save(progress)
         self._progress_record(progress)
         records.write(self.folder, self.record)

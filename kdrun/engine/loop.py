@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,8 @@ from kdrun.config.schema import Recipe
 from kdrun.engine.meter import Meter
 from kdrun.engine.schedule import factor, learning_rate
 from kdrun.errors import DivergedError, KdrunError, choices
-from kdrun.methods.base import Distillation, Method, Stage
+from kdrun.methods.base import Method, Stage
+from kdrun.methods.distillation import Distillation
 from kdrun.methods.taps import as_float, device_of
 from kdrun.tasks.base import Evaluation, Loader, Task
 
@@ -165,6 +167,11 @@ def _evaluate_all(training: Training, stage: Stage, step: int) -> dict[str, dict
     }
     if not all(one.is_finite() for splits in evaluations.values() for one in splits.values()):
         raise DivergedError(stage.name, step, "weights")  # the last update broke them, after a finite loss
+    for name, splits in evaluations.items():
+        for split, one in splits.items():
+            if not math.isfinite(one.score):
+                metric = training.task.metrics[0].label
+                raise KdrunError(f"{metric} of {name} is {one.score} on the {split} set, so epochs cannot be compared")
     return evaluations
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdrun.engine.build import Parts
+from kdrun.errors import KdrunError
 from kdrun.runs import record as records
 from kdrun.runs.checkpoint import plain_state, weights_sha256
 from kdrun.runs.labels import dataset_label, label
@@ -48,6 +49,11 @@ def first_record(plan: Plan, parts: Parts, before: dict[str, Any] | None) -> dic
     if before is not None:
         record |= {key: before[key] for key in ("command", "resumed")}
         record["time"] |= {key: before["time"][key] for key in ("start", "peak_memory")}
+    wrong = records.misfit(record)
+    if wrong:  # a task or a model of the user's gave it; found now, and not by a report after the training
+        raise KdrunError(
+            f"the record of this run could not be read again ({wrong}): does the task '{task.name}' give what it should?"
+        )
     return record
 
 

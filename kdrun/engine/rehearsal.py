@@ -17,7 +17,8 @@ from kdrun.config.explain import LABEL_LOSSES
 from kdrun.config.schema import Recipe
 from kdrun.engine.loop import enter, stage_recipe, weight_of, weighted
 from kdrun.errors import KdrunError, choices
-from kdrun.methods.base import Batch, Distillation, Stage
+from kdrun.methods.base import Batch, Stage
+from kdrun.methods.distillation import Distillation
 from kdrun.methods.taps import first_rows
 
 SAMPLES = 8  # that a stage is rehearsed on, or fewer where training will meet a smaller batch

@@ -51,7 +51,7 @@ def weights_of(plan: Plan, record: dict[str, Any], which: str) -> tuple[Path, di
 def ready_teacher(
     plan: Plan, parts: Parts, trained: dict[str, Any] | None, screen: Screen
 ) -> tuple[dict[str, Any], Evaluation]:
-    """Load the teacher, evaluate it, say its score, and stop where it is too weak to learn from.
+    """Load the teacher, evaluate it and say its score.
 
     `trained`: the record of its own run; None for a checkpoint from outside. Returns what this run's record says of it.
     """
@@ -70,7 +70,6 @@ def ready_teacher(
     metric = parts.task.metrics[0]
     tell = screen.note if screen.brief else screen.say
     tell(f"teacher  {label(config.teacher)}  test {metric.text(evaluation.score)}{note}")
-    _check(config, parts, evaluation, recorded)
     entry = {
         "name": config.teacher.name, "label": label(config.teacher), "run_id": trained["id"] if trained else None,
         "sha256": sha256, "params": parameters(teacher.module), "score": evaluation.score,
@@ -90,10 +89,16 @@ def _note(parts: Parts, evaluation: Evaluation, recorded: float | None) -> str:
     return ""
 
 
-def _check(config: Any, parts: Parts, evaluation: Evaluation, recorded: float | None) -> None:
+def check_teacher(plan: Plan, parts: Parts, evaluation: Evaluation, trained: dict[str, Any] | None) -> None:
     """Stop before the student's first step where the teacher is too weak to be what the user meant."""
+    config = plan.config
+    if not evaluation.is_finite():
+        raise KdrunError(
+            f"teacher {label(config.teacher)} gives numbers that are not finite on the test set; its weights are broken"
+        )
     if config.teacher.allow_weak:
         return
+    recorded = trained[config.teacher.weights]["score"] if trained is not None else None
     teacher = parts.distillation.teacher
     assert teacher is not None
 

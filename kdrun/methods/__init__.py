@@ -4,7 +4,8 @@
 """
 
 from kdrun.config.registry import METHODS
-from kdrun.methods.base import Distillation, Method, Pair, Stage
+from kdrun.methods.base import Method, Pair, Stage
+from kdrun.methods.distillation import Distillation
 from kdrun.methods.taps import Output
 
 register = METHODS.register

@@ -267,7 +267,7 @@ def _teacher(folder: Path, record: dict[str, Any]) -> list[Check]:
 def _code(folder: Path, record: dict[str, Any]) -> list[Check]:
     """A note where the source has changed since the run. The plug-ins of the run are imported to compare it."""
     from kdrun.config.registry import import_plugins
-    from kdrun.runs.source import changed_code
+    from kdrun.runs.source import TREE, changed_code
 
     try:
         config = records.config(folder)
@@ -279,6 +279,14 @@ def _code(folder: Path, record: dict[str, Any]) -> list[Check]:
     except Exception as error:  # a plug-in may raise anything
         reason = str(error) if isinstance(error, KdrunError) else f"{type(error).__name__}: {error}"
         return [Check("the source cannot be compared", "note", " ".join(reason.split()))]
+    texts = [name for name, then in record["code"]["method"].items() if not then.startswith(TREE)]
+    if texts:  # schema 1 held the hash of a text
+        return [
+            Check(
+                f"the source of {', '.join([*texts, *changed])} cannot be compared: an older kdrun wrote the record",
+                "note",
+            )
+        ]
     if changed:
         return [Check(f"the source of {', '.join(changed)} has changed since", "note")]
     return [Check("the source is that of the record")]

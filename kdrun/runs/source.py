@@ -18,7 +18,11 @@ from kdrun.config.registry import METHODS, MODELS
 from kdrun.config.schema import Config
 
 OURS = PACKAGE / "methods"
-MACHINERY = ("base", "taps")  # files of kdrun.methods that run every method and hold no maths of a method
+MACHINERY = (
+    "base",
+    "distillation",
+    "taps",
+)  # files of kdrun.methods that run every method and hold no maths of a method
 TREE = "tree:"  # the prefix of hashes of syntax trees
 SILENT = ("ctx", "kind", "type_comment")  # fields of a syntax tree that do not change what is computed
 

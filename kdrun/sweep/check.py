@@ -1,4 +1,4 @@
-"""`kdrun check method=NAME`: does a method keep the contract? Two steps of every stage on a few real images, and nothing is written.
+"""`kdrun check method=NAME`: does a method keep the contract? Two steps of every stage on a few samples, and nothing is written.
 
 What is held here is what tests/test_methods.py holds for kdrun's own methods. docs/adding-a-method.md explains each line.
 """
@@ -66,7 +66,8 @@ def check(arguments: Sequence[str]) -> int:
 
 def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     """The folder of --config-dir, and the overrides."""
-    rest, folder = list(arguments), None
+    rest = [part for a in arguments for part in (a.split("=", 1) if a.startswith("--config-dir=") else [a])]
+    folder = None
     for flag in ("--config-dir", "-cd"):
         if flag in rest[:-1]:
             place = rest.index(flag)
@@ -123,6 +124,7 @@ def _steps(parts: Parts, number: int, count: int, first: int = 0) -> list[dict[s
     distillation.begin_epoch(number, first)
     terms = []
     for _, batch in zip(range(count), parts.train.epoch(first), strict=False):
+        distillation.set_progress(first / 2)
         _, values = distillation(batch, stage)
         terms.append({name: value.item() for name, value in values.items()})
         optimizer.zero_grad(set_to_none=True)

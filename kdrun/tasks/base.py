@@ -85,8 +85,11 @@ class Evaluation:
         return next(iter(self.metrics.values()))
 
     def is_finite(self) -> bool:
-        """False where a score or a prediction is not finite: the model's weights are broken."""
-        if not all(math.isfinite(value) for value in self.metrics.values()):
+        """False where the model's weights are broken: a prediction is not finite, or neither the score nor the loss is.
+
+        A metric alone may be undefined, such as the correlation of a constant.
+        """
+        if not (math.isfinite(self.score) or math.isfinite(self.loss)):
             return False
         return all(bool(value.isfinite().all()) for value in self.predictions.values() if value.is_floating_point())
 
