@@ -131,7 +131,9 @@ class KdrunSweeper(BasicSweeper):
                     raise KdrunError(f"hydra/launcher={name} cannot run the jobs: {launchers.gist(error)}") from error
                 for done in returned:
                     if done.status != JobStatus.UNKNOWN:  # lost
-                        _ = done.return_value  # raises what a job raised; kdrun's own leave their errors in job.json
+                        _ = (
+                            done.return_value
+                        )  # raises what a job raised; kdrun's own leave their errors in jobs/<number>.json
 
     def _compose(self, job: list[str]) -> DictConfig:
         """The config of one job; an error here ends the sweep before its first job."""

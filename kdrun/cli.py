@@ -33,7 +33,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """The whole command as a function of its arguments; returns the exit status, one of the contract's codes."""
+    """The whole command as a function of its arguments; returns the exit status, one of those that `kdrun --help` lists."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = any(a.replace(" ", "").lower() in ("engine.debug=true", "engine.debug=1") for a in arguments)
     signal.signal(signal.SIGTERM, _terminate)

@@ -103,7 +103,7 @@ def show_rehearsal(plan: Plan, screen: Screen) -> None:
     )
     if plan.teacher is not None and weights is None:
         screen.say(
-            "the teacher is not trained yet: its weights are random here, and the shares will be others beside the trained one"
+            "the teacher is not trained yet: its weights are random here, and with the trained teacher the shares will be different"
         )
 
 

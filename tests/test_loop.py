@@ -414,3 +414,31 @@ def test_a_method_s_layers_have_a_rate_of_their_own(tmp_path):
         moved[name] = (layer.weight - before).abs().max().item(), run.head
     assert moved["slow"][0] < 1e-4 < 100 * moved["slow"][0] < moved["recipe"][0]
     assert moved["slow"][1].equal(moved["recipe"][1])
+
+
+def test_a_state_of_an_older_kdrun_is_resumed(tmp_path, capsys):
+    """Schema 1 counted `images`, had no metrics, and held the hash of a text, which cannot be compared: a line says so."""
+    whole = Run(tmp_path / "whole").fit()
+    stopped = Run(tmp_path / "old")
+    end_epoch = stopped.journal.end_epoch
+
+    def stop(epoch: Epoch, progress: Progress) -> None:
+        end_epoch(epoch, progress)
+        raise KeyboardInterrupt
+
+    stopped.journal.end_epoch = stop
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit()
+    stopped.journal.board.close()
+    path = tmp_path / "old" / "last.ckpt"
+    state = torch.load(path, weights_only=True)
+    state["progress"]["images"] = state["progress"].pop("samples")
+    state["code"] = {"method": {"none": "ab" * 32}}
+    for key in ("last", "best", "holdout"):
+        state["record"][key] = {k: v for k, v in state["record"][key].items() if not k.endswith("metrics")}
+    torch.save(state, path)
+    resumed = Run(tmp_path / "old").fit()
+    assert "whether the source of its method has changed cannot be known" in capsys.readouterr().out
+    assert resumed.head.equal(whole.head)
+    for key in ("last", "best", "holdout"):
+        assert resumed.journal.record[key] == whole.journal.record[key]

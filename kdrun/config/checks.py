@@ -96,7 +96,7 @@ def _own_keys(task: Any, where: str, recipe: dict[str, Any]) -> dict[str, Any]:
     file = conf_folder() / "recipe" / f"{recipe.get('name')}.yaml"
     shipped = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
     for key in foreign.keys() & recipe.keys():
-        if shipped and recipe[key] != shipped.get(key):  # type: ignore[union-attr]
+        if not shipped or recipe[key] != shipped.get(key):  # type: ignore[union-attr]
             raise KdrunError(
                 f"{where}.{key} is of the task {foreign[key]}, and this dataset is of the task {task.name}; leave it out"
             )
@@ -270,7 +270,7 @@ def _check_teacher(config: Config) -> None:
     kinds = {METHODS.entry(name).attributes.get("teacher", "outputs") for name in config.method}
     if "fresh" in kinds and kinds & {"outputs", "gradients"}:
         raise KdrunError(
-            f"method={'+'.join(config.method)}: dml trains its peers from scratch and has no teacher for the others"
+            f"method={'+'.join(config.method)}: such a method trains its peers from scratch and has no teacher for the others"
         )
     for name in config.method:
         wants = METHODS.entry(name).attributes.get("teacher", "outputs")

@@ -96,7 +96,7 @@ def _no_teacher() -> type:
 
 
 def no_teacher(recipe: Recipe) -> Any:
-    """The node of teacher=none; its recipe is never used and so is the student's."""
+    """The node of teacher=none; its recipe is never used; it is a copy of the student's."""
     node = _no_teacher()()
     node.recipe = recipe
     return node

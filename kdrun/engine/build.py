@@ -35,7 +35,7 @@ class Parts(Training):
     notes: list[str] = field(default_factory=list)  # what a user should know of the models before they train
     layout: str = "channels_last"  # of inputs and weights in memory, or contiguous
     rehearsal: Rehearsal = field(default_factory=Rehearsal)
-    teacher_is_trained: bool = True  # False: at the rehearsal it had random weights yet
+    teacher_is_trained: bool = True  # False: at the rehearsal it still had random weights
 
     def lines(self) -> list[str]:
         """What is known once everything is built: how it is computed, and what the user should know before training."""
@@ -51,13 +51,13 @@ def build(
 ) -> Parts:
     """Data, student, teacher and method, on the device, rehearsed; a pair that cannot work stops here.
 
-    `teacher_weights`: of a teacher whose run is finished; one that is trained later has random weights yet.
+    `teacher_weights`: of a teacher whose run is finished; one that is trained later still has random weights.
     channels_last is fast; a model that it does not suit (`.view` of a map, parameters of five dimensions) runs contiguous.
     """
     dataset = dataset or task_of(config).load(config.dataset, config.outputs)
     try:
         return _build(config, compute, dataset, teacher_weights, torch.channels_last)
-    except RuntimeError as error:  # whatever the layout's part in it was: without it, it works or fails again
+    except RuntimeError as error:  # the layout may be the cause: try without it; a real error comes again
         parts = _build(config, compute, dataset, teacher_weights, torch.contiguous_format)
         parts.layout = f"contiguous (channels_last does not suit this model: {str(error).partition('.')[0]})"
         return parts

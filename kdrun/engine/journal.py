@@ -35,8 +35,9 @@ class RunJournal:
     Order at the end of an epoch: curve line, candidate weights, resume state, record. A kill between any two of them is
     mended by the resume, which cuts the curve back to what the resume state knows.
 
-    As a context it writes the record at its start and, whatever ends the run, the reason at its end. Until `begin` has agreed to
-    go on with a run that was begun before, the record of `before` stands: where it refuses, or the teacher fails, nothing of it is lost.
+    As a context it writes the record at its start and, whatever ends the run, the reason at its end. Until `begin`
+    agrees to go on with a run that was begun before, the old record (`before`) stays on disk. So a refusal, or a teacher that fails, loses
+    nothing.
     """
 
     def __init__(
@@ -201,7 +202,7 @@ class RunJournal:
         self.board.close()
 
     def _at(self, stage: str, inside: bool) -> None:
-        """Training is in `stage`; `inside` the step that follows the last finished one, or outside of steps (evaluation)."""
+        """Training is in `stage`; `inside`: in the step after the last finished one; else in an evaluation."""
         self.place = {"stage": stage, "step": self.progress.step + 1 if inside else None}
 
     def _line(self, epoch: Epoch) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def train_epoch(
             optimizer.zero_grad(set_to_none=True)
             total.backward()
             optimizer.step()
-        else:  # schedules hold every term at 0 as yet: no update, not even of weight decay
+        else:  # schedules hold every term at 0 here: no step, because weight decay would change the weights
             total = torch.zeros_like(next(iter(terms.values())))
         distillation.after_step(weights)
 

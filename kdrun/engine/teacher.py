@@ -82,7 +82,7 @@ def _note(parts: Parts, evaluation: Evaluation, recorded: float | None) -> str:
     if recorded is None:
         return ""
     metric = parts.task.metrics[0]
-    if abs(evaluation.score - recorded) > 0.002 * (1 if metric.unit == "%" else abs(recorded)):
+    if not metric.is_close(evaluation.score, recorded):
         return f"  (its record says {metric.text(recorded)}: another device or precision?)"
     if parts.task.is_near_chance(evaluation):
         return "  (near chance, as it was trained: too few epochs, or too high a rate? teacher.recipe.epochs, teacher.recipe.lr)"

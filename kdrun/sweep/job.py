@@ -117,7 +117,7 @@ def sweep_job(composed: DictConfig) -> float:
 
 
 def _student(plan: Plan, screen: Screen, name: str, searching: bool) -> float:
-    """Train a run, or find that another process has meanwhile; its score. A search is not shown what its trials do on the test set."""
+    """Train a run, or take its record if another process trained it meanwhile; its score. A search does not show test scores."""
     began = time.perf_counter()
     record, word = plan.finished(), "already done"
     if record is None:

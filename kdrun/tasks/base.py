@@ -208,7 +208,7 @@ class Task:
         raise NotImplementedError
 
     def train_score(self, mean: float) -> float:
-        """The first metric on the training samples as they went by, from the mean of `train_sum`."""
+        """The first metric on the training samples, while the weights still change, from the mean of `train_sum`."""
         return mean
 
     def agreement(self, student: Evaluation, teacher: Evaluation) -> float:

@@ -28,6 +28,11 @@ class Metric:
             return other is None or not math.isnan(value)
         return value > other if self.higher_is_better else value < other
 
+    def is_close(self, value: float, other: float) -> bool:
+        """Whether two measurements of one model agree: 0.2 percentage points, or 0.2 % of the value."""
+        allowed = 0.002 if self.unit == "%" else 0.002 * max(abs(value), abs(other))
+        return abs(value - other) <= allowed
+
     def text(self, value: float | None) -> str:
         """A value for people, without its unit: 82.34 for 0.8234 in percent, four significant digits otherwise."""
         if value is None:
