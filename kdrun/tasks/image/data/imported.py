@@ -7,7 +7,6 @@ is kept: the run that was planned, and the next ones of a sweep on the same data
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import os
 import random
@@ -16,9 +15,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from kdrun.config import functions
 from kdrun.config.registry import DATASETS
 from kdrun.datasets import register
-from kdrun.errors import KdrunError, choices
+from kdrun.errors import KdrunError
 from kdrun.tasks.image.data.given import Content, content_of
 
 if TYPE_CHECKING:
@@ -138,23 +138,8 @@ def _resized(image: Any, side: int) -> Any:
 
 
 def _function(path: str) -> Callable[..., Any]:
-    """What lies at module:function."""
-    module, _, name = path.partition(":")
-    if not module or not name:
-        raise KdrunError(f"dataset.path={path} is not module:function, as in dataset.path=my_data:load")
-    try:
-        item: Any = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name and not f"{module}.".startswith(f"{error.name}."):
-            raise KdrunError(f"{module} of dataset.path={path} imports what is not installed: {error}") from error
-        raise KdrunError(
-            f"cannot import {module} of dataset.path={path}: {error}. It is looked for from the current folder ({os.getcwd()}) on"
-        ) from error
-    for part in name.split("."):
-        if not hasattr(item, part):
-            known = [key for key, value in vars(item).items() if not key.startswith("_") and callable(value)]
-            raise KdrunError(f"module {module} of dataset.path={path} has no '{name}'. {choices(name, known)}")
-        item = getattr(item, part)
+    """The function of the user's."""
+    item = functions.at(path, "dataset.path", "my_data:load")
     if not callable(item):
         raise KdrunError(f"dataset.path={path} is {type(item).__name__}; it must be a function that returns the splits")
     return item  # type: ignore[no-any-return]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdrun.config import functions
 from kdrun.errors import KdrunError, choices
 from kdrun.models import register
 
@@ -41,22 +41,7 @@ def imported(classes: int, *, path: str, arguments: dict[str, Any] = {}, taps: d
 
 def _builder(path: str) -> Callable[..., Any]:
     """The function or class at module:function."""
-    module, _, name = path.partition(":")
-    if not module or not name:
-        raise KdrunError(f"path '{path}' is not module:function, as in path=my_package.models:small_net")
-    try:
-        target: Any = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name and not f"{module}.".startswith(f"{error.name}."):
-            raise KdrunError(f"{module} of path={path} imports a module that is not installed: {error}") from error
-        raise KdrunError(
-            f"cannot import {module} of path={path}: {error}. It must be in the current folder or installed"
-        ) from error
-    for part in name.split("."):
-        if not hasattr(target, part):
-            known = [key for key in vars(target) if not key.startswith("_")] if hasattr(target, "__dict__") else []
-            raise KdrunError(f"module {module} has no '{name}'. {choices(name, known)}")
-        target = getattr(target, part)
+    target = functions.at(path, "path", "my_package.models:small_net")
     if isinstance(target, nn.Module):
         raise KdrunError(
             f"{path} is a model, not a function that builds one, so every seed and role would share it; give a function"
