@@ -44,6 +44,15 @@ def test_shifted_logits_change_nothing():
     )
 
 
+def test_an_evaluation_says_which_answers_are_right():
+    evaluator = image.LogitsEvaluator()
+    evaluator.update(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), {"label": torch.tensor([0, 0])})
+    evaluator.update(torch.tensor([[0.0, 3.0]]), {"label": torch.tensor([1])})
+    result = evaluator.result()
+    assert result.predictions["right"].tolist() == [True, False, True]
+    assert result.score == pytest.approx(2 / 3)
+
+
 def test_class_scores():
     logits = torch.eye(3)[torch.tensor([0, 0, 1, 1])]
     assert image.class_scores(logits, torch.tensor([0, 1, 1, 1])) == [1.0, 0.666667, None]

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from kdrun.report.display import Display, display_of
-from kdrun.report.facts import details_of
+from kdrun.report.facts import details_of, right_answers
 from kdrun.report.rows import Difference, Row, difference, is_pair, resolution
 from kdrun.report.stats import (
     binomial_error,
@@ -146,8 +146,7 @@ def _right_answers(run: dict) -> Any:
     from safetensors.numpy import load_file
 
     try:
-        tensors = load_file(path)
-        return tensors["logits"].argmax(1) == tensors["labels"]
+        return right_answers(load_file(path))
     except Exception:  # a damaged file, or other tensors: as if it were not there
         return None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -27,3 +27,13 @@ def dataset_facts(record: dict) -> dict[str, Any]:
     """The facts about the data of a record, with those of the preprocessing beside them."""
     facts = {key: value for key, value in record["dataset"].items() if key != "preprocessing"}
     return facts | record["dataset"]["preprocessing"]
+
+
+def right_answers(predictions: Mapping[str, Any]) -> Any:
+    """For each sample whether the prediction is right: what the task says, or in older files the class with the highest logit.
+
+    KeyError where the file holds neither.
+    """
+    if "right" in predictions:
+        return predictions["right"]
+    return predictions["logits"].argmax(1) == predictions["labels"]

@@ -13,6 +13,7 @@ from typing import Any
 
 from kdrun.errors import KdrunError
 from kdrun.report.command import Parser
+from kdrun.report.facts import right_answers
 from kdrun.report.files import no_record, read_epochs, read_record
 from kdrun.runs import record as records
 from kdrun.runs.folder import CONFIG, CURVES, PREDICTIONS, WEIGHTS
@@ -229,12 +230,11 @@ def _predictions(folder: Path, record: dict[str, Any]) -> list[Check]:
 def _logits(path: Path, record: dict[str, Any]) -> str | None:
     from kdrun.runs.checkpoint import load_weights
 
-    tested = load_weights(path)
-    for key in ("logits", "labels"):
-        if key not in tested:
-            return f"{path} has no '{key}'"
-    right = (tested["logits"].argmax(1) == tested["labels"]).double().mean().item()
-    return _unequal(round(right, 6), round(record["last"]["score"], 6))
+    try:
+        right = right_answers(load_weights(path))
+    except KeyError as error:
+        return f"{path} has no {error}"
+    return _unequal(round(right.double().mean().item(), 6), round(record["last"]["score"], 6))
 
 
 def _teacher(folder: Path, record: dict[str, Any]) -> list[Check]:

@@ -49,7 +49,7 @@ class LogitsEvaluator:
 
     def result(self) -> Evaluation:
         logits_NK, labels_N = torch.cat(self.logits), torch.cat(self.labels)
-        predictions = {"logits": logits_NK, "labels": labels_N}
+        predictions = {"logits": logits_NK, "labels": labels_N, "right": logits_NK.argmax(1) == labels_N}
         return Evaluation({"accuracy": accuracy(logits_NK, labels_N)}, mean_loss(logits_NK, labels_N), predictions)
 
 
