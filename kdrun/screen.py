@@ -44,7 +44,7 @@ class Screen:
         self.brief = brief
         self.bar: Progress | None = None
         self.log: Path | None = None
-        self.said: list[str] = []
+        self.lines: list[str] = []
         self.role = "student"
         self.loss: float | None = None
         self.test: str | None = None  # the last test score, as it is shown
@@ -52,7 +52,7 @@ class Screen:
     def say(self, line: str) -> None:
         """Print one line on the screen, and write it into the log."""
         self.console.print(line, markup=False)
-        self.said.append(line)
+        self.lines.append(line)
         self.note(line)
 
     def say_all(self, lines: Iterable[str]) -> None:

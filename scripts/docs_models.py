@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from kdrun.config.registry import MODELS
-from kdrun.methods.taps import Tapped, evaluate
+from kdrun.methods.taps import Tapped, dry_run
 from kdrun.tasks.cost import multiply_adds, parameters
 
 FILE = Path(__file__).parents[1] / "docs" / "models.md"
@@ -79,7 +79,7 @@ def _row(name: str) -> dict[str, str]:
     costs = (f"{parameters(model):,}", f"{of_100:,}", f"{multiply_adds(model, image) / 1e6:,.1f} M")
     row = dict(zip(COSTS, costs, strict=True))
     taps = [tap for tap in _ordered(model.taps) if not tap.endswith("_pre") and tap != "logits"]
-    for tap, tensor in zip(taps, evaluate(Tapped(model, taps), image).taps, strict=True):
+    for tap, tensor in zip(taps, dry_run(Tapped(model, taps), image).taps, strict=True):
         row[tap] = "x".join(str(size) for size in tensor.shape[1:])
     return row
 

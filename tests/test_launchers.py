@@ -273,9 +273,9 @@ def test_a_launcher_that_is_not_installed_is_one_line(name, extra):
 def test_lines_of_jobs_are_printed_once_as_they_come(tmp_path, capsys):
     """What an earlier sweep left in the folder is not printed again; half a file is not printed at all."""
     (tmp_path / "jobs").mkdir()
-    (tmp_path / "jobs" / "0.json").write_text(json.dumps({"said": ["of an earlier sweep"]}))
+    (tmp_path / "jobs" / "0.json").write_text(json.dumps({"lines": ["of an earlier sweep"]}))
     with launchers.repeated(tmp_path, "submitit_local"):
-        for number, text in ((1, json.dumps({"said": ["one", "two"]})), (2, '{"said": ["thr')):
+        for number, text in ((1, json.dumps({"lines": ["one", "two"]})), (2, '{"lines": ["thr')):
             (tmp_path / "jobs" / f"{number}.json").write_text(text)
     assert capsys.readouterr().out == "one\ntwo\n"
 

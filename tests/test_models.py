@@ -13,7 +13,7 @@ from torch import nn
 
 from kdrun.config.registry import METHODS, MODELS
 from kdrun.errors import KdrunError
-from kdrun.methods.taps import Tapped, evaluate
+from kdrun.methods.taps import Tapped, dry_run
 from kdrun.tasks.cost import multiply_adds, parameters
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "docs_models.py"
@@ -120,7 +120,7 @@ def family(name: str) -> str:
 
 def tapped(model: nn.Module, size: int) -> dict[str, torch.Tensor]:
     names = list(model.taps)
-    return dict(zip(names, evaluate(Tapped(model, names), torch.randn(2, 3, size, size)).taps, strict=True))
+    return dict(zip(names, dry_run(Tapped(model, names), torch.randn(2, 3, size, size)).taps, strict=True))
 
 
 @pytest.mark.parametrize("size", [32, 27], ids="{}px".format)
@@ -209,7 +209,7 @@ def test_dropout_of_a_wide_resnet():
     for dropout in (0.0, 0.5):
         model = build("wrn_16_1", dropout=dropout)
         assert torch.equal(model(x), model(x)) == (dropout == 0)
-        assert torch.equal(evaluate(model, x), evaluate(model, x))
+        assert torch.equal(dry_run(model, x), dry_run(model, x))
     with pytest.raises(KdrunError, match=r"dropout=1.5 of a wide ResNet is not a share"):
         build("wrn_16_1", dropout=1.5)
 

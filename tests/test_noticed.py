@@ -105,7 +105,7 @@ def test_a_search_is_shown_the_holdout_alone(still, searching):
     """Who sees what trials do on the test set chooses by it; the value that goes to the sweeper is the protocol's."""
     screen = Screen(brief=True)
     value = job._student(still.plan, screen, "kd still seed 0", searching)
-    (line,) = screen.said
+    (line,) = screen.lines
     held, test = (f"{100 * still.record[key]['score']:.2f}" for key in ("holdout", "last"))
     assert held != test
     assert value == still.record["score"]

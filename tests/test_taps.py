@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kdrun.errors import KdrunError
-from kdrun.methods.taps import Tapped, evaluate
+from kdrun.methods.taps import Tapped, dry_run
 from kdrun.tasks.image.models.resnet_cifar import ResNet
 
 
@@ -174,7 +174,7 @@ def test_the_dry_run_finds_in_place_changes_so_that_training_runs_once():
     """After one look in eval mode the first forward pass in train mode updates batch norm exactly once."""
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(inplace=True), nn.Linear(4, 2))
     tapped = Tapped(model, ["1"])
-    evaluate(tapped, x())
+    dry_run(tapped, x())
     assert model[1].num_batches_tracked == 0
     (normalised,) = tapped(x()).taps
     assert model[1].num_batches_tracked == 1
@@ -188,7 +188,7 @@ def test_looking_leaves_no_trace():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = {name: module.training for name, module in model.named_modules()}
     tapped = Tapped(model, ["stage2"])
-    evaluate(tapped, images())
+    dry_run(tapped, images())
     tapped.until("stage2", images())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert {name: module.training for name, module in model.named_modules()} == modes

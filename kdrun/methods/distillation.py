@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdrun.errors import KdrunError, choices
 from kdrun.methods.base import Batch, DataFacts, Method, Pair, Side, Stage, Terms
-from kdrun.methods.taps import Output, Tapped, device_of, evaluate
+from kdrun.methods.taps import Output, Tapped, device_of, dry_run
 from kdrun.seeds import stream
 
 
@@ -55,9 +55,9 @@ class Distillation(nn.Module):
         self._in_eval = [m for m in self.modules() if not m.training and m not in ignored]
 
     def _build(self, methods: Mapping[str, tuple[type[Method], Mapping[str, Any]]]) -> None:
-        outputs = evaluate(self.student, self._data.example), None
+        outputs = dry_run(self.student, self._data.example), None
         if self.teacher is not None:
-            outputs = outputs[0], evaluate(self.teacher, self._data.example)
+            outputs = outputs[0], dry_run(self.teacher, self._data.example)
         pairs, device = {}, device_of(self._data.example)
         for name, (cls, settings) in methods.items():
             if cls.teacher not in TEACHERS:

@@ -137,7 +137,7 @@ class Tapped(nn.Module):
         handles = [m.register_forward_pre_hook(note) for m in self.module.modules()]
         handles += [m.register_forward_hook(stop) for m in self.module.modules()]
         try:
-            evaluate(self, example)
+            dry_run(self, example)
         finally:
             for handle in handles:
                 handle.remove()
@@ -165,7 +165,7 @@ def device_of(x: Any) -> torch.device:
     return one.device
 
 
-def evaluate(model: nn.Module, x: Any) -> Any:
+def dry_run(model: nn.Module, x: Any) -> Any:
     """Run a model once in eval mode without gradients, then restore the mode of each module. The model stays as it was."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

@@ -24,7 +24,7 @@ from kdrun.runs.labels import dataset_label, label, safe
 from kdrun.runs.source import builder, model_sha256
 from kdrun.tasks import task_of
 
-SCHEMA = 1
+IDENTITY_SCHEMA = 1
 # Keys of a model's node that do not say which model it is. The hash of the checkpoint takes the place of its path; the other keys are
 # part of the identity of the teacher's own run.
 NOT_IDENTITY = ("seed", "weights", "recipe", "checkpoint", "label", "allow_weak")
@@ -49,7 +49,7 @@ def identity(config: Config, checksum: str, teacher_id: str | None = None) -> di
     """
     task = task_of(config)
     values = {
-        "schema": SCHEMA,
+        "schema": IDENTITY_SCHEMA,
         "task": task.name,
         "dataset": {
             "name": config.dataset.name, "checksum": checksum, "holdout": config.dataset.holdout,

@@ -112,7 +112,7 @@ def sweep_job(composed: DictConfig) -> float:
             stopped.touch()
     folder = Path(hydra.sweep.dir, JOBS)
     folder.mkdir(parents=True, exist_ok=True)
-    records.atomically(folder / f"{hydra.job.num}.json", json.dumps({**state, "said": screen.said}).encode())
+    records.atomically(folder / f"{hydra.job.num}.json", json.dumps({**state, "lines": screen.lines}).encode())
     return value
 
 

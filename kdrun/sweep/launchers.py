@@ -101,7 +101,7 @@ def repeated(folder: Path, launcher: str) -> Iterator[None]:
     def print_new() -> None:
         for path in sorted(set(folder.glob("jobs/*.json")) - seen, key=lambda path: path.stat().st_mtime):
             seen.add(path)
-            for line in read_job(path).get("said", []):
+            for line in read_job(path).get("lines", []):
                 print(line, flush=True)
 
     def watch() -> None:

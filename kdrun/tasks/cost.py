@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kdrun.methods.taps import evaluate, first_rows
+from kdrun.methods.taps import dry_run, first_rows
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
@@ -36,7 +36,7 @@ def multiply_adds(model: nn.Module, example: Any) -> int:
 
     handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, (nn.Linear, *CONVOLUTIONS))]
     try:
-        evaluate(model, first_rows(example, 1))
+        dry_run(model, first_rows(example, 1))
     finally:
         for handle in handles:
             handle.remove()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdrun.config.registry import MODELS
 from kdrun.errors import KdrunError, choices
-from kdrun.methods.taps import device_of, evaluate
+from kdrun.methods.taps import device_of, dry_run
 from kdrun.tasks.base import Task
 
 
@@ -71,7 +71,7 @@ def rehearse_output(
     Anything but the task's output is an error that names the way out. Returns what the task remarks of it.
     Weights, statistics and random streams stay as they are.
     """
-    returned = {"": evaluate(model, example)}
+    returned = {"": dry_run(model, example)}
     if trains:
         returned[" (in train mode)"] = training(model, example)
     for mode, value in returned.items():
