@@ -107,10 +107,8 @@ def _verb(verb: str, rest: list[str]) -> int:
         )
         if len(rest) > 1 and rest[0] == "=":
             what = f"'{verb} = {rest[1]}' is written without spaces, as {verb}={rest[1]}"
-        print(
-            f"kdrun: {what}. {choices(verb, VERBS)}; a run is asked for with key=value, as in kdrun method=kd",
-            file=sys.stderr,
-        )
+        known = f" {choices(verb, VERBS)}." if verb not in VERBS else ""
+        print(f"kdrun: {what}.{known} A run is started with key=value, as in kdrun method=kd", file=sys.stderr)
         return 2
     from kdrun.config.listing import show
 

@@ -75,7 +75,9 @@ def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
             del rest[place : place + 2]
     strange = [argument for argument in rest if argument.startswith("-")]
     if strange:
-        raise KdrunError(f"kdrun check takes key=value, --config-dir FOLDER and --help, not {strange[0]}")
+        error = KdrunError(f"kdrun check takes key=value, --config-dir FOLDER and --help, not {strange[0]}")
+        error.status = 2
+        raise error
     return folder, rest
 
 
