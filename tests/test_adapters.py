@@ -31,5 +31,5 @@ def test_equal_shapes_need_nothing():
 
 @pytest.mark.parametrize(("student", "teacher"), [((2, 7, 8), (2, 9, 8)), ((2, 8), (2, 7, 8)), ((2, 8), (2, 4, 8, 8))])
 def test_unlike_kinds_and_lengths_are_refused(student, teacher):
-    with pytest.raises(KdrunError, match="tap layers alike"):
+    with pytest.raises(KdrunError, match="tap layers of the same kind"):
         connector(student, teacher)

@@ -279,7 +279,7 @@ def test_of_several_the_plain_weights_are_taken_and_it_is_told(source, loads):
 
 def test_the_order_is_the_documented_one():
     text = (pathlib.Path(__file__).parents[1] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
-    paragraph = text.split("then\n`state_dict`")[1].split("then the others")[0]
+    paragraph = text.split("then `state_dict`")[1].split("then the others")[0]
     assert ["state_dict", *re.findall(r"`(\w+)`", paragraph), "teacher"] == [*ORDER]
 
 

@@ -185,7 +185,12 @@ def test_the_record_has_the_teachers_source(project):
     """code.teacher stands beside code.student; kdrun's own models have neither."""
     project(w=NET, tea=NET.replace("16", "17"))
     config = composed(*imported("student", "w:net"), *imported("teacher", "tea:net"))
-    assert source.code(config) == {"method": source.code(config)["method"], "student": sha("w"), "teacher": sha("tea")}
+    assert source.code(config) == {
+        "method": source.code(config)["method"],
+        "student": sha("w"),
+        "teacher": sha("tea"),
+        "task": None,
+    }
     config = composed("method=kd")
     assert (source.code(config)["student"], source.code(config)["teacher"]) == (None, None)
     assert source.code(composed("method=none"))["teacher"] is None

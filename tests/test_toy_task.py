@@ -148,6 +148,22 @@ def test_what_does_not_fit_the_task_is_one_line_before_anything_is_trained(tmp_p
     assert not (tmp_path / "outputs").exists()
 
 
+def test_a_changed_task_is_named(swept: Path, tmp_path: Path) -> None:
+    """The record holds what the task's module means: other words in it change nothing, another loss does."""
+    (folder,) = (swept / "outputs/runs/signals/logits").glob("*/*/seed0")
+    assert len(records.read(folder)["code"]["task"]) == 64
+    text = (TOY / "signals.py").read_text()
+    (tmp_path / "words").mkdir()
+    (tmp_path / "loss").mkdir()
+    (tmp_path / "words" / "signals.py").write_text(text.replace("Signals in, a frequency out.", "In and out."))
+    (tmp_path / "loss" / "signals.py").write_text(text.replace("return mean**0.5", "return 2 * mean**0.5"))
+    for place, changed in (("words", False), ("loss", True)):
+        path = os.pathsep.join([str(tmp_path / place), str(kdrun.PACKAGE.parent)])
+        done = command(swept, "verify", str(folder), PYTHONPATH=path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert ("has changed since" in done.stdout and "task signals" in done.stdout) is changed, done.stdout
+
+
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(tmp_path: Path, swept: Path) -> None:
     (tmp_path / "killer.py").write_text(KILLER)

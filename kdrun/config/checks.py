@@ -75,16 +75,23 @@ def _task(plain: dict[Any, Any]) -> Any:
         known = [file.stem for file in (conf_folder() / "dataset").glob("*.yaml")]
         raise KdrunError(f"dataset has no value; say dataset=NAME. {choices('', known)}")
     task = TASKS.of(str(name))
-    for role in ("teacher", "student"):
+    taught = any(_wants(name) != "none" for name in plain.get("method") or {})
+    for role in ("teacher", "student") if taught else ("student",):
         model = str(plain[role]["name"])
         other = "any" if model == "none" else MODELS.entry(model).task
         if other not in (task.name, "any"):
             fitting = [name for name, entry in MODELS.entries().items() if entry.task in (task.name, "any")]
             raise KdrunError(
                 f"{role}={model} is a model of the task {other}, and the dataset {name} is of the task {task.name}. "
-                f"{choices(model, fitting)}"
+                f"{choices(model, [*fitting, *['none'] * (role == 'teacher')])}"
             )
     return task
+
+
+def _wants(method: str) -> str:
+    """What a method needs of the teacher, as far as it is known: an unknown method is refused later."""
+    known = METHODS.entry(method) if method in METHODS.names() else None
+    return str(known.attributes.get("teacher", "outputs")) if known else "outputs"
 
 
 def _own_keys(task: Any, where: str, recipe: dict[str, Any]) -> dict[str, Any]:

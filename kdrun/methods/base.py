@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdrun.methods.taps import Output, Tapped
+from kdrun.methods.taps import Output, Tapped, device_of
 
 # input (a tensor, or a dict of tensors), label (B, ...), index (B,) int64: the row in the training set; mask where inputs are padded
 Batch = Mapping[str, Any]
@@ -34,6 +34,9 @@ class Method(nn.Module):
     distils = True  # False: the method works only in its own stages; the last stage trains on the supervised loss alone
     needs: tuple[str, ...] = ("label",)  # keys that a batch must have
     needs_classes = False  # True: labels and outputs must be classes, not numbers to be predicted
+    needs_input_gradients = (
+        False  # True: inputs must be numbers that a gradient can be taken of; so it is with teacher = "gradients"
+    )
     generator: torch.Generator  # the random generator of the method, on the device; it gets a new seed every epoch
     optimizer: Mapping[str, float] = MappingProxyType({})  # lr and weight_decay of its layers, if not the recipe's
     progress = 0.0  # how far training of the stage is, from 0 to 1, at this step
@@ -97,6 +100,11 @@ class DataFacts:
     classes: int  # how many numbers a model gives for one sample
     example: Any  # two inputs
     preprocessing: Mapping[str, Any] = field(default_factory=dict)  # of the task; of images: size, mean, std
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models and their inputs lie."""
+        return device_of(self.example)
 
     @property
     def are_classes(self) -> bool:

@@ -97,6 +97,7 @@ class BSS(Method):
     family = "gradients"
     paper = "Heo et al., 2019"
     needs_classes = True
+    needs_input_gradients = True
 
     def build(self, pair: Pair, *, temperature: float, attack_size: int, variant: str) -> None:
         known = {"code": "KD-Zoo's, weight 2", "paper": "logits and cross-entropy"}

@@ -141,10 +141,10 @@ class CRD(Method):
         one_tap("crd", pair)
         self.temperature, self.momentum = temperature, momentum
         student, teacher = pair.student.shapes[0], pair.teacher.shapes[0]  # type: ignore[union-attr]
-        check_memory(pair.data.train_n, dim, pair.data.example.device)
+        check_memory(pair.data.train_n, dim, pair.data.device)
         self.embed_student = nn.Linear(_size(student), dim)
         self.embed_teacher = nn.Linear(_size(teacher), dim)
-        self.rows = Rows(pair.data.labels, negatives, pair.data.example.device)
+        self.rows = Rows(pair.data.labels, negatives, pair.data.device)
         bound = (3 / dim) ** 0.5  # rows of about unit length, as in the sources
         self.register_buffer("bank_student", torch.empty(pair.data.train_n, dim).uniform_(-bound, bound))
         self.register_buffer("bank_teacher", torch.empty(pair.data.train_n, dim).uniform_(-bound, bound))

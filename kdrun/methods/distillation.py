@@ -226,7 +226,9 @@ def _check_kind(name: str, cls: type[Method], data: DataFacts) -> None:
             "method=mimic, at, rkd and others compare layers"
         )
     example = data.example
-    if cls.teacher == "gradients" and not (isinstance(example, Tensor) and example.is_floating_point()):
+    if (cls.teacher == "gradients" or cls.needs_input_gradients) and not (
+        isinstance(example, Tensor) and example.is_floating_point()
+    ):
         kind = f"a dict of {', '.join(example)}" if isinstance(example, Mapping) else f"of type {example.dtype}"
         raise KdrunError(
             f"method '{name}' needs gradients with respect to the input, which is {kind} here; choose another method"

@@ -104,6 +104,7 @@ class Code(TypedDict):
     method: dict[str, str]
     student: Optional[str]
     teacher: NotRequired[Optional[str]]
+    task: NotRequired[Optional[str]]
 
 
 class Git(TypedDict):

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from kdrun import PACKAGE
-from kdrun.config.registry import METHODS, MODELS
+from kdrun.config.registry import METHODS, MODELS, TASKS
 from kdrun.config.schema import Config
+from kdrun.tasks import task_of
 
 OURS = PACKAGE / "methods"
 MACHINERY = (
@@ -33,7 +34,14 @@ def code(config: Config) -> dict[str, Any]:
         "method": {name: method_sha256(name) for name in config.method},
         "student": model_sha256(config.student),
         "teacher": model_sha256(config.teacher),
+        "task": task_sha256(task_of(config)),
     }
+
+
+def task_sha256(task: Any) -> str | None:
+    """Of what a plug-in's task means, with the local modules that it imports; None for kdrun's own."""
+    module = type(task).__module__
+    return None if _is_ours(module) else module_sha256(module)
 
 
 def changed_code(config: Config, record: dict[str, Any]) -> list[str]:
@@ -43,6 +51,9 @@ def changed_code(config: Config, record: dict[str, Any]) -> list[str]:
         node = getattr(config, role, None)
         if node is not None and role in record["code"] and is_changed(node, record["code"][role]):
             names.append(f"model {getattr(node, 'path', None) or node.name}")
+    then = record["code"].get("task")
+    if then is not None and then != task_sha256(TASKS.get(record["task"])):
+        names.append(f"task {record['task']}")
     return names
 
 
