@@ -346,10 +346,10 @@ def test_import_builds_a_model_with_arguments_and_taps(own):
 @pytest.mark.parametrize(
     ("path", "arguments", "message"),
     [
-        ("own_models", {}, "path 'own_models' is not module:function"),
-        (":net", {}, "path ':net' is not module:function"),
+        ("own_models", {}, "path=own_models is not module:function"),
+        (":net", {}, "path=:net is not module:function"),
         ("own_model:net", {}, "cannot import own_model of path=own_model:net: .*current folder"),
-        ("own_models:nett", {}, "module own_models has no 'nett'. Did you mean net"),
+        ("own_models:nett", {}, "module own_models of path=own_models:nett has no 'nett'. Did you mean net"),
         ("own_models:net", {"widht": 6}, "own_models:net could not be called with classes=7, {'widht': 6}"),
         ("own_models:number", {}, "own_models:number returned int, not an nn.Module"),
     ],
