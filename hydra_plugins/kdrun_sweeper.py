@@ -101,6 +101,7 @@ class KdrunSweeper(BasicSweeper):
 
     def _launch(self, jobs: list[list[str]], first: int) -> None:
         """Run jobs through the launcher, max_batch_size at a time; `first` is the number of the first one."""
+        from kdrun.config import nodes
         from kdrun.config.explain import EXTRAS
         from kdrun.errors import KdrunError
         from kdrun.sweep import launchers, planning
@@ -129,6 +130,8 @@ class KdrunSweeper(BasicSweeper):
                     if name not in EXTRAS:
                         raise
                     raise KdrunError(f"hydra/launcher={name} cannot run the jobs: {launchers.gist(error)}") from error
+                if name == "ray":
+                    nodes.forget()
                 for done in returned:
                     if done.status != JobStatus.UNKNOWN:  # lost
                         _ = (

@@ -169,6 +169,17 @@ def _with_default(one: Any, defaults: dict[str, Any]) -> Any:
     return field(default=value, metadata=one.metadata)
 
 
+def forget() -> None:
+    """Make the schemas anew when they are next needed.
+
+    Ray sends configs back with the classes of their nodes. Where Python knows such a class already, unpickling writes new fields into it,
+    which OmegaConf then refuses.
+    """
+    _NODES.clear()
+    _RECIPES.clear()
+    _no_teacher.cache_clear()
+
+
 def recipe_schema(task: Any) -> type:
     """The recipe of a task: what every recipe has, and the task's augmentation."""
     if task.name not in _RECIPES:
