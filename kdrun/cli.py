@@ -8,10 +8,10 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from kdrun import __version__, process
+from kdrun.config.project import with_project
 from kdrun.errors import KdrunError
 
 VALUE_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c")
@@ -70,14 +70,15 @@ def _dispatch(arguments: list[str]) -> int:
         arguments = ["--help"]  # a bare command would train for hours
     _check_twice(arguments)
     if not set(HELP) & set(arguments):
-        arguments = _with_project(arguments)
+        arguments = with_project(arguments)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what happened instead of printing it
     arguments = _flags_first(arguments)
     user_folder = _check_usage(arguments)
-    _import_plugins(arguments)
     from kdrun.config.nodes import check_user_folder, register_nodes
+    from kdrun.config.registry import import_plugins_of
     from kdrun.config.schema import conf_folder
 
+    import_plugins_of(arguments)
     register_nodes()
     if user_folder is not None:
         check_user_folder(user_folder)
@@ -111,23 +112,12 @@ def _verb(verb: str, rest: list[str]) -> int:
         print(f"kdrun: {what}.{known} A run is started with key=value, as in kdrun method=kd", file=sys.stderr)
         return 2
     from kdrun.config.listing import show
+    from kdrun.config.registry import import_plugins_of
 
     if not set(HELP) & set(rest):
-        _import_plugins([argument for argument in _with_project(rest) if argument.startswith("plugins=")])
+        import_plugins_of(with_project(rest))
     show(verb, usage=bool(set(HELP) & set(rest)))
     return 0
-
-
-def _with_project(arguments: list[str]) -> list[str]:
-    """The arguments with those of the project's kdrun.yaml, if there is one; its folder is on the path for plug-ins."""
-    from kdrun.config import project
-
-    file = project.find(Path.cwd())
-    if file is None:
-        return arguments
-    if str(file.parent) not in sys.path:
-        sys.path.insert(0, str(file.parent))
-    return project.with_project(arguments, project.read(file))
 
 
 def _plan(rest: list[str]) -> int:
@@ -178,17 +168,6 @@ def _expand_home(argument: str) -> str:
     if not path.startswith("~/") and path.rstrip(quote or " ") != "~":
         return argument
     return f"{key}{equals}{quote}{os.path.expanduser(path)}"
-
-
-def _import_plugins(arguments: Sequence[str]) -> None:
-    """Import `plugins=[module, ...]` and the entry points of the group kdrun.plugins before the config is composed."""
-    from kdrun.config.registry import import_entry_points, import_plugin
-
-    import_entry_points()
-    for argument in arguments:
-        if argument.startswith("plugins="):
-            for module in argument.removeprefix("plugins=").strip("'\"[]").split(","):
-                import_plugin(module.strip(" '\""))
 
 
 def _flags_first(arguments: list[str]) -> list[str]:

@@ -71,11 +71,11 @@ def test_the_lists_show_the_projects_own(place: Path) -> None:
 
 def test_the_command_line_wins() -> None:
     settings = {"config_dir": "/a", "plugins": ["m"], "outputs": "/o", "threads": 2}
-    assert project.with_project(["method=kd"], settings) == [
+    assert project.with_settings(["method=kd"], settings) == [
         "--config-dir", "/a", "method=kd", "plugins=[m]", 'outputs="/o"', "engine.threads=2",
     ]  # fmt: skip
     own = ["--config-dir", "/b", "plugins=[n]", "outputs=x", "engine.threads=1"]
-    assert project.with_project(own, settings) == own
+    assert project.with_settings(own, settings) == own
 
 
 @pytest.mark.parametrize(

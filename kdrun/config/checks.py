@@ -271,16 +271,16 @@ def check_recipe(where: str, recipe: Recipe) -> None:
 
 def _check_teacher(config: Config) -> None:
     """Method none implies teacher none, or each teacher would retrain the same student."""
-    if all(METHODS.entry(name).attributes.get("teacher", "outputs") == "none" for name in config.method):
+    if all(_wants(name) == "none" for name in config.method):
         config.teacher = no_teacher(config.recipe)
         return
-    kinds = {METHODS.entry(name).attributes.get("teacher", "outputs") for name in config.method}
+    kinds = {_wants(name) for name in config.method}
     if "fresh" in kinds and kinds & {"outputs", "gradients"}:
         raise KdrunError(
             f"method={'+'.join(config.method)}: such a method trains its peers from scratch and has no teacher for the others"
         )
     for name in config.method:
-        wants = METHODS.entry(name).attributes.get("teacher", "outputs")
+        wants = _wants(name)
         if config.teacher.name == "none" and wants not in ("none", "fresh"):
             raise KdrunError(
                 f"method '{name}' needs a teacher and teacher=none was asked for; say teacher=MODEL or method=none"

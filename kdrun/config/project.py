@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,17 @@ def read(file: Path) -> dict[str, Any]:
     return settings
 
 
-def with_project(arguments: Sequence[str], settings: dict[str, Any]) -> list[str]:
+def with_project(arguments: Sequence[str]) -> list[str]:
+    """The arguments with those of the project of the current folder; its own folder is on the path for plug-ins then."""
+    file = find(Path.cwd())
+    if file is None:
+        return list(arguments)
+    if str(file.parent) not in sys.path:
+        sys.path.insert(0, str(file.parent))
+    return with_settings(arguments, read(file))
+
+
+def with_settings(arguments: Sequence[str], settings: dict[str, Any]) -> list[str]:
     """The arguments of a run with what the project says and the command does not."""
     added = list(arguments)
     keys = {argument.lstrip("+").partition("=")[0] for argument in arguments}
@@ -60,12 +71,7 @@ def with_project(arguments: Sequence[str], settings: dict[str, Any]) -> list[str
     return added
 
 
-def settings_here() -> dict[str, Any]:
-    """What the project of the current folder says; empty where there is none."""
-    file = find(Path.cwd())
-    return read(file) if file is not None else {}
-
-
 def outputs_here() -> str:
     """The folder for what runs write, where the command does not say it."""
-    return str(settings_here().get("outputs", "outputs"))
+    file = find(Path.cwd())
+    return str(read(file).get("outputs", "outputs")) if file is not None else "outputs"

@@ -171,6 +171,12 @@ def import_plugins(modules: Iterable[str]) -> None:
         import_plugin(module)
 
 
+def import_plugins_of(arguments: Iterable[str]) -> None:
+    """The same for a command: the modules of its argument plugins=[module, ...]."""
+    given = [argument.removeprefix("plugins=") for argument in arguments if argument.startswith("plugins=")]
+    import_plugins(module.strip(" '\"") for modules in given for module in modules.strip("'\"[]").split(","))
+
+
 @lru_cache
 def _entries(package: str) -> dict[str, Entry]:
     """kdrun's own entries of one kind, from the sources of a package. A `*` in the name of the package stands for each task."""

@@ -14,8 +14,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from kdrun.config.nodes import register_nodes
-from kdrun.config.project import settings_here, with_project
-from kdrun.config.registry import import_entry_points, import_plugin
+from kdrun.config.project import with_project
+from kdrun.config.registry import import_plugins_of
 from kdrun.config.schema import conf_folder
 from kdrun.engine.build import Parts, build
 from kdrun.engine.loop import enter, make_optimizer, stage_recipe, weight_of, weighted
@@ -42,7 +42,7 @@ def check(arguments: Sequence[str]) -> int:
     if not arguments or set(arguments) & {"--help", "-h"}:
         print(HELP)
         return 0
-    config_dir, overrides = _split(with_project(arguments, settings_here()))
+    config_dir, overrides = _split(with_project(arguments))
     keys = {argument.partition("=")[0] for argument in overrides}
     shared = [one for one in (*DEFAULTS, *FIXED) if one.partition("=")[0] not in keys]
     screen = Screen()
@@ -83,11 +83,7 @@ def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def _composed(overrides: list[str], config_dir: str | None) -> DictConfig:
     """The config of one run, as Hydra composes it for the command."""
-    import_entry_points()
-    for override in overrides:
-        if override.startswith("plugins="):
-            for module in override.removeprefix("plugins=").strip("'\"[]").split(","):
-                import_plugin(module.strip(" '\""))
+    import_plugins_of(overrides)
     register_nodes()
     where = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
     with initialize_config_dir(str(conf_folder().resolve()), version_base="1.3"):

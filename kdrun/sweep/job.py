@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kdrun.config.checks import validate
 from kdrun.config.explain import report
+from kdrun.config.registry import import_plugins
 from kdrun.errors import ExitError, KdrunError
 from kdrun.runs import record as records
 from kdrun.runs.labels import label_of, run_name
@@ -76,11 +77,9 @@ def _is_answered(plan: Plan, screen: Screen, began: float) -> bool:
 
 def prepare(composed: DictConfig, datasets: dict[str, Any] | None = None) -> Plan:
     """The plan of a composed config; `datasets` as in `make_plan`."""
-    from kdrun.config.registry import import_entry_points, import_plugin
-
-    import_entry_points()  # the command did, but the workers of a sweep are processes of their own
-    for module in composed.get("plugins") or []:
-        import_plugin(module)
+    import_plugins(
+        composed.get("plugins") or []
+    )  # the command did, but the workers of a sweep are processes of their own
     return make_plan(validate(composed), datasets)
 
 
