@@ -69,6 +69,12 @@ def test_the_lists_show_the_projects_own(place: Path) -> None:
     assert "A method of the project." in kdrun(place / "notes", "methods").stdout
 
 
+def test_a_method_of_the_project_is_checked_from_a_subfolder(place: Path) -> None:
+    done = kdrun(place / "notes/today", "check", "method=own")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "own keeps the contract"
+
+
 def test_the_command_line_wins() -> None:
     settings = {"config_dir": "/a", "plugins": ["m"], "outputs": "/o", "threads": 2}
     assert project.with_settings(["method=kd"], settings) == [
