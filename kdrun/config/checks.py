@@ -26,10 +26,10 @@ CHOICES = {
     "sweep.on_error": ("continue", "stop"),
     "engine.device": ("auto", "cpu", "cuda"),
     "engine.precision": ("auto", "fp32", "bf16"),
-    "recipe.optimizer": ("sgd", "adamw"),
-    "recipe.schedule": ("step", "cosine", "constant"),
     "teacher.weights": ("last", "best"),
 }
+# Of the recipe, of the teacher's, and of stages.
+RECIPE_CHOICES = {"optimizer": ("sgd", "adamw"), "schedule": ("step", "cosine", "constant")}
 
 
 def validate(composed: DictConfig) -> Config:
@@ -244,11 +244,10 @@ def _check(config: Config) -> None:
 
 def check_recipe(where: str, recipe: Recipe) -> None:
     """Positive sizes, shares within [0, 1], finite rates."""
-    for key in ("optimizer", "schedule"):
-        if getattr(recipe, key) not in CHOICES[f"recipe.{key}"]:
-            raise KdrunError(
-                f"{where}.{key} is '{getattr(recipe, key)}'. {choices(getattr(recipe, key), CHOICES[f'recipe.{key}'])}"
-            )
+    for key, allowed in RECIPE_CHOICES.items():
+        value = getattr(recipe, key)
+        if value not in allowed:
+            raise KdrunError(f"{where}.{key} is '{value}'. {choices(value, allowed)}")
     for key in ("epochs", "batch_size"):
         if getattr(recipe, key) < 1:
             raise KdrunError(f"{where}.{key} is {getattr(recipe, key)}; it must be 1 or more")

@@ -209,7 +209,7 @@ def result(record: dict[str, Any], plan: Plan, screen: Screen) -> None:
     screen.say(
         f"test {metric.in_unit()}; protocol {record['protocol']}: {shown(record['score'])}, {reported[record['protocol']]}"
     )
-    screen.say(f"record   {plan.folder / 'record.json'}")
+    screen.say(f"record   {plan.folder / records.NAME}")
     screen.say(f"curves   tensorboard --logdir {os.path.join(plan.config.outputs, 'runs')}")
 
 
@@ -223,7 +223,7 @@ def _already(plan: Plan, record: dict[str, Any], seconds: float) -> None:
     parts += [f"holdout's choice {shown(record['holdout']['test_score'])}"] if record["holdout"] else []
     parts += [f"teacher {label_of(record, 'teacher')} {shown(teacher['score'])}"] if teacher else []
     print("  ".join(parts) + f"   ({seconds:.1f} s; rerun=true trains it again)")
-    print(f"record   {plan.folder / 'record.json'}")
+    print(f"record   {plan.folder / records.NAME}")
     changed = changed_code(plan.config, record)
     if changed:
         print(
