@@ -134,11 +134,11 @@ def _separated(path: Path, text: str, columns: Sequence[str] | None, quoted: boo
 
 def _cells(path: Path, text: str, delimiter: str, plain: bool) -> Iterator[tuple[int, list[str]]]:
     """(line, cells) of each row."""
-    quoting = csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
     limit = csv.field_size_limit(len(text) + 1)  # the module's own limit of 131,072 characters is for no reason of ours
     line = 1
     try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+        source, quoting = io.StringIO(text, newline=""), csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
+        reader = csv.reader(source, delimiter=delimiter, quoting=quoting, strict=True)
         for cells in reader:
             yield line, cells
             line = reader.line_num + 1

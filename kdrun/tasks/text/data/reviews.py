@@ -1,9 +1,9 @@
 """4,000 sentences about films that this file generates from a small grammar: there is no download, and a run takes seconds.
 
-They are not written by people. Whether a sentence is for or against the film depends on its adjectives, on negation ("not", "it is
-not true that"), and on which clause of a contrast counts: "although A , B" and "A , but B" mean B, and "B , despite the fact that A"
-does, too. A model that only counts good and bad words is wrong in a good share of them. NOISE of the training labels are wrong on
-purpose, as labels by people are; those of the test sentences are right.
+They are not written by people. Whether a sentence is for or against the film depends on its adjectives, on negation ("not",
+"hardly"), and on which clause of a contrast counts: "although A , B", "A , but B" and "B , although A" all mean B. A model that only
+counts good and bad words is wrong in a third of them. NOISE of the training labels are wrong on purpose, as some labels by people
+are; those of the test sentences are right.
 """
 
 from __future__ import annotations
@@ -19,32 +19,30 @@ SEED = 21
 NOISE = 0.05
 LEAST, MOST = 5, 25  # words of a sentence
 
-ADJECTIVES = tuple(
-    words.split()
-    for words in (
-        "awful bland boring careless clumsy cold confusing dull empty forgettable hollow lazy lifeless messy "
-        "pointless predictable sloppy stale tedious tiresome ugly unconvincing weak wooden",
-        "bold brilliant charming clever convincing elegant engaging fresh funny gripping honest inspired "
-        "lively lovely moving original polished rich smart stunning superb tender warm witty",
-    )
-)
-VERBS = tuple(
-    words.split()
-    for words in (
-        "annoys bores disappoints drags fails irritates stumbles suffers",
-        "amuses captivates delights entertains excels shines surprises works",
-    )
+# Words against a film, and words for it.
+ADJECTIVES = (
+    ("awful", "bland", "boring", "clumsy", "cold", "dull", "empty", "hollow", "lazy", "messy", "stale", "tedious", "ugly", "weak"),
+    ("bold", "brilliant", "charming", "clever", "elegant", "fresh", "funny", "gripping", "honest", "lively", "lovely", "smart",
+     "superb", "warm"),
+)  # fmt: skip
+VERBS = (
+    ("annoys", "bores", "disappoints", "drags", "fails", "stumbles"),
+    ("amuses", "delights", "entertains", "excels", "shines", "works"),
 )
 ASPECTS = (
-    "acting camera cast comedy dialogue direction drama editing ending humour lighting lead music opening "
-    "pacing plot romance score script setting soundtrack story style villain"
-).split()
-OWNERS = ("", "", "", "of this film", "of the second half", "in the final act", "in every scene", "of the new version")
-DEGREES = ("", "", "very", "quite", "really", "so", "rather", "truly")
-NOT_IS = ("is not", "is never", "is hardly", "is anything but", "is far from")
-NOT_DOES = ("never", "hardly ever", "rarely")
-DENIALS = ("it is not true that", "nobody can say that", "i do not agree that")
-LEADS = ("", "", "", "in the end", "to be fair", "for me", "all in all", "as expected")
+    "acting", "camera", "cast", "comedy", "dialogue", "direction", "drama", "ending", "humour", "music", "opening", "pacing", "plot",
+    "romance", "score", "script", "story", "style",
+)  # fmt: skip
+OWNERS = ("", "", "", "", "of this film", "of the second half", "in the final act")
+DEGREES = ("", "", "", "very", "quite", "really", "so")
+NOT_IS = ("is not", "is never", "is hardly", "is far from")
+NOT_DOES = ("never", "hardly", "rarely")
+LEADS = ("", "", "", "", "in the end", "to be fair", "all in all")
+NEGATED = 0.2  # share of the clauses
+SINGLE, AGREEING = (
+    0.3,
+    0.35,
+)  # share of the sentences with one clause, and with two that agree; the others are contrasts
 
 
 class Writer:
@@ -58,32 +56,24 @@ class Writer:
 
     def clause(self, label: int) -> str:
         """A clause about one aspect that says `label`: a word of that side, or one of the other side and a negation."""
-        negated = self.random() < 0.4
+        negated = self.random() < NEGATED
         side = 1 - label if negated else label
         subject = f"the {self.pick(ASPECTS)} {self.pick(OWNERS)}"
         if self.random() < 0.25:
-            verb = self.pick(VERBS[side])
-            words = f"{subject} {self.pick(NOT_DOES) if negated else ''} {verb}"
-        elif negated and self.random() < 0.3:
-            words = f"{self.pick(DENIALS)} {subject} is {self.pick(DEGREES)} {self.pick(ADJECTIVES[side])}"
-        else:
-            words = (
-                f"{subject} {self.pick(NOT_IS) if negated else 'is'} {self.pick(DEGREES)} {self.pick(ADJECTIVES[side])}"
-            )
-        return words
+            return f"{subject} {self.pick(NOT_DOES) if negated else ''} {self.pick(VERBS[side])}"
+        verb = self.pick(NOT_IS) if negated else f"is {self.pick(DEGREES)}"
+        return f"{subject} {verb} {self.pick(ADJECTIVES[side])}"
 
     def sentence(self, label: int) -> str:
         """A sentence whose meaning is `label`: one clause, two that agree, or a contrast of which one clause counts."""
         main, kind = self.clause(label), self.random()
-        if kind < 0.2:
+        if kind < SINGLE:
             body = main
-        elif kind < 0.35:
+        elif kind < SINGLE + AGREEING:
             body = f"{main} and {self.clause(label)}"
         else:
             other = self.clause(1 - label)
-            body = self.pick(
-                (f"although {other} , {main}", f"{other} , but {main}", f"{main} , despite the fact that {other}")
-            )
+            body = self.pick((f"although {other} , {main}", f"{other} , but {main}", f"{main} , although {other}"))
         lead = self.pick(LEADS)
         return " ".join(f"{lead + ' ,' if lead else ''} {body} .".split())
 
