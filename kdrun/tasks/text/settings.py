@@ -73,6 +73,11 @@ def check(cfg: Any) -> None:
         raise KdrunError(
             f"dataset.task={cfg.task} has no effect on dataset={cfg.name}; use dataset=glue dataset.task={cfg.task}"
         )
+    if cfg.name == "reviews" and (cfg.root is not None or cfg.test == "validation"):
+        key, value = ("root", cfg.root) if cfg.root is not None else ("test", cfg.test)
+        raise KdrunError(
+            f"dataset.{key}={value} has no effect: the reviews are generated, with a test file; leave it out"
+        )
     if cfg.name != "text_files":
         _refuse_columns(cfg)
     elif cfg.text is None or cfg.target is None:

@@ -59,7 +59,9 @@ def samples(cfg: Any, outputs: str) -> Samples:
     task = str(glue_task(cfg))
     layout = TASKS[task]
     tables = {part: _table(path, task, layout) for part, path in _files(cfg, outputs).items()}
-    columns = Columns(layout.texts, layout.target, not layout.classes, layout.classes or None, empty=True)
+    columns = Columns(
+        layout.texts, layout.target, not layout.classes, layout.classes or None, own=False, empty=len(layout.texts) == 2
+    )
     return from_tables(tables, columns, cfg.test)
 
 

@@ -50,7 +50,9 @@ def vocabulary_size(cfg: Any) -> int:
     folder = _folder(cfg)
     if (folder / "tokenizer.json").is_file():
         content = _json(folder / "tokenizer.json")
-        vocab = content["model"]["vocab"]
+        vocab = content.get("model", {}).get("vocab")
+        if not vocab:
+            raise KdrunError(f"{folder / 'tokenizer.json'} has no vocabulary; save the tokenizer again")
         highest = len(vocab) - 1 if isinstance(vocab, list) else max(vocab.values(), default=-1)
         return 1 + max([highest, *(token["id"] for token in content.get("added_tokens") or [])])
     if (folder / "vocab.txt").is_file():
@@ -120,9 +122,12 @@ def _sha256(folder: Path) -> str:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise KdrunError(f"{path} cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise KdrunError(f"{path} is no JSON object; save the tokenizer again")
+    return content
 
 
 def _slow(folder: Path) -> Any:
