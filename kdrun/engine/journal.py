@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from kdrun.engine import board
 from kdrun.engine.build import Parts
 from kdrun.engine.failure import failure, plain
-from kdrun.engine.loop import Epoch, Progress
+from kdrun.engine.loop import Epoch, Progress, evaluate
 from kdrun.errors import KdrunError
 from kdrun.methods.base import Stage
 from kdrun.runs import folder as files
@@ -196,10 +196,23 @@ class RunJournal:
                 save_tensors(self.folder / f"{name}.safetensors", plain_state(model))
         save_tensors(self.folder / files.PREDICTIONS, test.predictions)
         self.record["student"]["sha256"] = weights_sha256(student)
-        self.record["details"] = self.task.details(test, self.parts.dataset)
+        self.record["details"] = self.task.details(test, self.parts.dataset) | self._details_of_methods()
         self.task.show(self.board, self.parts.dataset, test, self.progress.step)
         board.hyperparameters(self.board, self.record, self.progress.step)
         self.board.close()
+
+    def _details_of_methods(self) -> dict[str, Any]:
+        student, teacher = self.distillation.student.module, self.distillation.teacher
+        loader = self.parts.evals["test"]
+
+        def score(model: torch.nn.Module) -> float:
+            return evaluate(self.task, model, loader, self.compute.autocast).score
+
+        details = {
+            name: method.details(student, teacher and teacher.module, loader, score)
+            for name, method in self.distillation.methods.items()
+        }
+        return {name: values for name, values in details.items() if values}
 
     def _at(self, stage: str, inside: bool) -> None:
         """Training is in `stage`; `inside`: in the step after the last finished one; else in an evaluation."""

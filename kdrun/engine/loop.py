@@ -125,12 +125,12 @@ def train_epoch(
         distillation.set_progress(share)
         output, terms = distillation(batch, stage, weights)
         own = {name: weight_of(weights, name) for name in terms}
-        if any(own.values()):
-            total = weighted(terms, own)
+        total = weighted(terms, own) if any(own.values()) else None
+        if total is not None and (total.requires_grad or not stage.may_skip):
             optimizer.zero_grad(set_to_none=True)
             total.backward()
             optimizer.step()
-        else:  # schedules hold every term at 0 here: no step, because weight decay would change the weights
+        elif total is None:  # schedules hold every term at 0 here: no step, because weight decay would change the weights
             total = torch.zeros_like(next(iter(terms.values())))
         distillation.after_step(weights)
 

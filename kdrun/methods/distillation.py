@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,7 +38,11 @@ class Distillation(nn.Module):
         self.seed, self.supervised, self._data = seed, task, data
         self._differentiates = [name for name, (cls, _) in methods.items() if cls.teacher == "gradients"]
         self.wants_gradients = bool(self._differentiates)
-        self._taps = {name: _tap_names(name, settings.get("taps") or []) for name, (_, settings) in methods.items()}
+        self._taps = {
+            name: cls.choose_taps(_tap_names(name, settings.get("taps") or []), settings, student, teacher)
+            for name, (cls, settings) in methods.items()
+        }
+        self._rows = {name for name, (cls, _) in methods.items() if not cls.sequences}
         self._slices = _slices(self._taps)
         self.student = Tapped(student, [tap for taps, _ in self._taps.values() for tap in taps], autocast)
         self.student.second = self.wants_gradients
@@ -125,7 +130,7 @@ class Distillation(nn.Module):
         )
         terms = {"task": self.supervised(student.logits, batch) if task is None else task}
         for name, method in active.items():
-            views = self._view(name, student, 0), self._view(name, teacher, 1)
+            views = self._views(name, (student, teacher), batch.get("mask"))
             for term, value in scalars(name, method.loss(*views, batch)).items():
                 terms[f"{name}.{term}"] = value
         return student, {name: value.float() for name, value in terms.items()}
@@ -175,13 +180,18 @@ class Distillation(nn.Module):
         }
         return [name for name, own in mine.items() if any(own) or not own]
 
-    def _view(self, name: str, output: Output | None, side: int) -> Any:
+    def _views(self, name: str, outputs: tuple[Output, Output | None], mask: Tensor | None) -> tuple[Output, Any]:
+        """Both outputs as one method sees them."""
+        return self._view(name, outputs[0], 0, mask), self._view(name, outputs[1], 1, mask)
+
+    def _view(self, name: str, output: Output | None, side: int, mask: Tensor | None) -> Any:
         """The output as one method sees it. The teacher's output is detached if only other methods need gradients through the teacher."""
         if output is None:
             return None
         if side == 1 and self.wants_gradients and name not in self._differentiates:
             output = output.detach()
-        return self._own(name, output, side)
+        output = self._own(name, output, side)
+        return tokens(output, mask) if mask is not None and name in self._rows else output
 
     def _own(self, name: str, output: Output, side: int) -> Output:
         """The output with the taps of one method only; `again` gives such outputs too."""
@@ -194,15 +204,15 @@ class Distillation(nn.Module):
         def side(index: int, tapped: Tapped | None, output: Output | None) -> Any:
             if tapped is None or output is None:
                 return None
-            shapes = [tuple(tap.shape) for tap in self._view(name, output, index).taps]
-            return Side(shapes, tuple(output.logits.shape), lambda tap: tapped.until(tap, self._data.example))
+            shapes = [tuple(tap.shape) for tap in self._view(name, output, index, self._data.mask).taps]
+            logits = tuple(output.logits.shape)
+            return Side(shapes, logits, lambda tap: tapped.until(tap, self._data.example), tapped.module)
 
         def run(batch: Batch) -> tuple[Output, Any]:
-            student, teacher = self.run(batch)
-            return self._view(name, student, 0), self._view(name, teacher, 1)
+            return self._views(name, self.run(batch), batch.get("mask"))
 
         def run_teacher(batch: Batch) -> Output:
-            return self._view(name, self._run_teacher(batch["input"]), 1)
+            return self._view(name, self._run_teacher(batch["input"]), 1, batch.get("mask"))
 
         sides = side(0, self.student, outputs[0]), side(1, self.teacher, outputs[1])
         return Pair(*sides, self._data, self._taps[name], run, run_teacher, self._make_peer, self.supervised)
@@ -233,6 +243,15 @@ def _check_kind(name: str, cls: type[Method], data: DataFacts) -> None:
         raise KdrunError(
             f"method '{name}' needs gradients with respect to the input, which is {kind} here; choose another method"
         )
+
+
+def tokens(output: Output, mask_BT: Tensor) -> Output:
+    """The output with its sequences (B, T, D) as rows of their tokens (tokens, D), without padding."""
+
+    def rows(taps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(tap[mask_BT] if tap.ndim == 3 and tap.shape[:2] == mask_BT.shape else tap for tap in taps)
+
+    return dataclasses.replace(output, taps=rows(output.taps), live=rows(output.live))
 
 
 def _slices(taps: Mapping[str, tuple[list[str], list[str]]]) -> dict[str, tuple[slice, slice]]:
