@@ -45,7 +45,9 @@ def _in_package(place: str) -> Path:
         if folder.is_dir():
             return folder
     if spec is None:
-        raise KdrunError(f"{PACKAGE}{place}: no Python package '{name}' is installed; pip install {name.replace('_', '-')}")
+        raise KdrunError(
+            f"{PACKAGE}{place}: no Python package '{name}' is installed; pip install {name.replace('_', '-')}"
+        )
     raise KdrunError(f"{PACKAGE}{place}: the package {name} has no folder '{inside}'")
 
 

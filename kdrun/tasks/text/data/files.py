@@ -137,7 +137,8 @@ def _cells(path: Path, text: str, delimiter: str, plain: bool) -> Iterator[tuple
     limit = csv.field_size_limit(len(text) + 1)  # the module's own limit of 131,072 characters is for no reason of ours
     line = 1
     try:
-        source, quoting = io.StringIO(text, newline=""), csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
+        source: Any = io.StringIO(text, newline="")
+        quoting: Any = csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
         reader = csv.reader(source, delimiter=delimiter, quoting=quoting, strict=True)
         for cells in reader:
             yield line, cells

@@ -67,11 +67,14 @@ def read(cfg: Any, outputs: str) -> Samples:
 
 
 def summary(cfg: Any, outputs: str) -> dict[str, Any]:
-    """{"checksum", "train", "test"}: sha256 and rows. Kept in a file until a setting, or a file's size or time, changes."""
+    """{"checksum", "train", "test", "validation"}: sha256 and rows (0: no such file, or it reports). Kept in a file until a setting, or a file's size or time, changes."""
 
     def content() -> dict[str, Any]:
         samples = read(cfg, outputs)
-        return {"checksum": samples.checksum(), "train": len(samples.train.texts), "test": len(samples.test.texts)}
+        return {
+            "checksum": samples.checksum(), "train": len(samples.train.texts), "test": len(samples.test.texts),
+            "validation": len(samples.validation.texts) if samples.validation else 0,
+        }  # fmt: skip
 
     settings = [getattr(cfg, key) for key in ("name", "task", "target", "numbers", "test", *COLUMNS)]
     key = [settings, _source(cfg).listing(cfg, outputs)]
