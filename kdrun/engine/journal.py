@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from kdrun.engine import board
 from kdrun.engine.build import Parts
 from kdrun.engine.failure import failure, plain
-from kdrun.engine.loop import Epoch, Progress
+from kdrun.engine.loop import Epoch, Progress, evaluate
 from kdrun.errors import KdrunError
 from kdrun.methods.base import Stage
 from kdrun.runs import folder as files
@@ -94,6 +94,13 @@ class RunJournal:
     def teacher(self, entry: dict[str, Any], evaluation: Evaluation) -> None:
         """The teacher is ready: what the record says of it, and what it scored on the test set."""
         self.record["teacher"], self.teacher_evaluation = entry, evaluation
+
+    def start_student(self, config: Any) -> None:
+        """Give the student what it takes from the trained teacher."""
+        student, teacher = self.distillation.student.module, self.distillation.teacher
+        assert teacher is not None
+        if self.task.start(config, student, teacher.module):
+            self.record["student"]["init_sha256"] = weights_sha256(plain_state(student))
 
     def begin(self, config: Any) -> Progress:
         """Go on with what was trained before, or start: from here on the record is this run's."""
@@ -195,11 +202,27 @@ class RunJournal:
             if name != "student":
                 save_tensors(self.folder / f"{name}.safetensors", plain_state(model))
         save_tensors(self.folder / files.PREDICTIONS, test.predictions)
+        for name, text in self.task.files(self.parts.dataset, self.distillation.student.module).items():
+            (self.folder / files.TASK).mkdir(exist_ok=True)
+            save_text(self.folder / files.TASK / name, text)
         self.record["student"]["sha256"] = weights_sha256(student)
-        self.record["details"] = self.task.details(test, self.parts.dataset)
+        self.record["details"] = self.task.details(test, self.parts.dataset) | self._details_of_methods()
         self.task.show(self.board, self.parts.dataset, test, self.progress.step)
         board.hyperparameters(self.board, self.record, self.progress.step)
         self.board.close()
+
+    def _details_of_methods(self) -> dict[str, Any]:
+        student, teacher = self.distillation.student.module, self.distillation.teacher
+        loader = self.parts.evals["test"]
+
+        def score(model: torch.nn.Module) -> float:
+            return evaluate(self.task, model, loader, self.compute.autocast).score
+
+        details = {
+            name: method.details(student, teacher and teacher.module, loader, score)
+            for name, method in self.distillation.methods.items()
+        }
+        return {name: values for name, values in details.items() if values}
 
     def _at(self, stage: str, inside: bool) -> None:
         """Training is in `stage`; `inside`: in the step after the last finished one; else in an evaluation."""

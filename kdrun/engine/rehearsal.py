@@ -21,6 +21,7 @@ from kdrun.methods.base import Batch, Stage
 from kdrun.methods.distillation import Distillation
 from kdrun.methods.taps import first_rows
 
+TRIES = 64  # at a step that has a gradient, in a stage that may skip steps
 SAMPLES = 8  # that a stage is rehearsed on, or fewer where training will meet a smaller batch
 
 
@@ -71,7 +72,7 @@ class Rehearsal:
 
 def rehearse(
     distillation: Distillation,
-    train: Any,  # kdrun.tasks.image.data.loader.Loader
+    train: Any,  # kdrun.tasks.base.Loader
     recipe: Recipe,
     weights: Mapping[str, float],
     dataset: str,
@@ -151,6 +152,12 @@ class _Pass:
         enter(self.distillation, stage)
         self.distillation.begin_epoch(number, 0)
         _, terms = self.distillation(batch, stage)
+        for _ in range(
+            TRIES if stage.may_skip else 0
+        ):  # a step without gradient says nothing; the next one may have it
+            if any(value.requires_grad for value in terms.values()):
+                break
+            _, terms = self.distillation(batch, stage)
         self.terms.update(terms)
         if not terms:
             raise KdrunError(f"stage {stage.name} has no loss: there is nothing to train on")

@@ -37,12 +37,26 @@ class Method(nn.Module):
     needs_input_gradients = (
         False  # True: inputs must be numbers that a gradient can be taken of; so it is with teacher = "gradients"
     )
+    # True: taps of sequences come as (B, T, D), and the method itself leaves out padding (batch["mask"] is True where a token is none).
+    # False: where a batch has a mask, they come as rows of its tokens (tokens, D), so that padding never counts.
+    sequences = False
     generator: torch.Generator  # the random generator of the method, on the device; it gets a new seed every epoch
     optimizer: Mapping[str, float] = MappingProxyType({})  # lr and weight_decay of its layers, if not the recipe's
     progress = 0.0  # how far training of the stage is, from 0 to 1, at this step
 
     def build(self, pair: Pair) -> None:
         """Keep the hyper-parameters (keyword-only arguments; the yaml gives their values) and make layers of the sizes in `pair`."""
+
+    @classmethod
+    def choose_taps(
+        cls,
+        taps: tuple[list[str], list[str]],
+        settings: Mapping[str, Any],
+        student: nn.Module,
+        teacher: nn.Module | None,
+    ) -> tuple[list[str], list[str]]:
+        """The taps of student and teacher; `taps` are those of the yaml. A method that maps layers on layers chooses them here."""
+        return taps
 
     def loss(self, student: Output, teacher: Any, batch: Batch) -> Terms:
         """Unweighted scalars by term. `teacher` is an Output, or None if `Method.teacher` is none or fresh."""
@@ -63,6 +77,15 @@ class Method(nn.Module):
         """More models to evaluate after each epoch, by name (peers)."""
         return {}
 
+    def details(
+        self, student: nn.Module, teacher: nn.Module | None, test: Any, score: Callable[[nn.Module], float]
+    ) -> dict[str, Any]:
+        """What the record shows of the trained student beside its scores, in `details` under the name of the method.
+
+        `test`: the batches of the test set (kdrun.tasks.base.Loader). `score`: the first metric of a model on it.
+        """
+        return {}
+
     def stages(self, pair: Pair, distil: Stage) -> list[Stage]:
         """The stages of training; `distil`, the default, trains the student and the methods' layers on every loss."""
         return [distil]
@@ -79,6 +102,9 @@ class Stage:
     evaluates: dict[str, nn.Module] = field(default_factory=dict)
     # Overrides of the recipe; epochs is a share of the epochs of the recipe.
     settings: dict[str, Any] = field(default_factory=dict)
+    may_skip: bool = (
+        False  # True: a step may have no gradient, because nothing that it trains took part; the step changes nothing
+    )
     owner: str = ""  # the method that the stage belongs to; set by the Distillation, which puts it in front of the terms of the stage
 
 
@@ -89,6 +115,7 @@ class Side:
     shapes: list[tuple[int, ...]]  # one per tap, in the order of the taps, with a batch of 2: (2, C, H, W) or (2, D)
     logits: tuple[int, ...]  # of the output, with a batch of 2
     until: Callable[[str], list[nn.Module]]  # tap -> the modules that fire before it
+    module: nn.Module  # the model itself
 
 
 @dataclass
@@ -100,6 +127,7 @@ class DataFacts:
     classes: int  # how many numbers a model gives for one sample
     example: Any  # two inputs
     preprocessing: Mapping[str, Any] = field(default_factory=dict)  # of the task; of images: size, mean, std
+    mask: Tensor | None = None  # (2, T) bool of the example where inputs are padded: True where a token is no padding
 
     @property
     def device(self) -> torch.device:

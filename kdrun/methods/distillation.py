@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -34,10 +35,14 @@ class Distillation(nn.Module):
         fresh: Callable[[int], nn.Module] | None = None,
     ):
         super().__init__()
-        self.seed, self.supervised, self._data = seed, task, data
+        self.seed, self.supervised, self.data = seed, task, data
         self._differentiates = [name for name, (cls, _) in methods.items() if cls.teacher == "gradients"]
         self.wants_gradients = bool(self._differentiates)
-        self._taps = {name: _tap_names(name, settings.get("taps") or []) for name, (_, settings) in methods.items()}
+        self._taps = {
+            name: cls.choose_taps(_tap_names(name, settings.get("taps") or []), settings, student, teacher)
+            for name, (cls, settings) in methods.items()
+        }
+        self._rows = {name for name, (cls, _) in methods.items() if not cls.sequences}
         self._slices = _slices(self._taps)
         self.student = Tapped(student, [tap for taps, _ in self._taps.values() for tap in taps], autocast)
         self.student.second = self.wants_gradients
@@ -46,6 +51,8 @@ class Distillation(nn.Module):
             tapped = Tapped(teacher, [tap for _, taps in self._taps.values() for tap in taps], autocast)
             tapped.second = self.wants_gradients
             self._teacher.append(tapped.requires_grad_(False).eval())
+        # The teacher's logits on every training sample (train_n, ...), where these are all that methods need: it then never runs.
+        self.kept: Tensor | None = None
         self._make_peer = lambda i: Tapped(_required(fresh)(i), (), autocast)
         self.methods: Mapping[str, Method] = nn.ModuleDict()  # type: ignore[assignment]
         self._build(methods)
@@ -55,10 +62,10 @@ class Distillation(nn.Module):
         self._in_eval = [m for m in self.modules() if not m.training and m not in ignored]
 
     def _build(self, methods: Mapping[str, tuple[type[Method], Mapping[str, Any]]]) -> None:
-        outputs = dry_run(self.student, self._data.example), None
+        outputs = dry_run(self.student, self.data.example), None
         if self.teacher is not None:
-            outputs = outputs[0], dry_run(self.teacher, self._data.example)
-        pairs, device = {}, device_of(self._data.example)
+            outputs = outputs[0], dry_run(self.teacher, self.data.example)
+        pairs, device = {}, device_of(self.data.example)
         for name, (cls, settings) in methods.items():
             if cls.teacher not in TEACHERS:
                 raise KdrunError(f"method {name} has teacher = {cls.teacher!r}. {choices(str(cls.teacher), TEACHERS)}")
@@ -66,7 +73,7 @@ class Distillation(nn.Module):
                 raise KdrunError(
                     f"method '{name}' needs a teacher, and this run has teacher=none; set teacher=MODEL, or method=none"
                 )
-            _check_kind(name, cls, self._data)
+            _check_kind(name, cls, self.data)
             pairs[name] = pair = self._pair(name, outputs)
             torch.manual_seed(
                 stream(self.seed, "method", name)
@@ -103,7 +110,7 @@ class Distillation(nn.Module):
     @property
     def example(self) -> Any:
         """Two inputs, as the models take them."""
-        return self._data.example
+        return self.data.example
 
     @property
     def teacher(self) -> Tapped | None:
@@ -125,7 +132,7 @@ class Distillation(nn.Module):
         )
         terms = {"task": self.supervised(student.logits, batch) if task is None else task}
         for name, method in active.items():
-            views = self._view(name, student, 0), self._view(name, teacher, 1)
+            views = self._views(name, (student, teacher), batch.get("mask"))
             for term, value in scalars(name, method.loss(*views, batch)).items():
                 terms[f"{name}.{term}"] = value
         return student, {name: value.float() for name, value in terms.items()}
@@ -138,12 +145,23 @@ class Distillation(nn.Module):
         x = batch["input"]
         if self.wants_gradients:
             x = x.detach().requires_grad_(True)
-        teacher = self._run_teacher(x) if self.teacher is not None and taught else None
+        teacher = self._run_teacher(x, batch["index"]) if self.teacher is not None and taught else None
         return self.student(x), teacher
 
-    def _run_teacher(self, x: Any) -> Output:
+    def _run_teacher(self, x: Any, index_B: Tensor) -> Output:
+        if self.kept is not None:
+            return Output(self.kept[index_B], (), (), x, self._teacher[0])
         with torch.set_grad_enabled(self.wants_gradients and torch.is_grad_enabled()):
             return self._teacher[0](x)
+
+    @property
+    def needs_logits_alone(self) -> bool:
+        """Whether the teacher's logits on training samples are all that the methods need of it."""
+        taught = [name for name, method in self.methods.items() if method.teacher in ("outputs", "gradients")]
+        return bool(taught) and all(
+            self.methods[name].teacher == "outputs" and self.methods[name].distils and not self._taps[name][1]
+            for name in taught
+        )
 
     def begin_epoch(self, stage: int, epoch: int) -> None:
         """Give new seeds to dropout and to the generator of each method. So no state of a generator must be saved."""
@@ -175,13 +193,18 @@ class Distillation(nn.Module):
         }
         return [name for name, own in mine.items() if any(own) or not own]
 
-    def _view(self, name: str, output: Output | None, side: int) -> Any:
+    def _views(self, name: str, outputs: tuple[Output, Output | None], mask: Tensor | None) -> tuple[Output, Any]:
+        """Both outputs as one method sees them."""
+        return self._view(name, outputs[0], 0, mask), self._view(name, outputs[1], 1, mask)
+
+    def _view(self, name: str, output: Output | None, side: int, mask: Tensor | None) -> Any:
         """The output as one method sees it. The teacher's output is detached if only other methods need gradients through the teacher."""
         if output is None:
             return None
         if side == 1 and self.wants_gradients and name not in self._differentiates:
             output = output.detach()
-        return self._own(name, output, side)
+        output = self._own(name, output, side)
+        return tokens(output, mask) if mask is not None and name in self._rows else output
 
     def _own(self, name: str, output: Output, side: int) -> Output:
         """The output with the taps of one method only; `again` gives such outputs too."""
@@ -194,18 +217,18 @@ class Distillation(nn.Module):
         def side(index: int, tapped: Tapped | None, output: Output | None) -> Any:
             if tapped is None or output is None:
                 return None
-            shapes = [tuple(tap.shape) for tap in self._view(name, output, index).taps]
-            return Side(shapes, tuple(output.logits.shape), lambda tap: tapped.until(tap, self._data.example))
+            shapes = [tuple(tap.shape) for tap in self._view(name, output, index, self.data.mask).taps]
+            logits = tuple(output.logits.shape)
+            return Side(shapes, logits, lambda tap: tapped.until(tap, self.data.example), tapped.module)
 
         def run(batch: Batch) -> tuple[Output, Any]:
-            student, teacher = self.run(batch)
-            return self._view(name, student, 0), self._view(name, teacher, 1)
+            return self._views(name, self.run(batch), batch.get("mask"))
 
         def run_teacher(batch: Batch) -> Output:
-            return self._view(name, self._run_teacher(batch["input"]), 1)
+            return self._view(name, self._run_teacher(batch["input"], batch["index"]), 1, batch.get("mask"))
 
         sides = side(0, self.student, outputs[0]), side(1, self.teacher, outputs[1])
-        return Pair(*sides, self._data, self._taps[name], run, run_teacher, self._make_peer, self.supervised)
+        return Pair(*sides, self.data, self._taps[name], run, run_teacher, self._make_peer, self.supervised)
 
 
 TEACHERS = ("none", "outputs", "gradients", "fresh")
@@ -233,6 +256,15 @@ def _check_kind(name: str, cls: type[Method], data: DataFacts) -> None:
         raise KdrunError(
             f"method '{name}' needs gradients with respect to the input, which is {kind} here; choose another method"
         )
+
+
+def tokens(output: Output, mask_BT: Tensor) -> Output:
+    """The output with its sequences (B, T, D) as rows of their tokens (tokens, D), without padding."""
+
+    def rows(taps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(tap[mask_BT] if tap.ndim == 3 and tap.shape[:2] == mask_BT.shape else tap for tap in taps)
+
+    return dataclasses.replace(output, taps=rows(output.taps), live=rows(output.live))
 
 
 def _slices(taps: Mapping[str, tuple[list[str], list[str]]]) -> dict[str, tuple[slice, slice]]:

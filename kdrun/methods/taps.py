@@ -30,10 +30,24 @@ class Output:
         return Output(self.logits.detach(), taps, live, self.input, self.again)
 
 
-def paths(model: nn.Module) -> dict[str, str]:
-    """The names that a model declares for its taps: {"pooled": "head:in"}."""
+@dataclass(frozen=True)
+class Derived:
+    """A tap that is computed from the outputs of several modules: `function(*outputs)`, such as attention scores from queries and keys."""
+
+    paths: tuple[str, ...]  # as those of plain taps, with :in for an input
+    function: Callable[..., Tensor]
+
+
+def paths(model: nn.Module) -> dict[str, str | Derived]:
+    """The names that a model declares for its taps: {"pooled": "head:in", "cls": Derived(("layer3",), first_token)}."""
     declared = getattr(model, "taps", {})
     return dict(declared) if isinstance(declared, dict) else {}
+
+
+def parts(model: nn.Module, tap: str) -> tuple[str, ...]:
+    """The modules that a tap is made of, as paths."""
+    path = paths(model).get(tap, tap)
+    return path.paths if isinstance(path, Derived) else (path,)
 
 
 class Tapped(nn.Module):
@@ -51,7 +65,10 @@ class Tapped(nn.Module):
         self._caught: dict[str, tuple[Tensor, int]] = {}
         self._armed = False  # the hooks catch only during forward, not if the module is called by itself
         self._cloned: set[str] = set()
-        self._handles = [self._hook(name) for name in dict.fromkeys(self.names)]
+        self._taps = {name: parts(module, name) for name in self.names}
+        self._handles = [
+            self._hook(path, name) for path, name in {p: n for n, ps in self._taps.items() for p in ps}.items()
+        ]
 
     def forward(self, x: Any) -> Output:
         raw = self._run(x)
@@ -63,12 +80,12 @@ class Tapped(nn.Module):
         if changed:  # first seen in the dry run, before the training
             self._cloned.update(changed)
             raw = self._run(x)
-        missing = [name for name in self.names if name not in self._caught]
+        missing = [name for name, made_of in self._taps.items() if any(path not in self._caught for path in made_of)]
         if missing:
             raise KdrunError(
                 f"tap '{missing[0]}' did not fire: the forward pass of {self._kind()} does not use that module"
             )
-        live = tuple(self._caught[name][0] for name in self.names)
+        live = tuple(self._value(name) for name in self.names)
         self._caught.clear()
         return Output(as_float(raw), tuple(as_float(tap) for tap in live), live, x, self.forward)
 
@@ -87,8 +104,15 @@ class Tapped(nn.Module):
         finally:
             self._armed = False
 
-    def _hook(self, name: str) -> Any:
-        path, _, side = paths(self.module).get(name, name).partition(":")
+    def _value(self, name: str) -> Tensor:
+        """What a tap gives in this forward pass, as the model made it."""
+        values = [self._caught[path][0] for path in self._taps[name]]
+        path = paths(self.module).get(name)
+        return path.function(*values) if isinstance(path, Derived) else values[0]
+
+    def _hook(self, whole: str, name: str) -> Any:
+        """Catch what the module of the path `whole` gives; `name`: a tap that wants it, for messages."""
+        path, _, side = whole.partition(":")
         modules = dict(self.module.named_modules())
         if path not in modules or side not in ("", "in"):
             known = [*paths(self.module), *(key for key in modules if key)]
@@ -101,12 +125,12 @@ class Tapped(nn.Module):
             if not self._armed:
                 return
             value = value[0] if isinstance(value, (tuple, list)) else value
-            if name in self._caught:
+            if whole in self._caught:
                 raise KdrunError(
                     f"tap '{name}' fired twice in one forward pass of {self._kind()}: tap a module that is used once"
                 )
-            value = value.clone() if name in self._cloned else value
-            self._caught[name] = (value, 0 if value.is_inference() else value._version)
+            value = value.clone() if whole in self._cloned else value
+            self._caught[whole] = (value, 0 if value.is_inference() else value._version)
 
         if side == "in":
             return modules[path].register_forward_pre_hook(lambda _, args: catch(args))
@@ -117,7 +141,7 @@ class Tapped(nn.Module):
 
     def until(self, tap: str, example: Any) -> list[nn.Module]:
         """The modules with parameters or buffers that run before `tap`, in this order: for example "the student up to the hint"."""
-        path, _, side = paths(self.module).get(tap, tap).partition(":")
+        path, _, side = parts(self.module, tap)[-1].partition(":")
         target = self.module.get_submodule(path)
         fired: list[nn.Module] = []
         reached: list[bool] = []

@@ -76,11 +76,17 @@ def read(cfg: Any, outputs: str) -> Samples:
 
 
 def summary(cfg: Any, outputs: str) -> dict[str, Any]:
-    """{"checksum", "train", "test"}: sha256 and rows. Kept in a file until a setting, or a file's size or time, changes."""
+    """{"checksum", "train", "test", "validation"}: sha256 and rows (0: no such file, or it reports).
+
+    It is kept in a file until a setting, or a file's size or time, changes.
+    """
 
     def content() -> dict[str, Any]:
         samples = read(cfg, outputs)
-        return {"checksum": samples.checksum(), "train": len(samples.train.texts), "test": len(samples.test.texts)}
+        return {
+            "checksum": samples.checksum(), "train": len(samples.train.texts), "test": len(samples.test.texts),
+            "validation": len(samples.validation.texts) if samples.validation else 0,
+        }  # fmt: skip
 
     settings = [getattr(cfg, key) for key in ("name", "task", "target", "numbers", "test", *COLUMNS)]
     key = json.dumps(

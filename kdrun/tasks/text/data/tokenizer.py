@@ -12,6 +12,7 @@ from typing import Any
 
 from kdrun.errors import KdrunError
 from kdrun.tasks import cache
+from kdrun.tasks.text.pretrained import folder_of
 
 TRAINED = "trained"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -95,11 +96,7 @@ def _folder(cfg: Any) -> Path:
         raise KdrunError(
             "dataset.tokenizer is null, and no pretrained model gives one: dataset.tokenizer=FOLDER of a model, or trained"
         )
-    folder = Path(cfg.tokenizer).expanduser()
-    if not folder.is_dir():
-        from kdrun.tasks.text.pretrained import folder_of
-
-        folder = folder_of(cfg.tokenizer, cfg.revision, cfg.local_files_only)
+    folder = folder_of(cfg.tokenizer, cfg.revision, cfg.local_files_only)
     if not any((folder / name).is_file() for name in ("tokenizer.json", *VOCABULARIES)):
         raise KdrunError(f"dataset.tokenizer={cfg.tokenizer}: {folder} has no tokenizer.json and no vocab.txt")
     return folder
