@@ -46,7 +46,7 @@ class Data(schema.Data):
 
 def glue_task(cfg: Any) -> str | None:
     """The GLUE task that a dataset is; None where it is none."""
-    return "sst2" if cfg.name == "sst2" else cfg.task
+    return {"sst2": "sst2", "glue": cfg.task}.get(cfg.name)
 
 
 def is_regression(cfg: Any) -> bool:

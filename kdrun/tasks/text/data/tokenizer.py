@@ -72,12 +72,11 @@ def load(cfg: Any, outputs: str, checksum: str, texts: Iterable[str]) -> Loaded:
         tokenizer = _trained(cfg.vocabulary, outputs, checksum, texts)
         sha256 = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
     else:
-        file = folder / "tokenizer.json"
+        sha256, file = _sha256(folder), folder / "tokenizer.json"
         try:
             tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else _slow(folder)
         except Exception as error:  # the tokenizers library raises Exception itself
             raise KdrunError(f"{file} is no tokenizer that the tokenizers library reads ({error})") from error
-        sha256 = _sha256(folder)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     pad, mask = _role(folder, tokenizer, "pad_token", PADS), _role(folder, tokenizer, "mask_token", MASKS)
