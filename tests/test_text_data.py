@@ -256,9 +256,9 @@ def test_a_holdout_is_stratified_and_replaces_the_validation_file(folder, output
         assert torch.equal(split.starts, whole.starts)
     assert dataset.notes == ["dev.tsv is not used: dataset.holdout=2 takes that many rows out of the training file"]
     assert data.checksum(config(folder, holdout=2), outputs) == data.checksum(config(folder), outputs)
-    with pytest.raises(KdrunError, match="dataset.holdout=6 must lie between 0 and 5"):
+    with pytest.raises(KdrunError, match=r"dataset.holdout=6 must lie between 0 and 5"):
         data.load(config(folder, holdout=6), outputs)
-    with pytest.raises(KdrunError, match="leaves no training texts of class (bad|good)"):
+    with pytest.raises(KdrunError, match=r"leaves no training texts of class (bad|good)"):
         data.load(config(folder, holdout=5), outputs)
 
 
@@ -284,13 +284,13 @@ HEADER = "sentence,label\n"
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("sentense,label\na,1\nb,0\n", r"train.csv has no column 'sentence'. Did you mean sentense\? Choices: label, sentense \(dataset.text"),
+        ("sentense,label\na,1\nb,0\n", r"train.csv has no column 'sentence'. Did you mean sentense\? Choices: label, .*\(dataset.text"),
         ("sentence,lable\na,1\nb,0\n", r"train.csv has no column 'label'. Did you mean lable\?.*\(dataset.target=COLUMN"),
         ("sentence,sentence,label\na,b,1\n", "train.csv has two columns 'sentence'"),
         ("sentence,label,label\na,b,1\n", "train.csv has two columns 'label'"),
         (HEADER + "a,1\n  ,0\n", r"train.csv:3 has an empty text \(column 'sentence'\)"),
         (HEADER + "a,1\nb,\n", "train.csv:3 has no label"),
-        (HEADER + "a,1\nb,c,0\n", r"train.csv:3 has 3 cells, the header has 2 \(sentence, label\): a text with commas must stand in quotes"),
+        (HEADER + "a,1\nb,c,0\n", r"train.csv:3 has 3 cells, the header has 2 .*: a text with commas must stand in quotes"),
         (HEADER + "a,1\n\nb\n", "train.csv:4 has 1 cell, the header has 2"),
         (HEADER + 'a,1\n"b,0\nc,1\n', "train.csv:3 is not CSV .a quote is never closed"),
         (HEADER + 'a,1\n"b"c,0\n', "train.csv:3 is not CSV"),
@@ -624,7 +624,7 @@ def test_tokens_are_kept_and_a_broken_file_is_made_anew(folder, outputs, monkeyp
 
 def test_tokens_are_made_anew_for_another_tokenizer_length_or_text(folder, outputs) -> None:
     counts = []
-    for changes in ({}, {"max_length": 8}, {"vocabulary": 90}):
+    for changes in ({}, {"max_length": 8}, {"vocabulary": 70}):
         data.load(config(folder, **changes), outputs)
         counts.append(len(list(Path(outputs).rglob("*.safetensors"))))
     write(folder / "test.tsv", DEV[:2])
@@ -690,7 +690,7 @@ def test_a_folder_without_a_tokenizer(folder, outputs, tmp_path, content, messag
 
 
 def test_a_tokenizer_must_be_named_and_must_pad(folder, outputs, tmp_path) -> None:
-    with pytest.raises(KdrunError, match="dataset.tokenizer is null, and no pretrained model gives one"):
+    with pytest.raises(KdrunError, match=r"dataset.tokenizer is null, and no pretrained model gives one"):
         data.load(config(folder, tokenizer=None), outputs)
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -706,11 +706,13 @@ def test_plans_need_no_torch(folder, outputs) -> None:
     code = (
         "import sys\nfrom kdrun.tasks.text import data\nfrom kdrun.tasks.text.settings import Data\n"
         "cfg = Data(name='text_files', root=sys.argv[1], text='sentence', target='label', tokenizer='trained')\n"
-        "print(data.checksum(cfg, sys.argv[2])[:4], data.sizes(cfg, sys.argv[2]), data.vocabulary_size(cfg), data.tokenizer_identity(cfg))\n"
+        "print(data.checksum(cfg, sys.argv[2])[:4], data.sizes(cfg, sys.argv[2]))\n"
+        "print(data.vocabulary_size(cfg), data.tokenizer_identity(cfg))\n"
         "print({'torch', 'numpy', 'transformers', 'tokenizers'} & set(sys.modules))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(folder), outputs], capture_output=True, text=True, check=True
     )
-    assert done.stdout.splitlines()[0].endswith("(6, 2) 4096 {'trained': 4096}")
-    assert done.stdout.splitlines()[1] == "set()"
+    first, *others = done.stdout.splitlines()
+    assert first.endswith("(6, 2)")
+    assert others == ["4096 {'trained': 4096}", "set()"]
