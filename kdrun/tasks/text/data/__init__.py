@@ -30,9 +30,9 @@ def sizes(cfg: Any, outputs: str) -> tuple[int, int]:
 
 
 def has_holdout(cfg: Any, outputs: str) -> bool:
-    """Whether there are texts to choose an epoch on: dataset.holdout, or a validation file that does not report."""
+    """Whether there are texts to choose an epoch on: a validation file that does not report, or rows taken out of train."""
     check(cfg)
-    return bool(cfg.holdout) or summary(cfg, outputs)["validation"] > 0
+    return bool(cfg.holdout or summary(cfg, outputs)["validation"])
 
 
 def load(cfg: Any, outputs: str) -> TextDataset:

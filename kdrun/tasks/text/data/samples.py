@@ -78,7 +78,7 @@ def read(cfg: Any, outputs: str) -> Samples:
 def summary(cfg: Any, outputs: str) -> dict[str, Any]:
     """{"checksum", "train", "test", "validation"}: sha256 and rows (0: no such file, or it reports).
 
-    It is kept in a file until a setting, or a file's size or time, changes.
+    Kept in a file until a setting, or a file's size or time, changes.
     """
 
     def content() -> dict[str, Any]:
