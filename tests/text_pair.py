@@ -19,14 +19,17 @@ NARROW, WIDER = 48, 96  # both a multiple of 48, the relation heads of minilmv2
 def encoder(width: int = NARROW, layers: int = 2, seed: int = 0, heads: int = 2) -> nn.Module:
     """A BERT without dropout, in train mode."""
     pytest.importorskip("transformers")
-    from transformers import BertConfig, BertForSequenceClassification
+    from kdrun.tasks.text.models.hf import hf_text
 
     torch.manual_seed(seed)
-    config = BertConfig(
-        vocab_size=VOCABULARY, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=64,
-        max_position_embeddings=64, num_labels=CLASSES, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.2,
+    model = hf_text(
+        CLASSES, vocab_size=VOCABULARY, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=64,
+        max_position_embeddings=64, dropout=0.0,
     )  # fmt: skip
-    return tapped(BertForSequenceClassification(config).train())
+    for name, weight in model.named_parameters():  # 0.02 as published gives nearly equal states, in which little can be seen
+        if weight.ndim == 2 and "embeddings" not in name:
+            nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+    return model.train()
 
 
 def teacher_of() -> nn.Module:

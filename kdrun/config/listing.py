@@ -15,6 +15,7 @@ FAMILIES = {
     "logits": "predictions",
     "features": "feature maps and embeddings",
     "relations": "relations between images",
+    "transformers": "layers of transformers",
     "gradients": "gradients and attacked images",
     "online": "peers that learn together",
 }

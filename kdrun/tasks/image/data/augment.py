@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdrun.errors import KdrunError, choices
-from kdrun.methods.counters import GOLDEN, mix, signed
+from kdrun.tasks.draws import bits
 
 CROPS = ("zero", "reflect", "none")
 
@@ -27,18 +27,6 @@ class Augment:
             raise KdrunError(f"crop={self.crop} is unknown. {choices(self.crop, CROPS)}")
         if self.padding < 0:
             raise KdrunError(f"padding={self.padding} must be 0 or more (pixels on each side; crop=none pads nothing)")
-
-
-def bits(seed: int, epoch: int, index_B: Tensor, draw: int) -> Tensor:
-    """64 random bits for each index, int64 (B,): the `draw`-th word of (seed, epoch, index).
-
-    SplitMix64 (https://doi.org/10.1145/2660193.2660195) as a hash of counters. Integer arithmetic that wraps around,
-    so the CPU and a GPU agree, whatever the order or the batch.
-    """
-    key = seed
-    for part in (epoch, draw):
-        key = signed(mix(key + (part + 1) * GOLDEN))
-    return mix(index_B * GOLDEN + key)
 
 
 def augment(
