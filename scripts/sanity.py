@@ -23,8 +23,9 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from kdrun.config.checks import validate
+from kdrun.config.listing import methods_of_every_task
 from kdrun.config.nodes import register_nodes
-from kdrun.config.schema import Config, conf_folder, method_names
+from kdrun.config.schema import Config, conf_folder
 from kdrun.engine.build import build
 from kdrun.engine.loop import enter, weight_of
 from kdrun.engine.precision import resolve
@@ -59,7 +60,7 @@ def run_all(overrides: list[str], jobs: int) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "kdrun"]
     subprocess.run([*command, *overrides, "method=kd", "seed=0"], check=True, env=environment)
-    names, seeds = method_names(), ",".join(map(str, SEEDS))
+    names, seeds = methods_of_every_task(), ",".join(map(str, SEEDS))
     shares = [["-m", *overrides, f"method={','.join(names[i::jobs])}", f"seed={seeds}"] for i in range(jobs)]
     running = [subprocess.Popen([*command, *share], env=environment) for share in shares]
     if any([process.wait() for process in running]):
@@ -105,7 +106,7 @@ def gradients(config: Config, trained: bool, batches: int = 4) -> dict[str, floa
 def collect(overrides: list[str]) -> dict[str, Any]:
     """Scores, milliseconds a step and gradient ratios of every method."""
     found: dict[str, Any] = {}
-    for method in method_names():
+    for method in methods_of_every_task():
         configs = [config_of(overrides, method, seed) for seed in SEEDS]
         plans = [make_plan(config) for config in configs]
         records = [plan.record() for plan in plans]
