@@ -217,7 +217,8 @@ PAID = {
 def test_a_student_that_equals_its_teacher_has_nothing_to_learn(name):
     """Student == teacher (for DML: peers) gives 0 for every loss that compares the two directly, in every stage."""
     student = student_of(name)
-    getattr(student, "classifier" if of_text(name) else "head").weight.data *= 50  # predictions far from uniform, where dist's 1e-8 would show
+    head = student.classifier if of_text(name) else student.head
+    head.weight.data *= 50  # predictions far from uniform, where dist's 1e-8 would show
     distillation, _ = build(
         name, student=student, teacher=copy.deepcopy(student), fresh=lambda i: copy.deepcopy(student)
     )

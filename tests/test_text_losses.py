@@ -71,10 +71,12 @@ def mean_of_relations(pairs: list[tuple[list, list]]) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "loss", [lambda s, t, h: value_relations(s, t, h, MASK), lambda s, t, h: self_relations(s, t, h, MASK)], ids=["minilm", "minilmv2"]
+    "loss",
+    [lambda s, t, h: value_relations(s, t, h, MASK), lambda s, t, h: self_relations(s, t, h, MASK)],
+    ids=["minilm", "minilmv2"],
 )
 def test_relations_are_those_of_the_papers(loss: Callable[[Tensor, Tensor, int], Tensor]):
-    """Equation 8 of MiniLM, equations 2 to 4 of MiniLMv2; models of widths 6 and 12."""
+    """L_VR of MiniLM, L_i of MiniLMv2; models of widths 6 and 12."""
     s_BTD, t_BTE = random(4, STEPS, 6, seed=0), random(4, STEPS, 12, seed=1)
     cut = [(s[:n], t[:n]) for s, t, n in zip(s_BTD, t_BTE, LENGTHS, strict=True)]
     expected = mean_of_relations([(relations_of_sentence(s, HEADS), relations_of_sentence(t, HEADS)) for s, t in cut])
@@ -82,7 +84,7 @@ def test_relations_are_those_of_the_papers(loss: Callable[[Tensor, Tensor, int],
 
 
 def test_attention_transfer_is_that_of_minilm():
-    """Equation 6: the mean over heads and queries of KL(A_t || A_s), A the softmax of the scores over the sentence's keys."""
+    """L_AT: the mean over heads and queries of KL(A_t || A_s), A the softmax of the scores over the sentence's keys."""
     s, t = random(4, HEADS, STEPS, STEPS, seed=0), random(4, HEADS, STEPS, STEPS, seed=1)
     pairs = []
     for b, n in enumerate(LENGTHS):
@@ -92,7 +94,7 @@ def test_attention_transfer_is_that_of_minilm():
 
 
 def test_attention_distance_is_that_of_tinybert():
-    """Equation 7: the mean over heads of the mean squared error of two matrices (l, l)."""
+    """L_attn: the mean over heads of the mean squared error of two matrices (l, l)."""
     s, t = random(4, HEADS, STEPS, STEPS, seed=0), random(4, HEADS, STEPS, STEPS, seed=1)
     sentences = []
     for b, n in enumerate(LENGTHS):
@@ -103,7 +105,7 @@ def test_attention_distance_is_that_of_tinybert():
 
 
 def test_hidden_distance_is_that_of_tinybert():
-    """Equations 8 and 9: the mean squared error of two matrices (l, d)."""
+    """L_embd and L_hidn: the mean squared error of two matrices (l, d)."""
     s, t = random(4, STEPS, 6, seed=0), random(4, STEPS, 6, seed=1)
     sentences = [sum(((s[b, i] - t[b, i]) ** 2).sum() for i in range(n)) / (n * 6) for b, n in enumerate(LENGTHS)]
     check(hidden_distance(s, t, MASK), sum(sentences) / 4, s, zero=~MASK)
@@ -118,7 +120,7 @@ def test_cosine_distance_is_that_of_distilbert():
 
 
 def test_patience_is_that_of_the_paper():
-    """Equation 7, as a mean over the batch and the states' elements."""
+    """L_PT, as a mean over the batch and the states' elements."""
     s, t = random(4, 6, seed=0), random(4, 6, seed=1)
     total = sum((x / (x**2).sum().sqrt() - y / (y**2).sum().sqrt()).square().sum() for x, y in zip(s, t, strict=True))
     check(patience(s, t), total / (4 * 6), s)
@@ -185,7 +187,8 @@ def test_equal_models_have_nothing_to_learn(loss: Callable):
 @pytest.mark.parametrize(
     ("layers", "student", "teacher", "expected"),
     [
-        ("uniform", 4, 12, [3, 6, 9, 12]), ("uniform", 6, 12, [2, 4, 6, 8, 10, 12]), ("uniform", 3, 4, [1, 3, 4]), ("uniform", 2, 5, [3, 5]),
+        ("uniform", 4, 12, [3, 6, 9, 12]), ("uniform", 6, 12, [2, 4, 6, 8, 10, 12]), ("uniform", 3, 4, [1, 3, 4]),
+        ("uniform", 2, 5, [3, 5]),
         ("uniform", 3, 3, [1, 2, 3]), ("uniform", 1, 12, [12]), ("skip", 4, 12, [3, 6, 9, 12]), ("skip", 5, 12, [2, 4, 6, 8, 10]),
         ("last", 3, 12, [10, 11, 12]), ([2, 4, 6], 3, 6, [2, 4, 6]), ([6, 6, 1], 3, 6, [6, 6, 1]), ((1, 2), 2, 2, [1, 2]),
     ],
@@ -195,7 +198,8 @@ def test_layer_maps(layers, student, teacher, expected):
 
 
 @pytest.mark.parametrize(
-    ("layers", "expected"), [("skip", [2, 4, 6, 8, 10]), ("last", [7, 8, 9, 10, 11]), ([1, 2, 3, 4, 5], [1, 2, 3, 4, 5])]
+    ("layers", "expected"),
+    [("skip", [2, 4, 6, 8, 10]), ("last", [7, 8, 9, 10, 11]), ([1, 2, 3, 4, 5], [1, 2, 3, 4, 5])],
 )
 def test_maps_of_patience_are_those_of_the_paper(layers, expected):
     """Section 3.2 for 12 and 6 layers: PKD-Skip and PKD-Last; the last layer is left out."""
@@ -206,7 +210,7 @@ def test_maps_of_patience_are_those_of_the_paper(layers, expected):
     ("layers", "sizes", "message"),
     [
         ("unform", (3, 6), "no layers 'unform' of tinybert. Did you mean uniform"),
-        ([2, 4], (3, 6), r"method.tinybert.layers is \[2, 4\]; give 3 of the teacher's layers, one for each layer of the student, or one of unif"),
+        ([2, 4], (3, 6), r"method.tinybert.layers is \[2, 4\]; give 3 of the teacher's layers, one for each layer of the student, or one"),
         ([2, 4, 7], (3, 6), "method.tinybert.layers names layer 7; the teacher's layers are 1 to 6"),
         ([0, 2, 4], (3, 6), "names layer 0; the teacher's layers are 1 to 6"),
         ([1, 2, 2.5], (3, 6), "names layer 2.5; the teacher's"),
@@ -223,7 +227,10 @@ def test_maps_that_cannot_be(layers, sizes, message):
 def test_one_layer_of_the_teacher():
     assert [one_layer("minilm.teacher_layer", layer, 6) for layer in ("last", 1, 6)] == [6, 1, 6]
     for bad in ("first", 0, 7, True, None):
-        with pytest.raises(KdrunError, match=rf"method.minilm.teacher_layer names layer {bad}; the teacher's layers are 1 to 6, and last"):
+        with pytest.raises(
+            KdrunError,
+            match=rf"method.minilm.teacher_layer names layer {bad}; the teacher's layers are 1 to 6, and last",
+        ):
             one_layer("minilm.teacher_layer", bad, 6)
     with pytest.raises(KdrunError, match="leaves out the last layer, and the student has 1"):
         layer_map("pkd_bert", "skip", 1, 12, but_last=True)
@@ -244,7 +251,11 @@ def test_uniform_and_normal_draws():
         apart = torch.corrcoef(x[:300])[~torch.eye(300, dtype=torch.bool)]
         assert apart.std().item() == pytest.approx(x.shape[1] ** -0.5, rel=0.05)
     assert torch.corrcoef(torch.stack([u.flatten(), uniform(4, rows, columns).flatten()]))[0, 1].abs() < 0.01
-    assert uniform(3, 4, 5).item() == uniform(3, torch.tensor([4]), 5).item() == uniform(torch.tensor(3), 4, torch.tensor(5)).item()
+    assert (
+        uniform(3, 4, 5).item()
+        == uniform(3, torch.tensor([4]), 5).item()
+        == uniform(torch.tensor(3), 4, torch.tensor(5)).item()
+    )
 
 
 def test_noise_depends_on_key_row_and_class_alone():
@@ -275,7 +286,7 @@ def sentences(count: int, steps: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_words_are_hidden_as_in_bert():
-    """15 % of the words of a sentence, at least one; of these 80 % behind the mask, 10 % another word, 10 % as they are; never special ones."""
+    """15 % of a sentence's words, at least one, never special ones; of these 80 % are the mask, 10 % another word, 10 % stay."""
     token, may, index = sentences(3000, 40)
     ordinary = torch.arange(len(SPECIAL), VOCABULARY)
     found = hide(token, may, index, torch.tensor(11), 0.15, MASK_ID, ordinary)
@@ -300,12 +311,20 @@ def test_padding_and_order_hide_the_same_words_and_another_key_hides_others():
     ordinary, key = torch.arange(len(SPECIAL), VOCABULARY), torch.tensor(11)
     found = hide(token, may, index, key, 0.15, MASK_ID, ordinary).input_BT
     padded = hide(
-        torch.nn.functional.pad(token, (0, 7)), torch.nn.functional.pad(may, (0, 7)), index, key, 0.15, MASK_ID, ordinary
+        torch.nn.functional.pad(token, (0, 7)),
+        torch.nn.functional.pad(may, (0, 7)),
+        index,
+        key,
+        0.15,
+        MASK_ID,
+        ordinary,
     ).input_BT
     assert torch.equal(padded[:, :12], found)
     assert not padded[:, 12:].any()
     order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(hide(token[order], may[order], index[order], key, 0.15, MASK_ID, ordinary).input_BT, found[order])
+    assert torch.equal(
+        hide(token[order], may[order], index[order], key, 0.15, MASK_ID, ordinary).input_BT, found[order]
+    )
     assert not torch.equal(hide(token, may, index, key + 1, 0.15, MASK_ID, ordinary).input_BT, found)
 
 

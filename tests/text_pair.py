@@ -26,7 +26,10 @@ def encoder(width: int = NARROW, layers: int = 2, seed: int = 0, heads: int = 2)
         CLASSES, vocab_size=VOCABULARY, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=64,
         max_position_embeddings=64, dropout=0.0,
     )  # fmt: skip
-    for name, weight in model.named_parameters():  # 0.02 as published gives nearly equal states, in which little can be seen
+    for (
+        name,
+        weight,
+    ) in model.named_parameters():  # 0.02 as published gives nearly equal states, in which little can be seen
         if weight.ndim == 2 and "embeddings" not in name:
             nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
     return model.train()
@@ -57,5 +60,12 @@ def inputs(words: Tensor, mask: Tensor) -> dict[str, Tensor]:
 def facts(**changes: Any) -> DataFacts:
     """What a method may know of the data: two sentences as an example; `changes`: of the preprocessing."""
     two = batch(2)
-    known = {"vocabulary": VOCABULARY, "pad_id": PAD, "mask_id": MASK, "special_ids": [PAD, CLS, MASK], "max_length": 16, **changes}
+    known = {
+        "vocabulary": VOCABULARY,
+        "pad_id": PAD,
+        "mask_id": MASK,
+        "special_ids": [PAD, CLS, MASK],
+        "max_length": 16,
+        **changes,
+    }
     return DataFacts(ROWS, LABELS, CLASSES, two["input"], preprocessing=known, mask=two["mask"])

@@ -23,7 +23,10 @@ from kdrun.methods.layers import Taps, count_layers, no_taps
 from kdrun.methods.taps import Output
 from kdrun.methods.tokens import token_mean
 
-MASKED, RANDOM = 0.8, 0.1  # shares of the chosen tokens that become the mask token, and another token; the rest stay (BERT)
+MASKED, RANDOM = (
+    0.8,
+    0.1,
+)  # shares of the chosen tokens that become the mask token, and another token; the rest stay (BERT)
 
 
 def cosine_distance(s_BTD: Tensor, t_BTD: Tensor, mask_BT: Tensor) -> Tensor:
@@ -46,7 +49,9 @@ class Masked(NamedTuple):
     chosen_BK: Tensor  # false where a sentence has fewer than K
 
 
-def hide(token_BT: Tensor, may_BT: Tensor, index_B: Tensor, key: Tensor, share: float, mask_id: int, ordinary_V: Tensor) -> Masked:
+def hide(
+    token_BT: Tensor, may_BT: Tensor, index_B: Tensor, key: Tensor, share: float, mask_id: int, ordinary_V: Tensor
+) -> Masked:
     """Choose `share` of the tokens that may be chosen of each sentence (one at least), and hide them.
 
     Of the chosen, 80 % become `mask_id`, 10 % a random token of ordinary_V, 10 % stay. Draws are functions of the key, the row index_B
@@ -101,13 +106,18 @@ class DistilBert(Method):
     ordinary_V: Tensor
 
     @classmethod
-    def choose_taps(cls, taps: Taps, settings: Mapping[str, Any], student: nn.Module, teacher: nn.Module | None) -> Taps:
+    def choose_taps(
+        cls, taps: Taps, settings: Mapping[str, Any], student: nn.Module, teacher: nn.Module | None
+    ) -> Taps:
         no_taps("distilbert", taps, "weights")
         counts = count_layers("distilbert", student, "student"), count_layers("distilbert", teacher, "teacher")
         return [f"layer{counts[0]}"], [f"layer{counts[1]}"]
 
     def build(self, pair: Pair, *, temperature: float, share: float) -> None:
-        self.temperature, self.share = check_temperature("distilbert", temperature), check_share("distilbert.share", share)
+        self.temperature, self.share = (
+            check_temperature("distilbert", temperature),
+            check_share("distilbert.share", share),
+        )
         facts, embeddings = pair.data.preprocessing, _embeddings(pair.student.module)
         if facts.get("mask_id") is None:
             raise KdrunError(
@@ -143,5 +153,7 @@ class DistilBert(Method):
 def _embeddings(model: nn.Module) -> nn.Embedding:
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
     if not isinstance(embeddings, nn.Embedding):
-        raise KdrunError(f"distilbert predicts words with the student's input embeddings, and {type(model).__name__} has none")
+        raise KdrunError(
+            f"distilbert predicts words with the student's input embeddings, and {type(model).__name__} has none"
+        )
     return embeddings

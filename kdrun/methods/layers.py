@@ -36,12 +36,15 @@ def count_layers(name: str, model: nn.Module | None, side: str) -> int:
 def layer_map(name: str, layers: Any, student: int, teacher: int, *, but_last: bool = False) -> list[int]:
     """The teacher's layer for each of the student's layers 1, 2, ...; `but_last`: for all but its last layer.
 
-    With M layers in the student, N in the teacher and m = 1..M: uniform takes m N / M, rounded (halves up); skip m (N // M); last N - M + m.
+    With M layers in the student, N in the teacher and m = 1..M: uniform takes m N / M, rounded (halves up); skip takes m (N // M);
+    last takes N - M + m.
     A list names the layers itself, one for each, from 1 to N.
     """
     count = student - but_last
     if count < 1:
-        raise KdrunError(f"method '{name}' leaves out the last layer, and the student has {student}; give it two or more")
+        raise KdrunError(
+            f"method '{name}' leaves out the last layer, and the student has {student}; give it two or more"
+        )
     if not isinstance(layers, str):
         return _listed(name, layers, count, teacher, but_last)
     check_choice(name, "layers", layers, {**MAPS, "[2, 4, ...]": "a list of the teacher's layers"})
@@ -82,4 +85,6 @@ def one_layer(where: str, layer: Any, count: int) -> int:
 def no_taps(name: str, taps: Taps, instead: str) -> None:
     """KdrunError for a method that chooses its own taps. `instead`: the key that says which layers."""
     if taps[0]:
-        raise KdrunError(f"method '{name}' chooses its own taps; set method.{name}.{instead} and not method.{name}.taps")
+        raise KdrunError(
+            f"method '{name}' chooses its own taps; set method.{name}.{instead} and not method.{name}.taps"
+        )

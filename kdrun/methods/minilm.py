@@ -17,12 +17,12 @@ from kdrun.methods.tokens import relation, relation_divergence, split_heads
 
 
 def attention_transfer(s_BHTT: Tensor, t_BHTT: Tensor, mask_BT: Tensor) -> Tensor:
-    """KL of attention distributions from scores before the softmax (equation 6): mean over heads, real queries and sentences."""
+    """KL of attention distributions from scores before the softmax (L_AT): mean over heads, real queries and sentences."""
     return relation_divergence(s_BHTT, t_BHTT, mask_BT)
 
 
 def value_relations(s_BTD: Tensor, t_BTE: Tensor, heads: int, mask_BT: Tensor) -> Tensor:
-    """KL of softmax(V V^T / sqrt(d)), d the width of a head of each model (equations 7 and 8): mean over heads, real queries, sentences."""
+    """KL of softmax(V V^T / sqrt(d)), d the width of a head of each model (L_VR): mean over heads, real queries, sentences."""
     s_BHTT, t_BHTT = relation(split_heads(s_BTD, heads)), relation(split_heads(t_BTE, heads))
     return relation_divergence(s_BHTT, t_BHTT, mask_BT)
 
@@ -42,7 +42,9 @@ class MiniLM(Method):
     sequences = True
 
     @classmethod
-    def choose_taps(cls, taps: Taps, settings: Mapping[str, Any], student: nn.Module, teacher: nn.Module | None) -> Taps:
+    def choose_taps(
+        cls, taps: Taps, settings: Mapping[str, Any], student: nn.Module, teacher: nn.Module | None
+    ) -> Taps:
         no_taps("minilm", taps, "teacher_layer")
         last, count = count_layers("minilm", student, "student"), count_layers("minilm", teacher, "teacher")
         layer = one_layer("minilm.teacher_layer", settings["teacher_layer"], count)

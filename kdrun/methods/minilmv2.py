@@ -22,7 +22,7 @@ KINDS = {"query": "queries", "key": "keys", "value": "values"}  # tap -> term
 def self_relations(s_BTD: Tensor, t_BTE: Tensor, heads: int, mask_BT: Tensor) -> Tensor:
     """KL of softmax(A A^T / sqrt(d)) of two models, A queries, keys or values split into `heads` relation heads of width d.
 
-    Equations 2 to 4: mean over relation heads, real queries and sentences. The widths (B, T, D) and (B, T, E) may differ.
+    Mean over relation heads, real queries and sentences. The widths (B, T, D) and (B, T, E) may differ.
     """
     s_BHTT, t_BHTT = relation(split_heads(s_BTD, heads)), relation(split_heads(t_BTE, heads))
     return relation_divergence(s_BHTT, t_BHTT, mask_BT)
@@ -44,20 +44,25 @@ class MiniLMv2(Method):
     sequences = True
 
     @classmethod
-    def choose_taps(cls, taps: Taps, settings: Mapping[str, Any], student: nn.Module, teacher: nn.Module | None) -> Taps:
+    def choose_taps(
+        cls, taps: Taps, settings: Mapping[str, Any], student: nn.Module, teacher: nn.Module | None
+    ) -> Taps:
         no_taps("minilmv2", taps, "teacher_layer")
         last, count = count_layers("minilmv2", student, "student"), count_layers("minilmv2", teacher, "teacher")
         layer = one_layer("minilmv2.teacher_layer", settings["teacher_layer"], count)
         return [f"{kind}{last}" for kind in KINDS], [f"{kind}{layer}" for kind in KINDS]
 
     def build(self, pair: Pair, *, relation_heads: int, teacher_layer: int | str) -> None:
-        self.heads = int(check_within("minilmv2.relation_heads", relation_heads, 1, why="how many parts a width is split into"))
+        self.heads = int(
+            check_within("minilmv2.relation_heads", relation_heads, 1, why="how many parts a width is split into")
+        )
         for side, shapes in (("student", pair.student.shapes), ("teacher", pair.teacher.shapes)):  # type: ignore[union-attr]
             width = shapes[0][2]
             if width % self.heads:
-                divisors = [str(n) for n in range(1, width + 1) if width % n == 0]
+                divisors = ", ".join(str(n) for n in range(1, width + 1) if width % n == 0)
                 raise KdrunError(
-                    f"method.minilmv2.relation_heads is {self.heads}; it must divide the width {width} of the {side}. Choices: {', '.join(divisors)}"
+                    f"method.minilmv2.relation_heads is {self.heads}; it must divide the width {width} of the {side}."
+                    f" Choices: {divisors}"
                 )
 
     def loss(self, student: Output, teacher: Output, batch: Batch) -> Terms:

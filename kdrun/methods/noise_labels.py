@@ -41,7 +41,9 @@ class NoiseLabels(Method):
     def build(self, pair: Pair, *, temperature: float, peak: float, scale: float) -> None:
         self.temperature = check_temperature("noise_labels", temperature)
         self.peak = check_within("noise_labels.peak", peak, 0, 1e6, why="0: the label is not in the targets")
-        self.scale = check_within("noise_labels.scale", scale, 0, 1e6, why="the deviation of the noise; 0: softened labels alone")
+        self.scale = check_within(
+            "noise_labels.scale", scale, 0, 1e6, why="the deviation of the noise; 0: softened labels alone"
+        )
         self.classes = pair.data.classes
         self.key = int(torch.randint(2**62, ()))  # drawn from the method's own stream of the run's seed
 

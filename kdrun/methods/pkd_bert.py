@@ -20,7 +20,7 @@ from kdrun.methods.taps import Output
 def patience(s_BD: Tensor, t_BD: Tensor) -> Tensor:
     """Mean squared error of the states of the first token at unit length, over all elements (B, D).
 
-    Equation 7 has the sum over D, layers and samples. The released code takes the mean, and the published weights belong to the mean.
+    L_PT of the paper is the sum over D, layers and samples. The released code takes the mean, and the published weights belong to the mean.
     """
     return (unit(s_BD) - unit(t_BD)).square().mean()
 
@@ -42,7 +42,9 @@ class PKDBert(Method):
     sequences = True
 
     @classmethod
-    def choose_taps(cls, taps: Taps, settings: Mapping[str, Any], student: nn.Module, teacher: nn.Module | None) -> Taps:
+    def choose_taps(
+        cls, taps: Taps, settings: Mapping[str, Any], student: nn.Module, teacher: nn.Module | None
+    ) -> Taps:
         no_taps("pkd_bert", taps, "layers")
         counts = count_layers("pkd_bert", student, "student"), count_layers("pkd_bert", teacher, "teacher")
         mapped = layer_map("pkd_bert", settings["layers"], *counts, but_last=True)

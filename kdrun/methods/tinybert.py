@@ -20,7 +20,7 @@ from kdrun.methods.tokens import sentence_mean
 
 
 def hidden_distance(s_BTD: Tensor, t_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-    """Mean squared error over D and the real tokens of a sentence, then over the sentences (equations 8 and 9).
+    """Mean squared error over D and the real tokens of a sentence, then over the sentences (L_hidn, and L_embd).
 
     The released code takes the mean over all positions, padding included.
     """
@@ -30,7 +30,7 @@ def hidden_distance(s_BTD: Tensor, t_BTD: Tensor, mask_BT: Tensor) -> Tensor:
 def attention_distance(s_BHTT: Tensor, t_BHTT: Tensor, mask_BT: Tensor) -> Tensor:
     """Mean squared error of attention scores before the softmax, over heads and pairs of real tokens of a sentence, then over sentences.
 
-    Equation 7. The released code sets scores of padded keys to 0 and takes the mean over all pairs: padding makes its loss smaller.
+    L_attn. The released code sets scores of padded keys to 0 and takes the mean over all pairs: padding makes its loss smaller.
     """
     pair_BTT = mask_BT[:, :, None] & mask_BT[:, None, :]
     squares_BTT = (s_BHTT - t_BHTT).square().mean(1)
@@ -55,7 +55,9 @@ class TinyBert(Method):
     sequences = True
 
     @classmethod
-    def choose_taps(cls, taps: Taps, settings: Mapping[str, Any], student: nn.Module, teacher: nn.Module | None) -> Taps:
+    def choose_taps(
+        cls, taps: Taps, settings: Mapping[str, Any], student: nn.Module, teacher: nn.Module | None
+    ) -> Taps:
         no_taps("tinybert", taps, "layers")
         count = count_layers("tinybert", student, "student")
         mapped = layer_map("tinybert", settings["layers"], count, count_layers("tinybert", teacher, "teacher"))
@@ -76,7 +78,11 @@ class TinyBert(Method):
         pairs = list(zip(student.taps, teacher.taps, strict=True))
         hidden = [hidden_distance(self.fit(s), t, mask_BT) for s, t in pairs[: count + 1]]
         attention = [attention_distance(s, t, mask_BT) for s, t in pairs[count + 1 :]]
-        return student, {"embeddings": hidden[0], "attention": sum(attention[1:], attention[0]), "hidden": sum(hidden[2:], hidden[1])}
+        return student, {
+            "embeddings": hidden[0],
+            "attention": sum(attention[1:], attention[0]),
+            "hidden": sum(hidden[2:], hidden[1]),
+        }
 
     def loss(self, student: Output, teacher: Output, batch: Batch) -> Terms:
         return {"soft": soft_targets(student.logits, teacher.logits, self.temperature)}

@@ -31,7 +31,7 @@ def relation(x_BHTD: Tensor) -> Tensor:
 def relation_divergence(s_BHTT: Tensor, t_BHTT: Tensor, mask_BT: Tensor) -> Tensor:
     """KL(softmax(t) || softmax(s)) over real keys; the mean over heads and real queries of a sentence, then over sentences.
 
-    1 / (H |x|) sum over heads and queries, as equations 6 and 8 of MiniLM and equation 3 of MiniLMv2. Scores are unmasked (B, H, T, T),
+    1 / (H |x|) sum over heads and queries, as in MiniLM and MiniLMv2. Scores are unmasked (B, H, T, T),
     queries in rows and keys in columns.
     """
     padded_B11T = ~mask_BT[:, None, None]
