@@ -339,6 +339,8 @@ def test_noise_labels_belong_to_a_sentence_and_a_seed():
     part = {**data, "label": data["label"][order], "index": data["index"][order]}
     torch.testing.assert_close(targets(distillation, part), expected[order], atol=2e-3, rtol=0)
     assert torch.equal(expected.argmax(1), data["label"])
+    alike = targets(distillation, {"label": torch.zeros(4, dtype=torch.long), "index": torch.arange(4)})
+    assert torch.pdist(alike).min() > 0.02  # four sentences of one class
     assert 0.01 < (expected - nn.functional.one_hot(data["label"], CLASSES).float() + 1 / CLASSES).std() < 0.2
     values = settings("noise_labels")["noise_labels"]
     for seed, same in ((0, True), (1, False)):

@@ -23,10 +23,8 @@ from kdrun.methods.layers import Taps, count_layers, no_taps
 from kdrun.methods.taps import Output
 from kdrun.methods.tokens import token_mean
 
-MASKED, RANDOM = (
-    0.8,
-    0.1,
-)  # shares of the chosen tokens that become the mask token, and another token; the rest stay (BERT)
+# Shares of the chosen tokens that become the mask token, and another token; the rest stay (BERT).
+MASKED, RANDOM = 0.8, 0.1
 
 
 def cosine_distance(s_BTD: Tensor, t_BTD: Tensor, mask_BT: Tensor) -> Tensor:
