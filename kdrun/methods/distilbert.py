@@ -107,7 +107,7 @@ class DistilBert(Method):
     def choose_taps(
         cls, taps: Taps, settings: Mapping[str, Any], student: nn.Module, teacher: nn.Module | None
     ) -> Taps:
-        no_taps("distilbert", taps, "weights")
+        no_taps("distilbert", taps)
         counts = count_layers("distilbert", student, "student"), count_layers("distilbert", teacher, "teacher")
         return [f"layer{counts[0]}"], [f"layer{counts[1]}"]
 

@@ -82,9 +82,8 @@ def one_layer(where: str, layer: Any, count: int) -> int:
     return layer
 
 
-def no_taps(name: str, taps: Taps, instead: str) -> None:
-    """KdrunError for a method that chooses its own taps. `instead`: the key that says which layers."""
+def no_taps(name: str, taps: Taps, instead: str = "") -> None:
+    """KdrunError for taps of a method that chooses its own. `instead`: the key that says which layers, if there is one."""
     if taps[0]:
-        raise KdrunError(
-            f"method '{name}' chooses its own taps; set method.{name}.{instead} and not method.{name}.taps"
-        )
+        way = f"set method.{name}.{instead} and not" if instead else "leave out"
+        raise KdrunError(f"method '{name}' chooses its own taps; {way} method.{name}.taps")
