@@ -12,7 +12,7 @@ from kdrun.tasks.text.settings import check
 if TYPE_CHECKING:
     from kdrun.tasks.text.data.base import TextDataset
 
-__all__ = ["SOURCES", "checksum", "load", "sizes", "tokenizer_identity", "vocabulary_size"]
+__all__ = ["SOURCES", "checksum", "has_holdout", "load", "sizes", "tokenizer_identity", "vocabulary_size"]
 
 
 def checksum(cfg: Any, outputs: str) -> str:
@@ -27,6 +27,12 @@ def sizes(cfg: Any, outputs: str) -> tuple[int, int]:
     check(cfg)
     kept = summary(cfg, outputs)
     return kept["train"], kept["test"]
+
+
+def has_holdout(cfg: Any, outputs: str) -> bool:
+    """Whether there are texts to choose an epoch on: a validation file that does not report, or rows taken out of train."""
+    check(cfg)
+    return bool(cfg.holdout or summary(cfg, outputs)["validation"])
 
 
 def load(cfg: Any, outputs: str) -> TextDataset:
