@@ -25,9 +25,10 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from kdrun.config.checks import validate
+from kdrun.config.listing import methods_of_every_task
 from kdrun.config.nodes import register_nodes
 from kdrun.config.registry import METHODS, MODELS
-from kdrun.config.schema import Config, conf_folder, method_names
+from kdrun.config.schema import Config, conf_folder
 from kdrun.engine.build import term_weights
 from kdrun.engine.loop import enter, make_optimizer, stage_recipe, weighted
 from kdrun.engine.precision import resolve
@@ -145,7 +146,7 @@ def main() -> None:
         print(json.dumps(measure(args.methods[0], args.rounds, args.steps)))
         return
     found = {}
-    for method in args.methods or method_names():
+    for method in args.methods or methods_of_every_task():
         command = [sys.executable, __file__, method, "--one", "--rounds", str(args.rounds), "--steps", str(args.steps)]
         found[method] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         print(f"{method:<16} {found[method]}", flush=True)

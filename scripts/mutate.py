@@ -45,6 +45,7 @@ class Mutation(NamedTuple):
 
 NOTICED = "tests/test_noticed.py -k"
 LOSSES = "tests/test_losses.py tests/test_reference.py -k"
+TEXT = "tests/test_text_losses.py tests/test_text_methods.py -k"
 MUTATIONS = {
     # the training loop and what it writes
     "best": Mutation("tasks/metric.py", "value > other if", "value >= other if", f"{NOTICED} earliest"),
@@ -100,6 +101,14 @@ MUTATIONS = {
     "ofd": Mutation("methods/ofd.py", "(s_BCHW > t_BCHW) |", "(s_BCHW < t_BCHW) |", f"{LOSSES} ofd"),
     "mgd": Mutation("methods/mgd.py", ">= share)", "< share)", "tests/test_losses.py tests/test_methods.py -k mgd"),
     "smoothing": Mutation("methods/label_smoothing.py", "log_p_BK.mean(1)", "log_p_BK.sum(1)", "tests/test_losses.py -k smooth"),
+    "patience": Mutation("methods/pkd_bert.py", "unit(s_BD) - unit(t_BD)", "s_BD - t_BD", f"{TEXT} patience"),
+    "layer-map": Mutation("methods/layers.py", "count = student - but_last", "count = student", f"{TEXT} maps"),
+    "relations": Mutation("methods/tokens.py", "x.masked_fill(padded_B11T, least).log_softmax(-1)", "x.log_softmax(-1)", f"{TEXT} relations"),
+    "attention": Mutation("methods/tinybert.py", "mask_BT[:, :, None] & mask_BT", "mask_BT[:, :, None] | mask_BT", f"{TEXT} attention_distance"),
+    "tinybert-map": Mutation("methods/tinybert.py", "self.fit(s), t, mask_BT) for s, t in pairs[: count + 1]", "self.fit(s), t, mask_BT) for s, t in pairs[:count]", f"{TEXT} adds_its_layers"),
+    "hidden-words": Mutation("methods/distilbert.py", "MASKED, RANDOM = 0.8, 0.1", "MASKED, RANDOM = 0.9, 0.1", f"{TEXT} hidden_as_in_bert"),
+    "noise": Mutation("methods/noise_labels.py", 'batch["index"], batch["label"]', 'batch["label"], batch["label"]', f"{TEXT} noise_labels_belong"),
+    "tokens": Mutation("methods/distillation.py", "tap[mask_BT] if tap.ndim == 3", "tap.flatten(0, 1) if tap.ndim == 3", f"{TEXT} padding"),
     # reports, sweeps and the screen
     "margin": Mutation("report/against.py", "0.975)) * sd / math.sqrt(n)", "0.975)) * sd", f"{NOTICED} margin"),
     "holm": Mutation("report/stats.py", "(len(ps) - rank)", "len(ps)", "tests/test_report_command.py -k holm"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kdrun.cli import run
+from kdrun.config.listing import methods_of_every_task
 from kdrun.config.schema import method_names
 from kdrun.report.collect import collect
 from kdrun.runs.record import validate
@@ -32,7 +33,7 @@ def test_sanity_page_is_that_of_its_measurements():
     notes = json.loads((measured / "sanity-notes.json").read_text(encoding="utf-8"))
     page = (ROOT / "docs" / "sanity.md").read_text(encoding="utf-8")
     assert page == load("sanity").page(found, notes)
-    assert set(found["methods"]) == set(method_names())
+    assert set(found["methods"]) == set(methods_of_every_task())
     assert "NOT YET EXPLAINED" not in page
 
 

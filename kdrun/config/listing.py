@@ -15,6 +15,7 @@ FAMILIES = {
     "logits": "predictions",
     "features": "feature maps and embeddings",
     "relations": "relations between images",
+    "transformers": "layers of transformers",
     "gradients": "gradients and attacked images",
     "online": "peers that learn together",
 }
@@ -66,13 +67,24 @@ def method_choices(family: str) -> dict[str, tuple[str, str]]:
     """
     of_family, entries = {}, METHODS.entries()
     for name in sorted(method_names(), key=lambda name: (name != "none", name)):
-        lines = (conf_folder() / "method" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
-        key = next(line for line in lines if line and not line.startswith("#")).partition(":")[0]
+        line, key = _lines(name)
         entry = entries[key]
         if entry.attributes.get("family") == family:
-            variant = f"{key}: {lines[0].removeprefix('# ').partition('. ')[0]}."
+            variant = f"{key}: {line.removeprefix('# ').partition('. ')[0]}."
             of_family[name] = (entry.attributes.get("paper", ""), entry.summary) if key == name else ("", variant)
     return of_family
+
+
+def methods_of_every_task() -> list[str]:
+    """The choices of the group `method` that need no sequences (B, T, D): those that images can be trained with."""
+    entries = METHODS.entries()
+    return [name for name in method_names() if not entries[_lines(name)[1]].attributes.get("sequences")]
+
+
+def _lines(name: str) -> tuple[str, str]:
+    """Of conf/method/NAME.yaml: the first line, and the method that it sets."""
+    lines = (conf_folder() / "method" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    return lines[0], next(line for line in lines if line and not line.startswith("#")).partition(":")[0]
 
 
 def plugin_methods() -> dict[str, tuple[str, str]]:

@@ -30,6 +30,7 @@ ATTRIBUTES = (
     "teacher",
     "distils",
     "needs",
+    "sequences",
 )  # constants of a method's class, which are known without building the method
 
 

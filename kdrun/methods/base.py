@@ -27,7 +27,7 @@ class Method(nn.Module):
     A subclass defines `loss`, and `build` if it has hyper-parameters or layers. It defines other functions only if it needs them.
     """
 
-    family = "yours"  # logits | features | relations | gradients | online | labels: how `kdrun methods` groups them
+    family = "yours"  # logits | features | relations | transformers | gradients | online | labels: how `kdrun methods` groups them
     paper = ""  # authors and year; title and link stand on the first line of the file
     # none | outputs (frozen) | gradients (inputs require grad) | fresh (pair.fresh: peers, trained too)
     teacher = "outputs"
