@@ -1,0 +1,74 @@
+"""How fast models are beside each other: seconds, measured in turn with one thread, and the work that was done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from kdrun.methods.taps import device_of
+
+SAMPLES = 256  # that times are measured on, or the batches that hold them
+REPEATS = 5
+
+Model = Callable[[Any], Any]
+
+
+def seconds_of(models: Sequence[Model], batches: Sequence[Any]) -> list[float]:
+    """The median seconds of each model for all batches (inputs), in turn, so that a busy moment meets all of them. In eval mode."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    times: list[list[float]] = [[] for _ in models]
+    try:
+        with torch.no_grad():
+            for model in models:
+                model(batches[0])  # a first pass is slow
+            for _ in range(REPEATS):
+                for model, own in zip(models, times, strict=True):
+                    own.append(_once(model, batches))
+    finally:
+        torch.set_num_threads(threads)
+    return [median(own) for own in times]
+
+
+def some_batches(loader: Any) -> list[Any]:
+    """Inputs of the loader's batches, evenly spaced over the split, with about SAMPLES samples."""
+    inputs = [batch["input"] for batch in loader.batches()]
+    count = min(max(1, SAMPLES // loader.batch_size), len(inputs))
+    return [inputs[i * len(inputs) // count] for i in range(count)]
+
+
+def work(model: Model, batches: Sequence[Any]) -> int:
+    """The floating-point operations of a model on these batches: products of matrices and attention."""
+    own = {}
+    for_cpu = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+    if for_cpu is not None:
+        own[for_cpu] = _attention
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=own) as counter:
+        for batch in batches:
+            model(batch)
+    return int(counter.get_total_flops())
+
+
+def _attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(q, k, v)
+
+
+def _once(model: Model, batches: Sequence[Any]) -> float:
+    _wait(batches[0])
+    began = time.perf_counter()
+    for batch in batches:
+        model(batch)
+    _wait(batches[0])
+    return time.perf_counter() - began
+
+
+def _wait(x: Tensor | Any) -> None:
+    device = device_of(x)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
