@@ -34,7 +34,7 @@ from kdrun.engine.precision import resolve
 from kdrun.methods.base import DataFacts, Stage
 from kdrun.methods.distillation import Distillation
 from kdrun.runs.plan import settings
-from kdrun.tasks.image import metrics as image
+from kdrun.tasks import classes as image
 
 ROWS, CLASSES, BATCH, SIDE = 50_000, 10, 128, 32
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from kdrun.engine.build import build
 from kdrun.engine.journal import RunJournal
+from kdrun.engine.kept import keep_logits
 from kdrun.engine.loop import evaluate, fit
 from kdrun.engine.opening import first_record
 from kdrun.engine.precision import resolve
@@ -56,6 +57,11 @@ def train(plan: Plan, screen: Screen, *, role: str = "student", wait: bool = Fal
                 entry, evaluation = ready_teacher(plan, parts, trained, screen)
                 journal.teacher(entry, evaluation)
                 check_teacher(plan, parts, evaluation, trained)
+                journal.start_student(config)
+                kept = keep_logits(plan, parts, entry["sha256"])
+                journal.record["engine"]["cache"] = kept is not None
+                if kept:
+                    (screen.note if screen.brief else screen.say)(kept)
             screen.role = role
             progress = journal.begin(config)
             if progress.step == 0:

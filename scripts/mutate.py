@@ -79,7 +79,7 @@ MUTATIONS = {
     "offset": Mutation("tasks/image/data/augment.py", "(word_B1 & 0xFFFFFF) % (2 * padding + 1)", "(word_B1 & 0xFFFFFF) % (2 * padding)", "tests/test_data.py -k augment"),
     "flip-never": Mutation("tasks/image/data/loader.py", "augment.flip and dataset.flip", "augment.flip", "tests/test_data.py -k must_not_be_flipped"),
     "last-of-one": Mutation("tasks/image/data/loader.py", "whole and rest == 1", "whole and rest == 2", "tests/test_rehearsal.py -k last_batch_of_one"),
-    "stratified": Mutation("tasks/image/data/base.py", "descending=True, stable", "stable", "tests/test_data.py -k stratified"),
+    "stratified": Mutation("tasks/draws.py", "descending=True, stable", "stable", "tests/test_data.py -k stratified"),
     "deviation": Mutation("tasks/image/data/base.py", "mean_3.square()", "mean_3", "tests/test_data.py -k mean_and_std"),
     "sixteen-bits": Mutation("tasks/image/data/pixels.py", "else 65535", "else 32767", "tests/test_images.py -k 16"),
     # models and methods

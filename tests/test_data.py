@@ -18,9 +18,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 from kdrun.errors import KdrunError
+from kdrun.tasks import draws
+from kdrun.tasks.draws import bits
 from kdrun.tasks.image import data
-from kdrun.tasks.image.data import base, cifar, image_folder, tree
-from kdrun.tasks.image.data.augment import Augment, augment, bits
+from kdrun.tasks.image.data import cifar, image_folder, tree
+from kdrun.tasks.image.data.augment import Augment, augment
 from kdrun.tasks.image.data.loader import Loader
 
 REPOSITORY = Path(__file__).parents[1]
@@ -221,12 +223,12 @@ def test_loader_errors(load):
 
 def test_stratified_keeps_shares_and_ignores_the_generator():
     labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 21)[torch.randperm(101)]
-    rows = base.stratified(labels, 20)
+    rows = draws.stratified(labels, 20)
     assert labels[rows].bincount().tolist() == [10, 6, 4]  # 9.9, 5.9, 4.2
     torch.manual_seed(1)
-    assert torch.equal(base.stratified(labels, 20), rows)
-    assert not torch.equal(base.stratified(labels, 20, seed=1), rows)
-    assert torch.equal(base.stratified(torch.tensor([0, 1] * 5), 4), torch.tensor([0, 1, 2, 5]))  # as ever
+    assert torch.equal(draws.stratified(labels, 20), rows)
+    assert not torch.equal(draws.stratified(labels, 20, seed=1), rows)
+    assert torch.equal(draws.stratified(torch.tensor([0, 1] * 5), 4), torch.tensor([0, 1, 2, 5]))  # as ever
 
 
 def test_holdout_is_stratified_disjoint_and_keeps_row_numbers(load):
@@ -245,7 +247,7 @@ def test_holdout_is_stratified_disjoint_and_keeps_row_numbers(load):
     [
         (-1, r"dataset.holdout=-1 must lie between 0 and 23"),
         (24, r"dataset.holdout=24 must lie between 0 and 23"),
-        (23, r"dataset.holdout=23 leaves no training image of class (dog|newt)"),
+        (23, r"dataset.holdout=23 leaves no training images of class (dog|newt)"),
     ],
 )
 def test_holdout_errors(load, holdout, message):

@@ -28,7 +28,7 @@ from kdrun.report.page.pictures import ticks
 from kdrun.report.pivot import tables
 from kdrun.report.text import spread
 from kdrun.runs import record as records
-from kdrun.tasks.image import metrics as image
+from kdrun.tasks import classes as image
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'`&amp;"
 

@@ -27,8 +27,8 @@ from kdrun.errors import DivergedError
 from kdrun.methods.base import DataFacts, Method
 from kdrun.methods.distillation import Distillation
 from kdrun.screen import Screen
+from kdrun.tasks import classes as image
 from kdrun.tasks.base import Evaluation
-from kdrun.tasks.image import metrics as image
 from kdrun.tasks.image.data.augment import Augment
 from kdrun.tasks.image.data.base import Dataset, Split
 from kdrun.tasks.image.data.loader import Loader
@@ -374,7 +374,7 @@ def test_a_method_knows_its_progress_and_logs_numbers(tmp_path):
 
     run = Run(tmp_path, epochs=2)
     distillation = Distillation(
-        linear(), None, {"observer": (Observer, {})}, data=run.distillation._data, task=image.loss
+        linear(), None, {"observer": (Observer, {})}, data=run.distillation.data, task=image.loss
     )
     run.parts.distillation = run.journal.distillation = distillation
     run.weights = {"task": 1.0, "observer.size": 0.1}
@@ -405,7 +405,7 @@ def test_a_method_s_layers_have_a_rate_of_their_own(tmp_path):
     for name, optimizer in {"recipe": {}, "slow": {"lr": 1e-6, "weight_decay": 0.0}}.items():
         run = Run(tmp_path / name, epochs=1)
         settings = {"layered": (Layered, {"optimizer": optimizer})}
-        distillation = Distillation(linear(), None, settings, data=run.distillation._data, task=image.loss)
+        distillation = Distillation(linear(), None, settings, data=run.distillation.data, task=image.loss)
         before = distillation.methods["layered"].layer.weight.detach().clone()
         run.distillation = run.parts.distillation = run.journal.distillation = distillation
         run.weights = {"task": 1.0, "layered.size": 1.0}

@@ -29,7 +29,7 @@ from kdrun.methods.adapters import connector
 from kdrun.methods.base import DataFacts, Method
 from kdrun.methods.distillation import Distillation
 from kdrun.runs.checkpoint import weights_sha256
-from kdrun.tasks.image import metrics as image
+from kdrun.tasks import classes as image
 from kdrun.tasks.image.models.resnet_cifar import ResNet
 from kdrun.tasks.image.task import TASK
 

@@ -18,10 +18,11 @@ from kdrun.errors import DivergedError, KdrunError
 from kdrun.methods import Method
 from kdrun.methods.base import DataFacts
 from kdrun.methods.distillation import Distillation
-from kdrun.tasks.image import metrics as image
+from kdrun.tasks import classes as image
 from kdrun.tasks.image.data.base import Dataset, Split
 from kdrun.tasks.image.data.loader import Augment, Loader
-from kdrun.tasks.image.weak import better_normalisation, weakness
+from kdrun.tasks.image.weak import better_normalisation
+from kdrun.tasks.weak import weakness
 
 
 class Net(nn.Module):

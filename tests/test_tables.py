@@ -29,7 +29,7 @@ from kdrun.report.against import FOLDER, published, published_name
 from kdrun.runs.identity import is_fresh
 from kdrun.runs.plan import settings
 from kdrun.sweep.planning import expand
-from kdrun.tasks.image import metrics as image
+from kdrun.tasks import classes as image
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "reproduce.sh"
 CLASSES = 100

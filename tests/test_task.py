@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from kdrun.tasks.image import metrics as image
+from kdrun.tasks import classes as image
 
 
 def test_calibration_by_hand():

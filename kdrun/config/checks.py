@@ -29,7 +29,7 @@ CHOICES = {
     "teacher.weights": ("last", "best"),
 }
 # Of the recipe, of the teacher's, and of stages.
-RECIPE_CHOICES = {"optimizer": ("sgd", "adamw"), "schedule": ("step", "cosine", "constant")}
+RECIPE_CHOICES = {"optimizer": ("sgd", "adamw"), "schedule": ("step", "cosine", "linear", "constant")}
 
 
 def validate(composed: DictConfig) -> Config:
@@ -64,6 +64,7 @@ def validate(composed: DictConfig) -> Config:
     typed["method"] = _methods(plain.get("method"))
     config = Config(**typed, **_scalars({str(key): value for key, value in plain.items() if key not in typed}))
     _expand_home(config)
+    task.complete(config)
     _check(config)
     return config
 
@@ -229,7 +230,7 @@ def _check(config: Config) -> None:
         raise KdrunError(
             f"engine.workers is {config.engine.workers}; it must be 0 or more (0 reads in the main process)"
         )
-    if config.protocol == "holdout" and not config.dataset.holdout:
+    if config.protocol == "holdout" and not TASKS.of(config.dataset.name).has_holdout(config.dataset, config.outputs):
         raise KdrunError(
             "protocol=holdout needs a holdout; say dataset.holdout=5000 (samples taken from the training set)"
         )

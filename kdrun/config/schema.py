@@ -29,7 +29,7 @@ class Recipe:
     momentum: float = MISSING
     nesterov: bool = MISSING
     weight_decay: float = MISSING
-    schedule: str = MISSING  # step | cosine | constant
+    schedule: str = MISSING  # step | cosine | linear | constant
     milestones: list[float] = MISSING
     gamma: float = MISSING
     warmup: float = MISSING

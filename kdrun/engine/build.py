@@ -83,7 +83,7 @@ def _build(
         student,
         teacher,
         {name: (METHODS.get(name), values) for name, values in settings(config).items()},
-        data=_facts(dataset, config.dataset.holdout, models.outputs, models.example, task.preprocessing(dataset)),
+        data=_facts(dataset, config.dataset.holdout, models, task),
         task=task.loss,
         seed=config.seed,
         autocast=compute.autocast,
@@ -99,12 +99,13 @@ def _build(
     return parts
 
 
-def _facts(dataset: Any, holdout: int, outputs: int, example: Any, preprocessing: dict[str, Any]) -> DataFacts:
+def _facts(dataset: Any, holdout: int, models: _Models, task: Task) -> DataFacts:
     """What methods may know of the training data; rows of the holdout have the label -1."""
     labels = dataset.train.labels
     every = labels.new_full((len(labels) + holdout, *labels.shape[1:]), -1)
     every[dataset.train.index] = labels
-    return DataFacts(len(every), every, outputs, example, preprocessing)
+    example = models.example
+    return DataFacts(len(every), every, models.outputs, example, task.preprocessing(dataset), task.mask(example))
 
 
 @dataclass

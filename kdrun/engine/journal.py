@@ -95,6 +95,13 @@ class RunJournal:
         """The teacher is ready: what the record says of it, and what it scored on the test set."""
         self.record["teacher"], self.teacher_evaluation = entry, evaluation
 
+    def start_student(self, config: Any) -> None:
+        """Give the student what it takes from the trained teacher."""
+        student, teacher = self.distillation.student.module, self.distillation.teacher
+        assert teacher is not None
+        if self.task.start(config, student, teacher.module):
+            self.record["student"]["init_sha256"] = weights_sha256(plain_state(student))
+
     def begin(self, config: Any) -> Progress:
         """Go on with what was trained before, or start: from here on the record is this run's."""
         if self.compute.device.type == "cuda":
@@ -195,6 +202,9 @@ class RunJournal:
             if name != "student":
                 save_tensors(self.folder / f"{name}.safetensors", plain_state(model))
         save_tensors(self.folder / files.PREDICTIONS, test.predictions)
+        for name, text in self.task.files(self.parts.dataset, self.distillation.student.module).items():
+            (self.folder / files.TASK).mkdir(exist_ok=True)
+            save_text(self.folder / files.TASK / name, text)
         self.record["student"]["sha256"] = weights_sha256(student)
         self.record["details"] = self.task.details(test, self.parts.dataset) | self._details_of_methods()
         self.task.show(self.board, self.parts.dataset, test, self.progress.step)

@@ -130,7 +130,9 @@ def train_epoch(
             optimizer.zero_grad(set_to_none=True)
             total.backward()
             optimizer.step()
-        elif total is None:  # schedules hold every term at 0 here: no step, because weight decay would change the weights
+        elif (
+            total is None
+        ):  # schedules hold every term at 0 here: no step, because weight decay would change the weights
             total = torch.zeros_like(next(iter(terms.values())))
         distillation.after_step(weights)
 

@@ -152,7 +152,9 @@ class _Pass:
         enter(self.distillation, stage)
         self.distillation.begin_epoch(number, 0)
         _, terms = self.distillation(batch, stage)
-        for _ in range(TRIES if stage.may_skip else 0):  # a step without gradient says nothing; the next one may have it
+        for _ in range(
+            TRIES if stage.may_skip else 0
+        ):  # a step without gradient says nothing; the next one may have it
             if any(value.requires_grad for value in terms.values()):
                 break
             _, terms = self.distillation(batch, stage)

@@ -14,12 +14,14 @@ OPTIONAL = {"linear": ("from", "start", "until"), "cosine": ("from", "start", "u
 
 
 def learning_rate(recipe: Recipe, epochs: int, epoch: int, share_of_epoch: float) -> float:
-    """The rate of one step. `epoch` counts from 0; warm-up and cosine move every step, milestones at epoch boundaries."""
+    """The rate of one step. `epoch` counts from 0; warm-up, cosine and linear move every step, milestones at epoch boundaries."""
     progress = (epoch + share_of_epoch) / epochs
     if recipe.warmup and progress < recipe.warmup:
         return recipe.lr * max(progress / recipe.warmup, 1e-3)
     if recipe.schedule == "cosine":
         return recipe.lr * 0.5 * (1 + math.cos(math.pi * (progress - recipe.warmup) / (1 - recipe.warmup)))
+    if recipe.schedule == "linear":
+        return recipe.lr * (1 - progress) / (1 - recipe.warmup)
     if recipe.schedule == "step":
         return recipe.lr * recipe.gamma ** sum(epoch >= round(share * epochs) for share in recipe.milestones)
     return recipe.lr

@@ -49,7 +49,11 @@ class Method(nn.Module):
 
     @classmethod
     def choose_taps(
-        cls, taps: tuple[list[str], list[str]], settings: Mapping[str, Any], student: nn.Module, teacher: nn.Module | None
+        cls,
+        taps: tuple[list[str], list[str]],
+        settings: Mapping[str, Any],
+        student: nn.Module,
+        teacher: nn.Module | None,
     ) -> tuple[list[str], list[str]]:
         """The taps of student and teacher; `taps` are those of the yaml. A method that maps layers on layers chooses them here."""
         return taps
@@ -98,7 +102,9 @@ class Stage:
     evaluates: dict[str, nn.Module] = field(default_factory=dict)
     # Overrides of the recipe; epochs is a share of the epochs of the recipe.
     settings: dict[str, Any] = field(default_factory=dict)
-    may_skip: bool = False  # True: a step may have no gradient, because nothing that it trains took part; the step changes nothing
+    may_skip: bool = (
+        False  # True: a step may have no gradient, because nothing that it trains took part; the step changes nothing
+    )
     owner: str = ""  # the method that the stage belongs to; set by the Distillation, which puts it in front of the terms of the stage
 
 

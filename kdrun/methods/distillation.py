@@ -35,7 +35,7 @@ class Distillation(nn.Module):
         fresh: Callable[[int], nn.Module] | None = None,
     ):
         super().__init__()
-        self.seed, self.supervised, self._data = seed, task, data
+        self.seed, self.supervised, self.data = seed, task, data
         self._differentiates = [name for name, (cls, _) in methods.items() if cls.teacher == "gradients"]
         self.wants_gradients = bool(self._differentiates)
         self._taps = {
@@ -51,6 +51,8 @@ class Distillation(nn.Module):
             tapped = Tapped(teacher, [tap for _, taps in self._taps.values() for tap in taps], autocast)
             tapped.second = self.wants_gradients
             self._teacher.append(tapped.requires_grad_(False).eval())
+        # The teacher's logits on every training sample (train_n, ...), where these are all that methods need: it then never runs.
+        self.kept: Tensor | None = None
         self._make_peer = lambda i: Tapped(_required(fresh)(i), (), autocast)
         self.methods: Mapping[str, Method] = nn.ModuleDict()  # type: ignore[assignment]
         self._build(methods)
@@ -60,10 +62,10 @@ class Distillation(nn.Module):
         self._in_eval = [m for m in self.modules() if not m.training and m not in ignored]
 
     def _build(self, methods: Mapping[str, tuple[type[Method], Mapping[str, Any]]]) -> None:
-        outputs = dry_run(self.student, self._data.example), None
+        outputs = dry_run(self.student, self.data.example), None
         if self.teacher is not None:
-            outputs = outputs[0], dry_run(self.teacher, self._data.example)
-        pairs, device = {}, device_of(self._data.example)
+            outputs = outputs[0], dry_run(self.teacher, self.data.example)
+        pairs, device = {}, device_of(self.data.example)
         for name, (cls, settings) in methods.items():
             if cls.teacher not in TEACHERS:
                 raise KdrunError(f"method {name} has teacher = {cls.teacher!r}. {choices(str(cls.teacher), TEACHERS)}")
@@ -71,7 +73,7 @@ class Distillation(nn.Module):
                 raise KdrunError(
                     f"method '{name}' needs a teacher, and this run has teacher=none; set teacher=MODEL, or method=none"
                 )
-            _check_kind(name, cls, self._data)
+            _check_kind(name, cls, self.data)
             pairs[name] = pair = self._pair(name, outputs)
             torch.manual_seed(
                 stream(self.seed, "method", name)
@@ -108,7 +110,7 @@ class Distillation(nn.Module):
     @property
     def example(self) -> Any:
         """Two inputs, as the models take them."""
-        return self._data.example
+        return self.data.example
 
     @property
     def teacher(self) -> Tapped | None:
@@ -143,12 +145,23 @@ class Distillation(nn.Module):
         x = batch["input"]
         if self.wants_gradients:
             x = x.detach().requires_grad_(True)
-        teacher = self._run_teacher(x) if self.teacher is not None and taught else None
+        teacher = self._run_teacher(x, batch["index"]) if self.teacher is not None and taught else None
         return self.student(x), teacher
 
-    def _run_teacher(self, x: Any) -> Output:
+    def _run_teacher(self, x: Any, index_B: Tensor) -> Output:
+        if self.kept is not None:
+            return Output(self.kept[index_B], (), (), x, self._teacher[0])
         with torch.set_grad_enabled(self.wants_gradients and torch.is_grad_enabled()):
             return self._teacher[0](x)
+
+    @property
+    def needs_logits_alone(self) -> bool:
+        """Whether the teacher's logits on training samples are all that the methods need of it."""
+        taught = [name for name, method in self.methods.items() if method.teacher in ("outputs", "gradients")]
+        return bool(taught) and all(
+            self.methods[name].teacher == "outputs" and self.methods[name].distils and not self._taps[name][1]
+            for name in taught
+        )
 
     def begin_epoch(self, stage: int, epoch: int) -> None:
         """Give new seeds to dropout and to the generator of each method. So no state of a generator must be saved."""
@@ -204,19 +217,19 @@ class Distillation(nn.Module):
         def side(index: int, tapped: Tapped | None, output: Output | None) -> Any:
             if tapped is None or output is None:
                 return None
-            shapes = [tuple(tap.shape) for tap in self._view(name, output, index, self._data.mask).taps]
+            shapes = [tuple(tap.shape) for tap in self._view(name, output, index, self.data.mask).taps]
             logits = tuple(output.logits.shape)
-            until = lambda tap: tapped.until(tap, self._data.example)  # noqa: E731
+            until = lambda tap: tapped.until(tap, self.data.example)  # noqa: E731
             return Side(shapes, logits, until, tapped.module, lambda x: tapped(x))
 
         def run(batch: Batch) -> tuple[Output, Any]:
             return self._views(name, self.run(batch), batch.get("mask"))
 
         def run_teacher(batch: Batch) -> Output:
-            return self._view(name, self._run_teacher(batch["input"]), 1, batch.get("mask"))
+            return self._view(name, self._run_teacher(batch["input"], batch["index"]), 1, batch.get("mask"))
 
         sides = side(0, self.student, outputs[0]), side(1, self.teacher, outputs[1])
-        return Pair(*sides, self._data, self._taps[name], run, run_teacher, self._make_peer, self.supervised)
+        return Pair(*sides, self.data, self._taps[name], run, run_teacher, self._make_peer, self.supervised)
 
 
 TEACHERS = ("none", "outputs", "gradients", "fresh")

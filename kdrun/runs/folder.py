@@ -22,6 +22,7 @@ STATE = "last.ckpt"  # everything that a resume needs
 PREDICTIONS = "test_logits.safetensors"  # the outputs of the student for the test set, after the last epoch
 BOARD = "tb"  # TensorBoard's events lie in it
 EVENTS = "events.out.tfevents.*"
+TASK = "task"  # what the task keeps to give a model its inputs again, such as a tokenizer
 WEIGHTS = {  # protocol -> the student's weights at the epoch that it reports
     "last": "student.safetensors",
     "best": "student-best.safetensors",
@@ -31,7 +32,7 @@ LOCK, HOLDER = ".lock", ".holder.json"
 # What a run writes into its folder. Nothing else is ever removed from it.
 WRITTEN = (
     STATE, RECORD, CONFIG, CURVES, LOG, *WEIGHTS.values(), "peer[0-9]*.safetensors", PREDICTIONS, f"{BOARD}/{EVENTS}",
-    ".*.[0-9]*.tmp",
+    f"{TASK}/*.json",     ".*.[0-9]*.tmp",
 )  # fmt: skip
 
 

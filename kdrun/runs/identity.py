@@ -55,7 +55,7 @@ def identity(config: Config, checksum: str, teacher_id: str | None = None) -> di
             "name": config.dataset.name, "checksum": checksum, "holdout": config.dataset.holdout,
             **task.identity(config.dataset),
         },
-        "student": _model(config.student),
+        "student": _model(config.student, task),
         "method": {name: dataclasses.asdict(values) for name, values in sorted(config.method.items())},
         "task_weight": config.loss.task,
         "recipe": _recipe(config.recipe),
@@ -138,9 +138,9 @@ def _teacher(config: Config, checksum: str, teacher_id: str | None) -> Any:
     if config.teacher.name == "none":
         return None
     if is_fresh(config):
-        return {"fresh": _model(config.teacher)}
+        return {"fresh": _model(config.teacher, task_of(config))}
     if config.teacher.checkpoint:
-        return {**_model(config.teacher), "checkpoint": file_sha256(config.teacher.checkpoint)}
+        return {**_model(config.teacher, task_of(config)), "checkpoint": file_sha256(config.teacher.checkpoint)}
     return {
         "run": teacher_id or digest(identity(teacher_config(config), checksum)),
         "weights": config.teacher.weights,
@@ -148,8 +148,9 @@ def _teacher(config: Config, checksum: str, teacher_id: str | None) -> Any:
     }
 
 
-def _model(node: Any) -> dict[str, Any]:
-    values = {key: value for key, value in dataclasses.asdict(node).items() if key not in NOT_IDENTITY}
+def _model(node: Any, task: Any) -> dict[str, Any]:
+    own = {key: value for key, value in dataclasses.asdict(node).items() if key not in NOT_IDENTITY}
+    values = task.model_identity(own)
     for key in (
         "checkpoint_key",
         "output",

@@ -10,15 +10,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kdrun.config.registry import MODELS, TASKS, import_plugins
+from kdrun.config.registry import TASKS, import_plugins
 from kdrun.errors import KdrunError, choices
 from kdrun.runs import record as records
 from kdrun.runs.checkpoint import load_into, load_weights
-from kdrun.runs.folder import PREDICTIONS, WEIGHTS
+from kdrun.runs.folder import PREDICTIONS, TASK, WEIGHTS
 from kdrun.runs.labels import label_of, run_name
 from kdrun.runs.source import is_changed
 from kdrun.tasks.metric import metric_of
-from kdrun.tasks.model import build_model
 
 
 @dataclass(repr=False)
@@ -58,7 +57,6 @@ def load(folder: str | Path, which: str = "last") -> Run:
             f"the source of {label_of(record, 'student')} has changed since {folder} was trained", stacklevel=3
         )
     task = TASKS.get(record["task"])
-    arguments = {name: node[name] for name in MODELS.entry(node["name"]).arguments if name in node}
-    model = build_model(node["name"], task.outputs_of(record), arguments, node.get("output"))
+    model = task.rebuild(record, folder / TASK)
     load_into(model, load_weights(folder / WEIGHTS[which]), folder / WEIGHTS[which], record["student"]["name"])
-    return Run(task.preprocessor(model, record).eval(), record, folder)
+    return Run(task.preprocessor(model, record, folder / TASK).eval(), record, folder)

@@ -14,6 +14,6 @@ __all__ = ["Evaluation", "Metric", "Task", "register", "task_of"]
 
 
 def task_of(config: Any) -> Task:
-    """The task that the config's dataset belongs to."""
-    task: Task = TASKS.of(config.dataset.name)
+    """The task that the config's dataset belongs to, with the metrics of that dataset."""
+    task: Task = TASKS.of(config.dataset.name).of(config.dataset)
     return task

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kdrun.config import schema
@@ -60,7 +61,7 @@ class Loader(Protocol):
         """The augmented batches of one epoch, in an order of its own."""
 
     def batches(self) -> Iterator[Batch]:
-        """The batches in the split's order, not augmented: for evaluation."""
+        """Every sample once, not augmented: for evaluation. An order other than the split's is for the task's evaluator to put right."""
 
     def view(self, index: Tensor, epoch: int) -> Any:
         """The inputs that these rows of the training set have at `epoch`, bit for bit those of epoch()."""
@@ -116,6 +117,24 @@ class Task:
     Data: type = schema.Data  # a dataclass, which may add keys to those that every dataset has
     Augment: type = NoAugment  # a dataclass: the keys that it adds to a recipe
 
+    # Config ------------------------------------------------------------------------------------------------------------------
+
+    def of(self, cfg: Any) -> Task:
+        """The task with what depends on the dataset `cfg`, such as its metrics."""
+        return self
+
+    def complete(self, config: Any) -> None:
+        """Fill in what one part of a config says of another, such as the tokenizer of a pretrained model. Light. KdrunError for
+        parts that do not fit together."""
+
+    def has_holdout(self, cfg: Any, outputs: str) -> bool:
+        """Whether the dataset has samples to choose an epoch on, beside those of the test set."""
+        return bool(cfg.holdout)
+
+    def model_identity(self, node: dict[str, Any]) -> dict[str, Any]:
+        """What of a model's node makes another model: content in place of paths. Light."""
+        return node
+
     # Data --------------------------------------------------------------------------------------------------------------------
 
     def checksum(self, cfg: Any, outputs: str) -> str:
@@ -153,12 +172,24 @@ class Task:
         """The training loader with the recipe's augmentation, and one loader for each split to evaluate on."""
         raise NotImplementedError
 
+    def mask(self, inputs: Any) -> Tensor | None:
+        """Where inputs are padded: (B, T) bool, True where a token is no padding. None where they are not."""
+        return None
+
+    def augments(self, recipe: Any) -> bool:
+        """Whether a sample is another input in every epoch. If not, a teacher's outputs are computed once and kept."""
+        return True
+
     def preprocessing(self, dataset: Any) -> dict[str, Any]:
         """What a record must hold to give a model its inputs again."""
         raise NotImplementedError
 
-    def preprocessor(self, model: nn.Module, record: Mapping[str, Any]) -> nn.Module:
-        """A trained model with its preprocessing, for kdrun.load."""
+    def files(self, dataset: Any, model: nn.Module) -> dict[str, str]:
+        """Files of a run that `rebuild` and `preprocessor` need, by name: their content. They lie in the folder `task` of the run."""
+        return {}
+
+    def preprocessor(self, model: nn.Module, record: Mapping[str, Any], folder: Path) -> nn.Module:
+        """A trained model with its preprocessing, for kdrun.load. `folder`: where its `files` lie."""
         raise NotImplementedError
 
     # Models ------------------------------------------------------------------------------------------------------------------
@@ -170,6 +201,19 @@ class Task:
     def outputs_of(self, record: Mapping[str, Any]) -> int:
         """The same from a record."""
         return len(record["dataset"]["classes"])
+
+    def start(self, config: Any, student: nn.Module, teacher: nn.Module) -> bool:
+        """Give the student what it takes from the trained teacher before its first step; False where that is nothing."""
+        return False
+
+    def rebuild(self, record: Mapping[str, Any], folder: Path) -> nn.Module:
+        """The model of a finished run, without its weights. `folder`: where its `files` lie."""
+        from kdrun.config.registry import MODELS
+        from kdrun.tasks.model import build_model  # needs torch
+
+        node = record["identity"]["student"]
+        arguments = {name: node[name] for name in MODELS.entry(node["name"]).arguments if name in node}
+        return build_model(node["name"], self.outputs_of(record), arguments, node.get("output"))
 
     def check_output(self, output: Any, outputs: int) -> str | None:
         """What is wrong with what a model gives for a batch, or None."""
@@ -207,8 +251,8 @@ class Task:
         """A scalar on the device, summed over the batch's samples; its mean over an epoch is what `train_score` takes."""
         raise NotImplementedError
 
-    def train_score(self, mean: float) -> float:
-        """The first metric on the training samples, while the weights still change, from the mean of `train_sum`."""
+    def train_score(self, mean: float) -> float | None:
+        """The first metric on the training samples, while the weights still change, from the mean of `train_sum`; None if it is no mean."""
         return mean
 
     def agreement(self, student: Evaluation, teacher: Evaluation) -> float:

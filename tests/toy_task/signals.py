@@ -188,7 +188,7 @@ class SignalTask(Task):
     def preprocessing(self, dataset: Any) -> dict[str, Any]:
         return {"longest": LONGEST}
 
-    def preprocessor(self, model: nn.Module, record: Any) -> nn.Module:
+    def preprocessor(self, model: nn.Module, record: Any, folder: Any) -> nn.Module:
         return Padded(model, record["dataset"]["preprocessing"]["longest"])
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdrun.config.registry import METHODS
@@ -79,14 +80,14 @@ class ImageTask(Task):
         """The side in px, and the mean and deviation that normalise pixels in [0, 1]."""
         return {"size": dataset.size, "mean": list(dataset.mean), "std": list(dataset.std)}
 
-    def preprocessor(self, model: nn.Module, record: Mapping[str, Any]) -> nn.Module:
+    def preprocessor(self, model: nn.Module, record: Mapping[str, Any], folder: Path) -> nn.Module:
         from kdrun.tasks.image.preprocess import Normalised
 
         wanted = record["dataset"]["preprocessing"]
         return Normalised(model, wanted["mean"], wanted["std"])
 
     def check_output(self, output: Any, outputs: int) -> str | None:
-        from kdrun.tasks.image import metrics
+        from kdrun.tasks import classes as metrics
 
         return metrics.check_logits(output, outputs)
 
@@ -94,7 +95,7 @@ class ImageTask(Task):
         return f"logits (batch, {outputs})"
 
     def remark(self, output: Any, model: str) -> str | None:
-        from kdrun.tasks.image import metrics
+        from kdrun.tasks import classes as metrics
 
         return metrics.remark(output, model)
 
@@ -105,27 +106,27 @@ class ImageTask(Task):
         return torch.rand(count, 3, side, side).to(memory_format=torch.channels_last) if side else None
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
-        from kdrun.tasks.image import metrics
+        from kdrun.tasks import classes as metrics
 
         return metrics.loss(output, batch)
 
     def evaluator(self) -> Evaluator:
-        from kdrun.tasks.image.metrics import LogitsEvaluator
+        from kdrun.tasks.classes import LogitsEvaluator
 
         return LogitsEvaluator()
 
     def train_sum(self, output: Any, batch: Batch) -> Tensor:
-        from kdrun.tasks.image import metrics
+        from kdrun.tasks import classes as metrics
 
         return metrics.correct(output, batch["label"])
 
     def agreement(self, student: Evaluation, teacher: Evaluation) -> float:
-        from kdrun.tasks.image import metrics
+        from kdrun.tasks import classes as metrics
 
         return metrics.agreement(student.predictions["logits"], teacher.predictions["logits"])
 
     def details(self, evaluation: Evaluation, dataset: Any) -> dict[str, Any]:
-        from kdrun.tasks.image import metrics
+        from kdrun.tasks import classes as metrics
 
         logits, labels = evaluation.predictions["logits"], evaluation.predictions["labels"]
         return {
@@ -136,15 +137,16 @@ class ImageTask(Task):
     def weakness(
         self, evaluation: Evaluation, recorded: float | None, dataset: Any, model: Any, test: Loader
     ) -> str | None:
-        from kdrun.tasks.image import weak
+        from kdrun.tasks.image.weak import UNKNOWN, better_normalisation
+        from kdrun.tasks.weak import weakness
 
-        return weak.weakness(
-            evaluation.predictions["logits"], evaluation.predictions["labels"], dataset.classes, recorded,
-            lambda: weak.better_normalisation(model, test.batches(), dataset.mean, dataset.std),
+        return weakness(
+            evaluation.predictions["logits"], evaluation.predictions["labels"], dataset.classes, recorded, UNKNOWN,
+            lambda: better_normalisation(model, test.batches(), dataset.mean, dataset.std),
         )  # fmt: skip
 
     def is_near_chance(self, evaluation: Evaluation) -> bool:
-        from kdrun.tasks.image import weak
+        from kdrun.tasks import weak
 
         return weak.is_near_chance(evaluation.predictions["logits"], evaluation.predictions["labels"])
 

@@ -66,9 +66,13 @@ def metrics_of(cfg: Any) -> tuple[str, ...]:
 def check(cfg: Any) -> None:
     """Raise KdrunError for a setting that is wrong, or that has no effect on this dataset."""
     if cfg.name == "glue" and cfg.task is None:
-        raise KdrunError(f"dataset.task has no value; say which task of GLUE: dataset.task=rte. {choices('', GLUE_METRICS)}")
+        raise KdrunError(
+            f"dataset.task has no value; say which task of GLUE: dataset.task=rte. {choices('', GLUE_METRICS)}"
+        )
     if cfg.name != "glue" and cfg.task not in (None, glue_task(cfg)):
-        raise KdrunError(f"dataset.task={cfg.task} has no effect on dataset={cfg.name}; use dataset=glue dataset.task={cfg.task}")
+        raise KdrunError(
+            f"dataset.task={cfg.task} has no effect on dataset={cfg.name}; use dataset=glue dataset.task={cfg.task}"
+        )
     if cfg.name != "text_files":
         _refuse_columns(cfg)
     elif cfg.text is None or cfg.target is None:
@@ -78,7 +82,9 @@ def check(cfg: Any) -> None:
     if cfg.metric is not None and (cfg.metric in OF_NUMBERS) != regression:
         what = "numbers" if regression else "classes"
         fitting = OF_NUMBERS if regression else [name for name in METRICS if name not in OF_NUMBERS]
-        raise KdrunError(f"dataset.metric={cfg.metric} does not suit labels that are {what}. {choices(cfg.metric, fitting)}")
+        raise KdrunError(
+            f"dataset.metric={cfg.metric} does not suit labels that are {what}. {choices(cfg.metric, fitting)}"
+        )
     if cfg.classes is not None:
         _check_classes(list(cfg.classes), regression)
 
@@ -91,15 +97,21 @@ def _refuse_columns(cfg: Any) -> None:
                 f"use dataset=text_files for files of your own"
             )
     if cfg.numbers:
-        raise KdrunError(f"dataset.numbers=true has no effect: {cfg.name} knows what its labels are; use dataset=text_files")
+        raise KdrunError(
+            f"dataset.numbers=true has no effect: {cfg.name} knows what its labels are; use dataset=text_files"
+        )
 
 
 def _check_classes(names: list[str], regression: bool) -> None:
     listed = ",".join(names)
     if regression:
-        raise KdrunError(f"dataset.classes=[{listed}] has no effect, because dataset.numbers=true: numbers have no classes")
+        raise KdrunError(
+            f"dataset.classes=[{listed}] has no effect, because dataset.numbers=true: numbers have no classes"
+        )
     if len(names) < 2:
-        raise KdrunError(f"dataset.classes=[{listed}] must have two names or more; null takes them from the training file")
+        raise KdrunError(
+            f"dataset.classes=[{listed}] must have two names or more; null takes them from the training file"
+        )
     doubled = next((name for name in names if names.count(name) > 1), None)
     if doubled is not None:
         raise KdrunError(f"dataset.classes=[{listed}] has {doubled} twice")

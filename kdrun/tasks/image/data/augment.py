@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdrun.errors import KdrunError, choices
+from kdrun.tasks.draws import bits
 
 CROPS = ("zero", "reflect", "none")
 
@@ -26,38 +27,6 @@ class Augment:
             raise KdrunError(f"crop={self.crop} is unknown. {choices(self.crop, CROPS)}")
         if self.padding < 0:
             raise KdrunError(f"padding={self.padding} must be 0 or more (pixels on each side; crop=none pads nothing)")
-
-
-def bits(seed: int, epoch: int, index_B: Tensor, draw: int) -> Tensor:
-    """64 random bits for each index, int64 (B,): the `draw`-th word of (seed, epoch, index).
-
-    SplitMix64 (https://doi.org/10.1145/2660193.2660195) as a hash of counters. Integer arithmetic that wraps around,
-    so the CPU and a GPU agree, whatever the order or the batch.
-    """
-    key = seed
-    for part in (epoch, draw):
-        key = _signed(_mix(key + (part + 1) * _GOLDEN))
-    return _mix(index_B * _GOLDEN + key)
-
-
-def _signed(word: int) -> int:
-    """The int64 that has the lowest 64 bits of this Python integer."""
-    return (word + (1 << 63)) % (1 << 64) - (1 << 63)
-
-
-_GOLDEN, _MIX1, _MIX2 = (_signed(word) for word in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-
-
-def _mix(z):
-    """The last step of SplitMix64, for an int64 tensor or a Python integer, of which only the lowest 64 bits matter."""
-    z = (z ^ _right(z, 30)) * _MIX1
-    z = (z ^ _right(z, 27)) * _MIX2
-    return z ^ _right(z, 31)
-
-
-def _right(z, n: int):
-    """`z` shifted right by n bits and filled with zeros. (`>>` alone repeats the sign.)"""
-    return (z >> n) & ((1 << (64 - n)) - 1)
 
 
 def augment(

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from kdrun.errors import KdrunError
-from kdrun.seeds import stream
-from kdrun.tasks.image.data.augment import bits
+from kdrun.tasks.draws import split_holdout, stratified
 
 STATS_ROWS = 50_000  # at most so many images are used for mean and std; of a larger training set a sample is used
 FEW_LEVELS = 32  # grey levels; there is a warning if the training images use fewer
@@ -106,27 +105,6 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def stratified(labels: Tensor, n: int, seed: int = 0) -> Tensor:
-    """`n` row numbers (int64, ascending) in which every class has its share of `labels`, by largest remainder.
-
-    The result depends only on the arguments, not on the state of a generator or on a version of a library.
-    """
-    counts_C = torch.bincount(labels)
-    quota_C, remainder_C = n * counts_C // len(labels), n * counts_C % len(labels)
-    largest = remainder_C.argsort(descending=True, stable=True)[: n - int(quota_C.sum())]
-    quota_C[largest] += 1
-    shuffled_N = bits(stream(seed, "stratified"), 0, torch.arange(len(labels)), 0).argsort()
-    chosen = [shuffled_N[labels[shuffled_N] == c][:quota] for c, quota in enumerate(quota_C.tolist())]
-    return torch.cat(chosen).sort().values
-
-
-def without(rows: Tensor, n: int) -> Tensor:
-    """The numbers of 0..n-1 that are not in `rows`, ascending."""
-    keep_N = torch.ones(n, dtype=torch.bool)
-    keep_N[rows] = False
-    return keep_N.nonzero().flatten()
-
-
 def channel_stats(split: Split, workers: int = 0) -> list[list[float]]:
     """Mean and standard deviation per channel over all pixels, in [0, 1], and the lowest and highest level of 0..255.
 
@@ -181,7 +159,7 @@ def assemble(
 
     `stats`: channel_stats, or a function that returns earlier results of it. A mean or std that is null in the config is taken from it.
     """
-    train, holdout = _split_holdout(train, cfg.holdout, classes)
+    train, holdout = split_holdout(train, cfg.holdout, classes, "images")
     mean, std = cfg.mean, cfg.std
     notes = list(notes)
     if mean is None or std is None:
@@ -189,22 +167,3 @@ def assemble(
         notes += contrast(computed_mean, computed_std, low, high)
         mean, std = computed_mean if mean is None else mean, computed_std if std is None else std
     return Dataset(cfg.name, classes, size, list(mean), list(std), checksum, cfg.flip, train, holdout, test, notes)
-
-
-def _split_holdout(train: Split, n: int, classes: list[str]) -> tuple[Split, Split | None]:
-    if n == 0:
-        return train, None
-    if not 0 < n < len(train):
-        raise KdrunError(
-            f"dataset.holdout={n} must lie between 0 and {len(train) - 1:,}: it is taken out of the {len(train):,} "
-            f"training images (0 holds nothing out)"
-        )
-    held = stratified(train.labels, n)
-    kept = train.rows(without(held, len(train)))
-    left_C = torch.bincount(kept.labels, minlength=len(classes))
-    if (left_C == 0).any():
-        raise KdrunError(
-            f"dataset.holdout={n} leaves no training image of class {classes[int(left_C.argmin())]}; "
-            f"the smallest class has {int(torch.bincount(train.labels, minlength=len(classes)).min())}: hold out fewer"
-        )
-    return kept, train.rows(held)

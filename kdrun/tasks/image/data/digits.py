@@ -30,6 +30,7 @@ def load(cfg: Any, outputs: str) -> Dataset:
     import numpy as np
     import torch
 
+    from kdrun.tasks import draws
     from kdrun.tasks.image.data import base
 
     table = _table()
@@ -38,8 +39,8 @@ def load(cfg: Any, outputs: str) -> Dataset:
     grey_N1HW = ((pixels_N64 * 255 + 8) // 16).to(torch.uint8).view(-1, 1, 8, 8)  # 0..16 -> 0..255, rounded
     images_N3HW = grey_N1HW.repeat(1, 3, 1, 1)
 
-    test_rows = base.stratified(labels_N, TEST_ROWS)
-    train_rows = base.without(test_rows, len(labels_N))
+    test_rows = draws.stratified(labels_N, TEST_ROWS)
+    train_rows = draws.without(test_rows, len(labels_N))
     train, test = (base.Split(labels_N[r], torch.arange(len(r)), images_N3HW[r]) for r in (train_rows, test_rows))
     digest, classes = hashlib.sha256(table).hexdigest(), [str(digit) for digit in range(10)]
     return base.assemble(cfg, classes=classes, size=8, checksum=digest, train=train, test=test)

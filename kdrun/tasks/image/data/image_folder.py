@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdrun.errors import KdrunError
 from kdrun.process import cores
+from kdrun.tasks.cache import remembered
 from kdrun.tasks.image.data import tree
 from kdrun.tasks.image.data.pixels import rgb, several, shown
 
@@ -44,7 +45,7 @@ def own_size(cfg: Any, outputs: str) -> int | None:
         return True
 
     path = os.path.join(outputs, "cache", f"{tree.checksum(listing, outputs)}-alike.json")
-    return None if tree.remembered(path, cfg.size, alike) else cfg.size
+    return None if remembered(path, cfg.size, alike) else cfg.size
 
 
 def load(cfg: Any, outputs: str) -> Dataset:
@@ -78,7 +79,7 @@ def load(cfg: Any, outputs: str) -> Dataset:
         )
 
     def stats(kept: Split) -> list[list[float]]:
-        return tree.remembered(f"{cache}.json", [cfg.holdout, "span"], lambda: base.channel_stats(kept, cores()))
+        return remembered(f"{cache}.json", [cfg.holdout, "span"], lambda: base.channel_stats(kept, cores()))
 
     notes = listing.notes + several(os.path.join(listing.root, row[0]) for row in listing.train)
     return base.assemble(

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import stat
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 from kdrun.errors import KdrunError, choices
+from kdrun.tasks import cache
 from kdrun.tasks.image.data.pixels import read_anew, shown
 
 LAYOUT = "train/<class>/* and test/<class>/* (or val/)"
@@ -86,23 +83,7 @@ def checksum(tree: Tree, outputs: str) -> str:
             digest.update(b"alpha and 16 bits are read")
         return digest.hexdigest()
 
-    return remembered(path, ["alpha and 16 bits", listing.hexdigest()], content)
-
-
-def remembered(path: str, key: Any, compute: Callable[[], Any]) -> Any:
-    """The result of compute() (as JSON), kept in the file `path` and used as long as `key` is the same."""
-    try:
-        kept = json.loads(Path(path).read_text())
-        if kept["key"] == key:
-            return kept["value"]
-    except (OSError, ValueError, KeyError):
-        pass  # no file yet, or one that cannot be read: compute the value
-    value = compute()
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f"{path}.{os.getpid()}.tmp"
-    Path(temporary).write_text(json.dumps({"key": key, "value": value}))
-    os.replace(temporary, path)
-    return value
+    return cache.remembered(path, ["alpha and 16 bits", listing.hexdigest()], content)
 
 
 def _classes(path: str) -> dict[str, str]:

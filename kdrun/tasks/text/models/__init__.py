@@ -1,0 +1,1 @@
+"""Models of text, a file each. They take dicts of tensors and give logits."""

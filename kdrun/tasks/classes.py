@@ -1,4 +1,4 @@
-"""Measures of a model of images: loss, accuracy, agreement with the teacher, calibration, accuracy per class."""
+"""Measures of a model that chooses among classes: loss, accuracy, agreement with the teacher, calibration, accuracy per class."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def loss(logits_BK: Tensor, batch: Batch) -> Tensor:
 
 
 def correct(logits_BK: Tensor, label_B: Tensor) -> Tensor:
-    """How many images of a batch are classified correctly, as a scalar on the device. A negative label is never correct."""
+    """How many samples of a batch are classified correctly, as a scalar on the device. A negative label is never correct."""
     return (logits_BK.argmax(1) == label_B).sum()
 
 
@@ -27,7 +27,7 @@ def accuracy(logits_NK: Tensor, labels_N: Tensor) -> float:
 
 
 def agreement(logits_NK: Tensor, other_NK: Tensor) -> float:
-    """Share of images for which two models choose the same class, correct or not."""
+    """Share of samples for which two models choose the same class, correct or not."""
     return (logits_NK.argmax(1) == other_NK.argmax(1)).float().mean().item()
 
 
@@ -54,12 +54,12 @@ class LogitsEvaluator:
 
 
 def calibration(logits_NK: Tensor, labels_N: Tensor, bins: int = 15) -> dict[str, Any]:
-    """Calibration: is the accuracy as high as the confidence? Confidence is the highest softmax probability; images are put into bins of
+    """Calibration: is the accuracy as high as the confidence? Confidence is the highest softmax probability; samples are put into bins of
     equal width by it.
 
-    {"ece", "images", "confidence", "accuracy"}: how many images have a confidence in ((m - 1) / bins, m / bins], their mean
+    {"ece", "images", "confidence", "accuracy"}: how many samples have a confidence in ((m - 1) / bins, m / bins], their mean
     confidence and accuracy (null for an empty bin), and the expected calibration error, sum over bins of
-    (images / all images) |accuracy - confidence| (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017).
+    (samples / all samples) |accuracy - confidence| (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017).
     """
     logits_NK, labels_N = logits_NK.cpu().double(), labels_N.cpu()  # a GPU's weighted bincount is not deterministic
     confidence_N, predicted_N = logits_NK.softmax(1).max(1)
@@ -75,7 +75,7 @@ def calibration(logits_NK: Tensor, labels_N: Tensor, bins: int = 15) -> dict[str
 
 
 def class_scores(logits_NK: Tensor, labels_N: Tensor) -> list[float | None]:
-    """The accuracy on the images of each class, null for a class without any."""
+    """The accuracy on the samples of each class, null for a class without any."""
     kinds = logits_NK.shape[1]
     right_N = logits_NK.argmax(1) == labels_N
     all_K, right_K = (torch.bincount(x, minlength=kinds) for x in (labels_N.long(), labels_N[right_N].long()))

@@ -1,0 +1,62 @@
+"""A model of texts that takes strings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdrun.errors import KdrunError
+from kdrun.tasks.text.data.loader import collated
+
+
+class Reader(nn.Module):
+    """A student with its tokenizer: texts to logits (B, classes), or numbers (B, 1).
+
+    A text is a string; for a task of pairs it is a tuple of two strings. Longer texts are cut as in training.
+    """
+
+    def __init__(self, model: nn.Module, preprocessing: Mapping[str, Any], tokenizer: Path, classes: Sequence[str]):
+        super().__init__()
+        from tokenizers import Tokenizer  # of the extra `text`
+
+        if not tokenizer.is_file():
+            raise KdrunError(f"{tokenizer} is gone: without its tokenizer the student cannot read strings")
+        self.model, self.classes, self.pad_id = model, list(classes), preprocessing["pad_id"]
+        self.pairs = preprocessing["pairs"]
+        self.tokenizer = Tokenizer.from_file(str(tokenizer))
+
+    def inputs(self, texts: str | Sequence[str | tuple[str, str]]) -> dict[str, Tensor]:
+        """What the model itself takes: the tokens of the texts, padded to the longest."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if not texts:
+            raise ValueError("no texts; give one string or more")
+        kinds = {"two texts" if isinstance(text, (tuple, list)) else "one text" for text in texts}
+        if len(kinds) > 1:
+            raise ValueError("some of the texts are pairs and some are single strings; give all of one kind")
+        tokens = [
+            (encoding.ids, encoding.type_ids)
+            for encoding in self.tokenizer.encode_batch([tuple(t) if isinstance(t, list) else t for t in texts])
+        ]
+        inputs = collated(tokens, self.pad_id, self.pairs)
+        device = next(self.model.parameters()).device
+        return {key: value.to(device) for key, value in inputs.items()}
+
+    def forward(self, texts: str | Sequence[str | tuple[str, str]]) -> Tensor:
+        logits: Tensor = self.model(self.inputs(texts))
+        return logits
+
+    def predict(self, texts: str | Sequence[str | tuple[str, str]]) -> list[tuple[str, float]]:
+        """The most likely class of each text, and its probability."""
+        with torch.no_grad():
+            probability_N, class_N = self(texts).softmax(1).max(1)
+        return [(self.classes[k], p) for k, p in zip(class_N.tolist(), probability_N.tolist(), strict=True)]
+
+
+def sentences(tokenizer: Any, inputs: Mapping[str, Tensor]) -> list[str]:
+    """The texts of a batch, as the tokenizer reads their tokens back."""
+    rows = zip(inputs["input_ids"].tolist(), inputs["attention_mask"].sum(1).tolist(), strict=True)
+    return [tokenizer.decode(ids[:length], skip_special_tokens=True) for ids, length in rows]

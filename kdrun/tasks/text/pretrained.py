@@ -1,0 +1,105 @@
+"""Where the files of a pretrained model lie: a folder of the user's, or the local copy of one on the Hugging Face hub. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from kdrun.errors import KdrunError
+
+WEIGHTS = "model.safetensors"
+SHARDS = "model.safetensors.index.json"
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
+INSTALL = "pip install 'kdrun[text]'"
+
+
+def folder_of(name_or_path: str, revision: str | None = None, local_files_only: bool = False) -> Path:
+    """The folder of a pretrained model or tokenizer; what is only on the hub is downloaded, unless `local_files_only`.
+
+    KdrunError where there is no such folder and no way to the hub.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1 or path.exists():
+        raise KdrunError(f"{name_or_path} is no folder (current folder: {Path.cwd()}); give one with config.json")
+    return _snapshot(name_or_path, revision, local_files_only)
+
+
+@lru_cache
+def _snapshot(name: str, revision: str | None, local_files_only: bool) -> Path:
+    try:
+        from huggingface_hub import snapshot_download  # comes with transformers
+    except ImportError as error:
+        raise KdrunError(f"{name} is no folder, and the hub needs an extra: {INSTALL}") from error
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=True))
+    except Exception as missing:
+        if local_files_only:
+            raise KdrunError(
+                f"{name} is no folder and not among the downloaded models (local_files_only=true); give a folder with config.json"
+            ) from missing
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except Exception as error:
+        why = " ".join(str(error).split()).partition(". ")[0][:160]
+        raise KdrunError(
+            f"{name} is no folder (current folder: {Path.cwd()}), and the hub cannot give it ({type(error).__name__}: {why}). "
+            "Without a network, give the folder of a model: name_or_path=FOLDER with config.json, model.safetensors, tokenizer.json"
+        ) from error
+
+
+def architecture(folder: Path) -> dict[str, Any]:
+    """The content of config.json of a model's folder."""
+    file = folder / "config.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise KdrunError(f"{folder} has no config.json: it is no folder of a transformers model") from error
+    except (OSError, ValueError) as error:
+        raise KdrunError(f"{file} is not JSON ({error})") from error
+    if not isinstance(content, dict) or "model_type" not in content:
+        raise KdrunError(f"{file} names no model_type: it is no config of a transformers model")
+    return content
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model's folder. KdrunError where there is none; pickles are never read."""
+    files = sorted(folder.glob("model*.safetensors"))
+    if files:
+        return files
+    pickles = [name for name in PICKLES if (folder / name).exists()]
+    if pickles:
+        raise KdrunError(
+            f"{folder} holds its weights as {pickles[0]}, which can execute code and is never read; save them as {WEIGHTS} "
+            "(model.save_pretrained(FOLDER) of transformers)"
+        )
+    raise KdrunError(f"{folder} has no weights ({WEIGHTS}); give the folder of a whole model, or init=random")
+
+
+def sha256(folder: Path, *names: str) -> str:
+    """The hash of some files of a folder, each with its name; patterns are allowed. A file is read again only if it has changed."""
+    files = sorted({file for name in names for file in folder.glob(name)})
+    digest = hashlib.sha256()
+    for file in files:
+        status = os.stat(file)
+        digest.update(f"{file.name} {_file_sha256(str(file), status.st_size, status.st_mtime_ns)}\n".encode())
+    return digest.hexdigest()
+
+
+@lru_cache
+def _file_sha256(path: str, size: int, time: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _read(file)
+
+
+def _read(file: Any) -> str:  # Python 3.10
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
