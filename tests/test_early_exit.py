@@ -27,7 +27,7 @@ from kdrun.tasks.text.models.exits import Branch, add_exits, exits_of, uncertain
 KINDS = ["bert", "distilbert", "roberta", "electra"]
 
 
-def with_exits(layers: int = 4, seed: int = 0, kind: str = "bert", gain: float = 4.0) -> Any:
+def with_exits(layers: int = 4, seed: int = 0, kind: str = "bert", gain: float = 3.0) -> Any:
     """A model whose branches differ in how sure they are of a sentence."""
     model = add_exits(encoder(layers, seed, kind), CLASSES).eval()
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_padding_changes_nothing() -> None:
 
 def test_one_sentence_alone_and_a_pass_that_broke_off() -> None:
     model, x = with_exits(), batch(6)["input"]
-    model.exits.threshold = 0.6
+    model.exits.threshold = 0.3
     with torch.no_grad():
         whole = model(x)
         alone = [model({key: value[i : i + 1] for key, value in x.items()}) for i in range(6)]
@@ -225,6 +225,20 @@ def test_only_branches_learn_and_they_learn_the_teacher() -> None:
     assert changed == {name for name in before if ".exits." in name and not name.endswith("limit")}
     wanted = branch_divergence(output.taps, output.logits)
     torch.testing.assert_close(terms["early_exit.branches"], wanted)
+
+
+def test_a_student_that_does_not_start_from_the_teacher_is_refused() -> None:
+    """In the first step after the rehearsal: only then does a student have the teacher's weights."""
+    distillation = pair(encoder(4), with_exits(seed=1))
+    stage = distillation.stages[0]
+    distillation(batch(4), stage)
+    distillation.set_progress(0.1)
+    with pytest.raises(KdrunError, match=r"not the teacher's; say student\.init_from=teacher"):
+        distillation(batch(4), stage)
+    distillation.student.module.load_state_dict(
+        {**distillation.student.module.state_dict(), **distillation.teacher.module.state_dict()}
+    )
+    distillation(batch(4), stage)
 
 
 def test_what_is_evaluated_is_the_model_at_the_threshold() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kdrun.config.registry import METHODS
@@ -58,13 +59,17 @@ class EarlyExit(Method):
         self.threshold = check_within("early_exit.threshold", threshold, 0, 1, "0 is the whole model")
         assert pair.teacher is not None
         _check_alike(pair.student.module, pair.teacher.module)
-        self.run = pair.run
+        self.run, self.models = pair.run, (pair.student.module, pair.teacher.module)
+        self.is_checked = False
         _exits(pair.student.module).threshold = threshold
 
     def stages(self, pair: Pair, distil: Stage) -> list[Stage]:
         return [Stage("distil", self.branches, [_exits(pair.student.module)], distil.evaluates)]
 
     def branches(self, batch: Batch) -> tuple[Output, Terms]:
+        if self.progress and not self.is_checked:  # not in the rehearsal, before the student has the teacher's weights
+            _check_same(*self.models)
+            self.is_checked = True
         student, teacher = self.run(batch)
         return student, {"branches": branch_divergence(student.taps, teacher.logits)}
 
@@ -120,8 +125,22 @@ def _exits(student: nn.Module) -> Any:
     return exits
 
 
+def _check_same(student: nn.Module, teacher: nn.Module) -> None:
+    """KdrunError unless the student has the teacher's weights: they stay as they are."""
+    own = student.state_dict()
+    if not all(torch.equal(own[name], value) for name, value in teacher.state_dict().items()):
+        raise KdrunError(
+            "early_exit trains exits alone, and the student's other weights are not the teacher's; say student.init_from=teacher "
+            "without student.layers and student.init"
+        )
+
+
 def _check_alike(student: nn.Module, teacher: nn.Module) -> None:
-    """KdrunError unless every weight of the teacher has its place in the student."""
+    """KdrunError unless every weight of the teacher has its place in the student, and the teacher has no exits."""
+    if hasattr(teacher, "exits"):
+        raise KdrunError(
+            "early_exit teaches the student's exits, and the teacher has exits, too; leave out teacher.exits"
+        )
     own = {name: tuple(value.shape) for name, value in student.state_dict().items()}
     for name, value in teacher.state_dict().items():
         if own.get(name) != tuple(value.shape):
