@@ -39,7 +39,9 @@ class Parts(Training):
 
     def lines(self) -> list[str]:
         """What is known once everything is built: how it is computed, and what the user should know before training."""
-        return [f"engine   {self.compute.words}, {self.layout}", *self.notes, *self.rehearsal.notes]
+        example = self.distillation.example
+        layout = f", {self.layout}" if isinstance(example, Tensor) and example.ndim == 4 else ""
+        return [f"engine   {self.compute.words}{layout}", *self.notes, *self.rehearsal.notes]
 
     def rehearse(self) -> None:
         """One step of every stage on a few samples; weights and buffers are put back."""

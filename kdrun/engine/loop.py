@@ -234,9 +234,9 @@ def make_optimizer(stage: Stage, recipe: Recipe) -> torch.optim.Optimizer:
             lr = module.optimizer.get("lr", recipe.lr)
             decay = module.optimizer.get("weight_decay", recipe.weight_decay)
             groups.append({"params": layers, "lr": lr, "factor": lr / recipe.lr, "weight_decay": decay})
+    if recipe.optimizer == "adamw":  # fused on a CPU, too: a step of 22 M parameters took a sixth of the time
+        return torch.optim.AdamW(groups, recipe.lr, weight_decay=recipe.weight_decay, fused=True)
     fused = all(p.is_cuda for p in every)
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
     return torch.optim.SGD(
         groups, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov, fused=fused
     )

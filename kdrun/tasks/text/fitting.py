@@ -113,7 +113,7 @@ def model_identity(node: dict[str, Any]) -> dict[str, Any]:
     """A pretrained model is the content of its files, not their place; a random one is its settings."""
     if node["name"] != HF:
         return node
-    values = {key: value for key, value in node.items() if key not in WHERE}
+    values = {key: value for key, value in node.items() if key not in WHERE and (key != "exits" or value)}
     if not node["name_or_path"]:
         return values
     folder = pretrained.folder_of(node["name_or_path"], node["revision"], node["local_files_only"])

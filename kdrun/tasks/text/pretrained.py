@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 from functools import lru_cache
@@ -11,6 +12,7 @@ from typing import Any
 
 from kdrun.errors import KdrunError
 
+PACKAGE = "package:"  # before a folder inside an installed Python package
 WEIGHTS = "model.safetensors"
 SHARDS = "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
@@ -18,16 +20,35 @@ INSTALL = "pip install 'kdrun[text]'"
 
 
 def folder_of(name_or_path: str, revision: str | None = None, local_files_only: bool = False) -> Path:
-    """The folder of a pretrained model or tokenizer; what is only on the hub is downloaded, unless `local_files_only`.
+    """The folder of a pretrained model or tokenizer: a folder, package:NAME/FOLDER (inside an installed Python package), or a hub id.
+
+    What is only on the hub is downloaded, unless `local_files_only`.
 
     KdrunError where there is no such folder and no way to the hub.
     """
+    if name_or_path.startswith(PACKAGE):
+        return _in_package(name_or_path.removeprefix(PACKAGE))
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         return path
     if path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1 or path.exists():
         raise KdrunError(f"{name_or_path} is no folder (current folder: {Path.cwd()}); give one with config.json")
     return _snapshot(name_or_path, revision, local_files_only)
+
+
+def _in_package(place: str) -> Path:
+    """The folder `model` of package:NAME/model."""
+    name, _, inside = place.partition("/")
+    spec = importlib.util.find_spec(name)
+    folders = [Path(root, inside) for root in spec.submodule_search_locations or ()] if spec else []
+    for folder in folders:
+        if folder.is_dir():
+            return folder
+    if spec is None:
+        raise KdrunError(
+            f"{PACKAGE}{place}: no Python package '{name}' is installed; pip install {name.replace('_', '-')}"
+        )
+    raise KdrunError(f"{PACKAGE}{place}: the package {name} has no folder '{inside}'")
 
 
 @lru_cache

@@ -45,7 +45,7 @@ class TextTask(Task):
         fitting.complete(config)
 
     def has_holdout(self, cfg: Any, outputs: str) -> bool:
-        return bool(cfg.holdout) or data.has_holdout(cfg, outputs)
+        return data.has_holdout(cfg, outputs)
 
     def model_identity(self, node: dict[str, Any]) -> dict[str, Any]:
         return fitting.model_identity(node)
@@ -147,7 +147,7 @@ class TextTask(Task):
     def timing_input(self, count: int, cfg: Any, outputs: str) -> Any | None:
         import torch
 
-        ids = torch.randint(data.vocabulary_size(cfg), (count, min(32, cfg.max_length)))
+        ids = torch.randint(data.vocabulary_size(cfg), (count, min(16, cfg.max_length)))
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     # Learning ----------------------------------------------------------------------------------------------------------------

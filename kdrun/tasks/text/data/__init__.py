@@ -4,37 +4,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kdrun.tasks.text.data import samples, tokenizer
+from kdrun.tasks.text.data.samples import SOURCES, read, summary
+from kdrun.tasks.text.data.tokenizer import identity as tokenizer_identity
+from kdrun.tasks.text.data.tokenizer import vocabulary_size
 from kdrun.tasks.text.settings import check
 
 if TYPE_CHECKING:
     from kdrun.tasks.text.data.base import TextDataset
 
-SOURCES = samples.SOURCES
+__all__ = ["SOURCES", "checksum", "has_holdout", "load", "sizes", "tokenizer_identity", "vocabulary_size"]
 
 
 def checksum(cfg: Any, outputs: str) -> str:
     """sha256 over texts, labels and class names of the files that are used. KdrunError for files or settings that are wrong."""
     check(cfg)
-    digest: str = samples.summary(cfg, outputs)["checksum"]
+    digest: str = summary(cfg, outputs)["checksum"]
     return digest
 
 
 def sizes(cfg: Any, outputs: str) -> tuple[int, int]:
     """Rows of the training file (the holdout is not taken out) and of the file that reports."""
     check(cfg)
-    kept = samples.summary(cfg, outputs)
+    kept = summary(cfg, outputs)
     return kept["train"], kept["test"]
 
 
-def tokenizer_identity(cfg: Any) -> dict[str, Any]:
-    """What of the tokenizer makes another run: {"trained": vocabulary}, or {"sha256": that of its content}. Light."""
-    return tokenizer.identity(cfg)
-
-
-def vocabulary_size(cfg: Any) -> int:
-    """Rows that the embeddings of a model need for this tokenizer: its highest id and 1. Light: nothing is trained."""
-    return tokenizer.vocabulary_size(cfg)
+def has_holdout(cfg: Any, outputs: str) -> bool:
+    """Whether there are texts to choose an epoch on: a validation file that does not report, or rows taken out of train."""
+    check(cfg)
+    return bool(cfg.holdout or summary(cfg, outputs)["validation"])
 
 
 def load(cfg: Any, outputs: str) -> TextDataset:
@@ -42,7 +40,7 @@ def load(cfg: Any, outputs: str) -> TextDataset:
 
     Raises KdrunError where a file is missing, broken, or does not suit the settings.
     """
-    from kdrun.tasks.text.data import assemble
+    from kdrun.tasks.text.data.assemble import assemble
 
     check(cfg)
-    return assemble.assemble(cfg, outputs, samples.read(cfg, outputs))
+    return assemble(cfg, outputs, read(cfg, outputs))

@@ -235,7 +235,7 @@ class _Scores:
 def from_teacher(student: nn.Module, teacher: nn.Module, layers: int, init: Any) -> None:
     """Give the student the teacher's embeddings and classifier, and the chosen layers. Both have one architecture."""
     weights, path, own = teacher.state_dict(), str(teacher.blocks), student.state_dict()
-    count = teacher.config.num_hidden_layers  # type: ignore[union-attr]
+    count: Any = teacher.config.num_hidden_layers  # type: ignore[union-attr]
     taken = {name: value for name, value in weights.items() if not name.startswith(f"{path}.") and name in own}
     for new, old in enumerate(chosen(layers, init, count) or ()):
         before = f"{path}.{old}."
@@ -253,4 +253,6 @@ def rebuilt(file: Path, classes: int, node: Mapping[str, Any]) -> nn.Module:
     values = json.loads(file.read_text(encoding="utf-8"))
     config = transformers.AutoConfig.for_model(**values)
     config.num_labels = classes
-    return _finished(transformers.AutoModelForSequenceClassification.from_config(config), classes, node["exits"])
+    return _finished(
+        transformers.AutoModelForSequenceClassification.from_config(config), classes, bool(node.get("exits"))
+    )
