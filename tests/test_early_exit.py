@@ -278,8 +278,21 @@ def test_the_curve_of_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
     assert details["flops_share"][0] == pytest.approx(1)
     assert all(b <= a for a, b in zip(details["flops_share"][1:], details["flops_share"][2:], strict=False))
     assert details["flops_share"][-1] < 0.9
-    assert (details["batch_size"], details["threads"]) == (8, 1)
-    assert all(len(details[key]) == 7 for key in ("speedups", "over_full", "scores", "layers"))
+    assert (details["batch_size"], details["threads"]) == (32, 1)
+    assert all(len(details[key]) == 7 for key in ("speedups", "alone", "over_full", "scores", "layers"))
+
+
+def test_the_batches_that_times_are_measured_on() -> None:
+    """Parts of one size from the whole split; a split that is smaller gives what it has."""
+    test = loader(count=6, size=20)
+    sizes = lambda *want: [len(x["input_ids"]) for x in speedup.some_batches(test, *want)]  # noqa: E731
+    assert sizes(8, 48) == [8] * 6
+    assert sizes(1, 24) == [1] * 24
+    assert sizes(32, 60) == [20]
+    assert sizes(20, 10_000) == [20] * 6
+    first, *_, last = speedup.some_batches(test, 20, 10_000)
+    assert torch.equal(first["input_ids"], batch(20, seed=0)["input"]["input_ids"])
+    assert torch.equal(last["input_ids"], batch(20, seed=5)["input"]["input_ids"])
 
 
 def test_work_is_that_of_the_layers_that_ran() -> None:

@@ -20,7 +20,7 @@ def details(seed: int, threshold: float = 0.1, **changed) -> dict:
     """Four layers at three thresholds; a later seed is faster."""
     return {
         "threshold": threshold, "thresholds": [0.0, 0.1, 0.5], "scores": [0.9, 0.89, 0.8 + 0.01 * seed],
-        "speedups": [0.95, 1.5 + seed, 3.0 + seed], "over_full": [1.0, 1.6, 3.2], "flops_share": [1.0, 0.7, 0.3],
+        "speedups": [0.95, 1.5 + seed, 3.0 + seed], "over_full": [1.0, 1.6, 3.2], "alone": [0.9, 2.5, 4.5], "flops_share": [1.0, 0.7, 0.3],
         "layers": [[0, 0, 0, 1], [0.5, 0.25, 0, 0.25], [1, 0, 0, 0]], "teacher_score": 0.9, "batch_size": 32, "threads": 1, **changed,
     }  # fmt: skip
 
@@ -71,7 +71,7 @@ def test_the_page_has_the_curve_and_a_table() -> None:
     marks = [a for tag, a in read.tags if tag == "path" and "stroke-width" in (a.get("style") or "")]
     assert len(marks) == 3
     assert sum("stroke-width:12" in mark["style"] for mark in marks) == 1
-    for number in ("80.50", "3.50", "30.00", "50 25 0 25"):
+    for number in ("80.50", "3.50", "4.50", "30.00", "50 25 0 25"):
         assert number in words
 
 

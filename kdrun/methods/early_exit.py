@@ -18,6 +18,11 @@ from kdrun.methods.speedup import seconds_of, some_batches, work
 from kdrun.methods.taps import Output
 
 THRESHOLDS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # of the curve in the record, beside the method's own
+BATCH, SAMPLES, ALONE = (
+    32,
+    256,
+    24,
+)  # of the measured times: samples in a batch, in all, and of the times of one sample at a time
 
 
 def branch_divergence(branches_BK: Sequence[Tensor], t_BK: Tensor) -> Tensor:
@@ -40,9 +45,10 @@ class EarlyExit(Method):
     A branch reads the output of its layer. The paper's branches have a narrow self-attention; see kdrun/tasks/text/models/exits.py.
     """
 
-    family = "logits"
+    family = "transformers"
     paper = "Liu et al., 2020"
     needs_classes = True
+    sequences = True
 
     @classmethod
     def choose_taps(
@@ -79,7 +85,8 @@ class EarlyExit(Method):
         """The curve: at each threshold the score on the test set, the share of sentences that leave after each layer, and the speed-up.
 
         Scores and shares are of the whole test set; seconds are medians of passes over a part of it, the models in turn, one thread.
-        `speedups`: the teacher's seconds over the student's; `over_full`: those of the student without exits over its own.
+        `speedups`: the teacher's seconds over the student's, in batches; `alone`: one sample at a time; `over_full`: the seconds of the
+        student without exits over its own; `flops_share`: its floating-point operations over the teacher's, in batches.
         """
         assert teacher is not None
         exits, thresholds = _exits(student), sorted({*THRESHOLDS, self.threshold})
@@ -100,8 +107,8 @@ class EarlyExit(Method):
                 return run
 
             models: list[Callable[[Any], Any]] = [teacher, *map(at, thresholds)]
-            batches = some_batches(test)
-            seconds = seconds_of(models, batches)
+            batches = some_batches(test, BATCH, SAMPLES)
+            seconds, alone = seconds_of(models, batches), seconds_of(models, some_batches(test, 1, ALONE))
             flops = [work(model, batches) for model in models]
         finally:
             exits.threshold = self.threshold
@@ -109,8 +116,9 @@ class EarlyExit(Method):
         return {
             "threshold": self.threshold, "thresholds": thresholds, "scores": scores,
             "speedups": [seconds[0] / own for own in seconds[1:]], "over_full": [seconds[full] / own for own in seconds[1:]],
+            "alone": [alone[0] / own for own in alone[1:]],
             "flops_share": [own / flops[0] for own in flops[1:]], "layers": layers, "teacher_score": score(teacher),
-            "batch_size": test.batch_size, "threads": 1,
+            "batch_size": BATCH, "threads": 1,
         }  # fmt: skip
 
 

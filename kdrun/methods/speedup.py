@@ -13,8 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from kdrun.methods.taps import device_of
 
-SAMPLES = 256  # that times are measured on, or the batches that hold them
-REPEATS = 5
+REPEATS = 5  # passes of each model
 
 Model = Callable[[Any], Any]
 
@@ -36,11 +35,23 @@ def seconds_of(models: Sequence[Model], batches: Sequence[Any]) -> list[float]:
     return [median(own) for own in times]
 
 
-def some_batches(loader: Any) -> list[Any]:
-    """Inputs of the loader's batches, evenly spaced over the split, with about SAMPLES samples."""
+def some_batches(loader: Any, size: int, samples: int) -> list[Any]:
+    """Inputs of about this many samples in batches of `size`, from batches that are evenly spaced over the split."""
     inputs = [batch["input"] for batch in loader.batches()]
-    count = min(max(1, SAMPLES // loader.batch_size), len(inputs))
-    return [inputs[i * len(inputs) // count] for i in range(count)]
+    count = min(-(-samples // loader.batch_size), len(inputs))
+    chosen = [inputs[i * len(inputs) // count] for i in range(count)]
+    parts = [part for whole in chosen for part in _parts(whole, size)]
+    wanted = min(max(1, samples // size), len(parts))
+    return [parts[i * len(parts) // wanted] for i in range(wanted)]
+
+
+def _parts(x: Any, size: int) -> list[Any]:
+    """The whole parts of `size` samples of a batch; a smaller batch stays as it is."""
+    count = len(x if isinstance(x, Tensor) else next(iter(x.values())))
+    if count <= size:
+        return [x]
+    rows = [slice(start, start + size) for start in range(0, count - size + 1, size)]
+    return [x[part] if isinstance(x, Tensor) else {key: value[part] for key, value in x.items()} for part in rows]
 
 
 def work(model: Model, batches: Sequence[Any]) -> int:

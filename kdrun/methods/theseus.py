@@ -55,9 +55,10 @@ class Theseus(Method):
     second halving; "code": with it.
     """
 
-    family = "features"
+    family = "transformers"
     paper = "Xu et al., 2020"
     distils = False
+    sequences = True
 
     def build(self, pair: Pair, *, variant: str, rate: float, full_at: float | None) -> None:
         known = {

@@ -15,7 +15,7 @@ from kdrun.report.pivot import Table, teachers_of
 from kdrun.report.style import TEACHER, Style
 
 KEY = "early_exit"  # in the details of a record
-LISTS = ("scores", "speedups", "over_full", "flops_share", "layers")  # a value for each threshold
+LISTS = ("scores", "speedups", "alone", "over_full", "flops_share", "layers")  # a value for each threshold
 
 
 @dataclass
@@ -25,6 +25,7 @@ class Point:
     threshold: float
     score: float
     speedup: float  # seconds of the teacher over those of the model
+    alone: float  # the same for one sample at a time
     over_full: float  # seconds of the model without exits over its own
     work: float  # floating-point operations, as a share of the teacher's
     layers: list[float]  # the share of samples that leave after each layer
@@ -105,9 +106,9 @@ def _points(known: Sequence[Mapping[str, Any]], display: Display) -> list[Point]
     points = []
     for threshold in shared:
         at = [{key: one[key][one["thresholds"].index(threshold)] for key in LISTS} for one in known]
-        score, speedup, over_full, work = (fmean(one[key] for one in at) for key in LISTS[:4])
+        score, speedup, alone, over_full, work = (fmean(one[key] for one in at) for key in LISTS[:5])
         layers = [fmean(shares) for shares in zip(*(one["layers"] for one in at), strict=True)]
-        points.append(Point(threshold, display.shown(score), speedup, over_full, work, layers))
+        points.append(Point(threshold, display.shown(score), speedup, alone, over_full, work, layers))
     return points
 
 
