@@ -27,7 +27,7 @@ from kdrun.tasks.text.models.exits import Branch, add_exits, exits_of, uncertain
 KINDS = ["bert", "distilbert", "roberta", "electra"]
 
 
-def with_exits(layers: int = 4, seed: int = 0, kind: str = "bert", gain: float = 3.0) -> Any:
+def with_exits(layers: int = 4, seed: int = 0, kind: str = "bert", gain: float = 3.5) -> Any:
     """A model whose branches differ in how sure they are of a sentence."""
     model = add_exits(encoder(layers, seed, kind), CLASSES).eval()
     with torch.no_grad():
@@ -182,7 +182,7 @@ def test_a_branch_from_its_equations() -> None:
     for part in (slice(0, 8), slice(8, 16)):
         scores = q[:, 0, None, part] @ k[:, :, part].transpose(1, 2) / 8**0.5
         heads.append(scores.masked_fill(~mask[:, None], -torch.inf).softmax(2) @ v[:, :, part])
-    mixed = branch.mix(torch.cat(heads, 2)[:, 0])
+    mixed = torch.cat(heads, 2)[:, 0]
     torch.testing.assert_close(branch(x, mask), branch.out(torch.tanh(branch.dense(mixed))))
 
 
@@ -231,6 +231,7 @@ def test_a_student_that_does_not_start_from_the_teacher_is_refused() -> None:
     """In the first step after the rehearsal: only then does a student have the teacher's weights."""
     distillation = pair(encoder(4), with_exits(seed=1))
     stage = distillation.stages[0]
+    enter(distillation, stage)
     distillation(batch(4), stage)
     distillation.set_progress(0.1)
     with pytest.raises(KdrunError, match=r"not the teacher's; say student\.init_from=teacher"):
