@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kdrun.config.registry import TASKS, import_plugins
+from kdrun.config.registry import MODELS, TASKS, import_plugins
 from kdrun.errors import KdrunError, choices
 from kdrun.runs import record as records
 from kdrun.runs.checkpoint import load_into, load_weights
@@ -18,6 +18,7 @@ from kdrun.runs.folder import PREDICTIONS, TASK, WEIGHTS
 from kdrun.runs.labels import label_of, run_name
 from kdrun.runs.source import is_changed
 from kdrun.tasks.metric import metric_of
+from kdrun.tasks.model import build_model
 
 
 @dataclass(repr=False)
@@ -36,6 +37,11 @@ class Run:
         """The logits (N, classes) and the labels (N,) of the test set, after the last epoch."""
         predictions = load_weights(self.folder / PREDICTIONS)
         return predictions["logits"], predictions["labels"]
+
+
+def _built(node: dict[str, Any], outputs: int) -> nn.Module:
+    arguments = {name: node[name] for name in MODELS.entry(node["name"]).arguments if name in node}
+    return build_model(node["name"], outputs, arguments, node.get("output"))
 
 
 def load(folder: str | Path, which: str = "last") -> Run:
@@ -57,6 +63,6 @@ def load(folder: str | Path, which: str = "last") -> Run:
             f"the source of {label_of(record, 'student')} has changed since {folder} was trained", stacklevel=3
         )
     task = TASKS.get(record["task"])
-    model = task.rebuild(record, folder / TASK)
+    model = task.rebuild(record, folder / TASK) or _built(node, task.outputs_of(record))
     load_into(model, load_weights(folder / WEIGHTS[which]), folder / WEIGHTS[which], record["student"]["name"])
     return Run(task.preprocessor(model, record, folder / TASK).eval(), record, folder)

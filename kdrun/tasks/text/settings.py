@@ -46,7 +46,7 @@ class Data(schema.Data):
 
 def glue_task(cfg: Any) -> str | None:
     """The GLUE task that a dataset is; None where it is none."""
-    return "sst2" if cfg.name == "sst2" else cfg.task
+    return {"sst2": "sst2", "glue": cfg.task}.get(cfg.name)
 
 
 def is_regression(cfg: Any) -> bool:
@@ -72,6 +72,11 @@ def check(cfg: Any) -> None:
     if cfg.name != "glue" and cfg.task not in (None, glue_task(cfg)):
         raise KdrunError(
             f"dataset.task={cfg.task} has no effect on dataset={cfg.name}; use dataset=glue dataset.task={cfg.task}"
+        )
+    if cfg.name == "reviews" and (cfg.root is not None or cfg.test == "validation"):
+        key, value = ("root", cfg.root) if cfg.root is not None else ("test", cfg.test)
+        raise KdrunError(
+            f"dataset.{key}={value} has no effect: the reviews are generated, with a test file; leave it out"
         )
     if cfg.name != "text_files":
         _refuse_columns(cfg)

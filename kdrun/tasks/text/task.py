@@ -56,7 +56,7 @@ class TextTask(Task):
         return data.checksum(cfg, outputs)
 
     def identity(self, cfg: Any) -> dict[str, Any]:
-        return {"tokenizer": data.tokenizer_identity(cfg), "max_length": cfg.max_length, "test": cfg.test}
+        return {"tokenizer": data.tokenizer_identity(cfg), "max_length": cfg.max_length}
 
     def label(self, cfg: Any) -> str:
         """GLUE's task; the name of a folder of files."""
@@ -123,13 +123,11 @@ class TextTask(Task):
         from_teacher(student, teacher, config.student.layers, config.student.init)
         return True
 
-    def rebuild(self, record: Mapping[str, Any], folder: Path) -> nn.Module:
+    def rebuild(self, record: Mapping[str, Any], folder: Path) -> nn.Module | None:
         from kdrun.tasks.text.models.hf import rebuilt
 
         node = record["identity"]["student"]
-        if node["name"] != "hf_text":
-            return super().rebuild(record, folder)
-        return rebuilt(folder / "config.json", self.outputs_of(record), node)
+        return rebuilt(folder / "config.json", self.outputs_of(record), node) if node["name"] == fitting.HF else None
 
     def check_output(self, output: Any, outputs: int) -> str | None:
         from kdrun.tasks import classes

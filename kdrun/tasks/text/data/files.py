@@ -28,16 +28,13 @@ class Table:
     lines: list[int]  # where each row starts in the file, from 1
     broken: list[int] = field(default_factory=list)  # lines that were left out, where `lenient` allows it
 
-    def column(self, name: str, key: str) -> list[str | None]:
-        """The cells of one column. KdrunError if there is none of this name, or two; `key` is the setting that names it."""
+    def column(self, name: str, key: str | None) -> list[str | None]:
+        """The cells of one column. KdrunError if there is none of this name, or two. `key`: the setting that names it, if one does."""
         if self.columns.count(name) > 1:
-            raise KdrunError(
-                f"{self.path} has two columns '{name}': rename one, so that dataset.{key} means one of them"
-            )
+            raise KdrunError(f"{self.path} has two columns '{name}': rename one of them")
         if name not in self.columns:
-            raise KdrunError(
-                f"{self.path} has no column '{name}'. {choices(name, self.columns)} (dataset.{key}=COLUMN says which)"
-            )
+            way = f" (dataset.{key}=COLUMN says which)" if key else ""
+            raise KdrunError(f"{self.path} has no column '{name}'. {choices(name, self.columns)}{way}")
         place = self.columns.index(name)
         return [row[place] for row in self.rows]
 
@@ -137,7 +134,7 @@ def _cells(path: Path, text: str, delimiter: str, plain: bool) -> Iterator[tuple
     limit = csv.field_size_limit(len(text) + 1)  # the module's own limit of 131,072 characters is for no reason of ours
     line = 1
     try:
-        source: Any = io.StringIO(text, newline="")
+        source = io.StringIO(text, newline="")
         quoting: Any = csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
         reader = csv.reader(source, delimiter=delimiter, quoting=quoting, strict=True)
         for cells in reader:

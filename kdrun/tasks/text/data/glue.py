@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,9 @@ def samples(cfg: Any, outputs: str) -> Samples:
     task = str(glue_task(cfg))
     layout = TASKS[task]
     tables = {part: _table(path, task, layout) for part, path in _files(cfg, outputs).items()}
-    columns = Columns(layout.texts, layout.target, not layout.classes, layout.classes or None, empty=True)
+    columns = Columns(
+        layout.texts, layout.target, not layout.classes, layout.classes or None, own=False, empty=len(layout.texts) == 2
+    )
     return from_tables(tables, columns, cfg.test)
 
 
@@ -107,6 +111,17 @@ def _download(task: str, folder: Path) -> None:
         cache.write(folder / f"{part}.jsonl", content.encode())
 
 
+@contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """Only errors of a library are shown: without a network, this one prints two lines for each of its tries."""
+    before = logging.getLogger(logger).level
+    logging.getLogger(logger).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.getLogger(logger).setLevel(before)
+
+
 def _from_hub(task: str, part: str, folder: Path) -> Iterator[dict[str, Any]]:
     """The rows of one part, their labels as numbers."""
     way = f"give a folder with {files.LAYOUT}: dataset.root=FOLDER"
@@ -117,7 +132,8 @@ def _from_hub(task: str, part: str, folder: Path) -> Iterator[dict[str, Any]]:
             f"dataset.root is null, and the hub needs the package datasets: pip install datasets, or {way}"
         ) from error
     try:
-        rows = datasets.load_dataset(HUB, task, split=part)
+        with _quiet("huggingface_hub"):
+            rows = datasets.load_dataset(HUB, task, split=part)
     except Exception as error:  # of datasets, of the hub's client, or of the network
         reason = " ".join(str(error).split())[:160]
         raise KdrunError(

@@ -51,14 +51,23 @@ class Samples:
 
 @dataclass
 class Columns:
-    """Which columns hold what. `classes`: known names in order; a label is one of them or its number."""
+    """Which columns hold what, and the class names in their order where they are known; a label is then a name or its number."""
 
     texts: tuple[str, ...]
     target: str
     numbers: bool = False
     classes: Sequence[str] | None = None
-    empty: bool = False  # whether empty texts are allowed, as GLUE has some
-    strict: bool = False  # whether each of `classes` must be in the training file
+    own: bool = True  # False: the dataset knows columns and classes, and the settings say nothing of them
+    empty: bool = False  # whether empty texts are allowed: some pairs of GLUE have one
+
+    def of(self, table: Table) -> list[list[str | None]]:
+        """The cells of the text columns."""
+        keys = ("text", "second") if self.own else (None, None)
+        return [table.column(name, key) for name, key in zip(self.texts, keys, strict=False)]
+
+    def targets(self, table: Table) -> list[str | None]:
+        """The cells of the label."""
+        return table.column(self.target, "target" if self.own else None)
 
 
 def read(cfg: Any, outputs: str) -> Samples:
@@ -80,23 +89,29 @@ def summary(cfg: Any, outputs: str) -> dict[str, Any]:
         }  # fmt: skip
 
     settings = [getattr(cfg, key) for key in ("name", "task", "target", "numbers", "test", *COLUMNS)]
-    key = [settings, _source(cfg).listing(cfg, outputs)]
-    name = hashlib.sha256(os.fsencode(json.dumps(key, default=list))).hexdigest()[:16]
-    path = os.path.join(outputs, "cache", "text", f"summary-{name}.json")
-    kept: dict[str, Any] = cache.remembered(path, json.loads(json.dumps(key, default=list)), content)
+    key = json.dumps(
+        ["1", settings, _source(cfg).listing(cfg, outputs)], default=list
+    )  # "1": of this way to read files
+    name = hashlib.sha256(key.encode()).hexdigest()[:16]
+    kept: dict[str, Any] = cache.remembered(
+        os.path.join(outputs, "cache", "text", f"summary-{name}.json"), key, content
+    )
     return kept
 
 
 def from_tables(tables: dict[str, Table], columns: Columns, test: str) -> Samples:
     """Samples of the tables of a folder: part (train, validation, test) -> table. test: dataset.test."""
-    reports, notes = _reporting(tables, columns.target, test)
     train = tables["train"]
+    columns.targets(train)  # a wrong name is told as such, not as a file without labels
+    for table in tables.values():
+        columns.of(table)
+    reports, notes = _reporting(tables, columns, test)
     classes = [] if columns.numbers else _classes(train, columns)
     roles = [role for role in ("train", "validation", reports) if role in tables]
     parts = {role: _part(tables[role], columns, classes) for role in dict.fromkeys(roles)}
     if len(set(parts["train"].labels)) < 2:
         kind = "number" if columns.numbers else "class"
-        only = train.column(columns.target, "target")[0]
+        only = columns.targets(train)[0]
         raise KdrunError(
             f"{train.path} has one {kind} only ({only}): there is nothing to learn, two or more are needed"
         )
@@ -110,48 +125,46 @@ def from_tables(tables: dict[str, Table], columns: Columns, test: str) -> Sample
     return Samples(classes, parts["train"], validation, parts[reports], notes)
 
 
-def _reporting(tables: dict[str, Table], target: str, test: str) -> tuple[str, list[str]]:
-    """The part that reports, and a note where that is not the test file though there is one, or though none was wished."""
+def _reporting(tables: dict[str, Table], columns: Columns, test: str) -> tuple[str, list[str]]:
+    """The part that reports, and a note where that is the validation file because there is no other."""
     folder = tables["train"].path.parent
-    has_labels = {part: part in tables and not _is_unlabelled(tables[part], target) for part in ("test", "validation")}
-    if test == "auto":
-        test = "test" if has_labels["test"] else "validation"
-        if test not in tables and "test" not in tables:
-            raise KdrunError(f"{folder} has neither a test nor a validation file: one of them must report the score")
-        if not has_labels[test]:
-            raise KdrunError(
-                f"{tables.get('test', tables.get(test)).path} has no labels (column '{target}'), "  # type: ignore[union-attr]
-                f"and there is no validation file with labels: one of them must report the score"
-            )
-        why = f"{tables['test'].path.name} has no labels" if "test" in tables else "there is no test file"
-        name = tables[test].path.name
-        return test, [] if test == "test" else [
-            f"{why}, so {name} reports, and no file is left to select on (dataset.holdout=N does)"
-        ]
-    if test not in tables:
-        raise KdrunError(
-            f"dataset.test={test}: {folder} has no {test} file. {choices(test, [p for p in has_labels if p in tables])}"
-        )
-    if not has_labels[test]:
-        raise KdrunError(
-            f"dataset.test={test}: {tables[test].path} has no labels (column '{target}'); auto takes a file that has them"
-        )
-    return test, []
+    lacks = {part: _lack(tables[part], columns) for part in ("test", "validation") if part in tables}
+    if not lacks:
+        raise KdrunError(f"{folder} has neither a test nor a validation file: one of them must report the score")
+    if test != "auto":
+        if test not in lacks:
+            raise KdrunError(f"dataset.test={test}: {folder} has no {test} file. {choices(test, lacks)}")
+        if lacks[test]:
+            raise KdrunError(f"dataset.test={test}: {lacks[test]}; auto takes a file that has labels")
+        return test, []
+    part = next((part for part in lacks if lacks[part] is None), None)
+    if part is None:
+        raise KdrunError(f"{' and '.join(filter(None, lacks.values()))}: a file with labels must report the score")
+    if part == "test":
+        return part, []
+    why = lacks.get("test") or f"{folder} has no test file"
+    return part, [
+        f"{why}, so {tables[part].path.name} reports (dataset.holdout=N holds rows out of train to select on)"
+    ]
 
 
-def _is_unlabelled(table: Table, target: str) -> bool:
-    """Whether a file has no labels: no such column, or nothing but -1 in it, as the tests of GLUE."""
-    return target not in table.columns or all(cell in (None, "", "-1") for cell in table.column(target, "target"))
+def _lack(table: Table, columns: Columns) -> str | None:
+    """Why a file has no labels: no such column, or nothing but -1 in it, as the tests of GLUE; None where it has."""
+    if columns.target not in table.columns:
+        return f"{table.path} has no column '{columns.target}' ({', '.join(table.columns[:MANY])})"
+    if all(cell in (None, "", "-1", "-1.0") for cell in columns.targets(table)):
+        return f"{table.path} has no labels"
+    return None
 
 
 def _classes(train: Table, columns: Columns) -> list[str]:
     """The class names in the order of their numbers: those that are known, else the training labels, sorted."""
-    names = [_label(train, row, cell) for row, cell in enumerate(train.column(columns.target, "target"))]
+    names = [_label(train, row, cell) for row, cell in enumerate(columns.targets(train))]
     distinct = sorted(set(names))
     if columns.classes is None:
         return sorted(distinct, key=float) if all(_is_number(name) for name in distinct) else distinct
     known = list(columns.classes)
-    if not columns.strict or all(_is_place(name, known) for name in distinct):
+    if not columns.own or all(_is_place(name, known) for name in distinct):
         return known
     for row, name in enumerate(names):
         if name not in known:
@@ -166,12 +179,12 @@ def _classes(train: Table, columns: Columns) -> list[str]:
 
 def _part(table: Table, columns: Columns, classes: list[str]) -> Part:
     """The samples of one table, checked row by row."""
-    cells = [table.column(name, key) for name, key in zip(columns.texts, ("text", "second"), strict=False)]
+    cells = columns.of(table)
     for name, column in zip(columns.texts, cells, strict=True):
         for row, cell in enumerate(column):
             if cell is None or (not columns.empty and not cell.strip()):
                 raise KdrunError(f"{table.at(row)} has an empty text (column '{name}'): write one, or remove the row")
-    targets = table.column(columns.target, "target")
+    targets = columns.targets(table)
     if columns.numbers:
         labels: list[Any] = [_number(table, row, cell) for row, cell in enumerate(targets)]
     else:

@@ -12,7 +12,7 @@ def samples(cfg: Any, outputs: str) -> Samples:
     """The samples of dataset.root. KdrunError that names file and line where one is broken."""
     texts = (cfg.text,) if cfg.second is None else (cfg.text, cfg.second)
     tables = {part: files.read(path) for part, path in files.find(cfg.root).items()}
-    return from_tables(tables, Columns(texts, cfg.target, cfg.numbers, cfg.classes, strict=True), cfg.test)
+    return from_tables(tables, Columns(texts, cfg.target, cfg.numbers, cfg.classes), cfg.test)
 
 
 def listing(cfg: Any, outputs: str) -> list[Any]:

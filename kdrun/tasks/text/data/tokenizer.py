@@ -12,6 +12,7 @@ from typing import Any
 
 from kdrun.errors import KdrunError
 from kdrun.tasks import cache
+from kdrun.tasks.text.pretrained import folder_of
 
 TRAINED = "trained"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -50,7 +51,9 @@ def vocabulary_size(cfg: Any) -> int:
     folder = _folder(cfg)
     if (folder / "tokenizer.json").is_file():
         content = _json(folder / "tokenizer.json")
-        vocab = content["model"]["vocab"]
+        vocab = content.get("model", {}).get("vocab")
+        if not vocab:
+            raise KdrunError(f"{folder / 'tokenizer.json'} has no vocabulary; save the tokenizer again")
         highest = len(vocab) - 1 if isinstance(vocab, list) else max(vocab.values(), default=-1)
         return 1 + max([highest, *(token["id"] for token in content.get("added_tokens") or [])])
     if (folder / "vocab.txt").is_file():
@@ -69,12 +72,11 @@ def load(cfg: Any, outputs: str, checksum: str, texts: Iterable[str]) -> Loaded:
         tokenizer = _trained(cfg.vocabulary, outputs, checksum, texts)
         sha256 = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
     else:
-        file = folder / "tokenizer.json"
+        sha256, file = _sha256(folder), folder / "tokenizer.json"
         try:
             tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else _slow(folder)
         except Exception as error:  # the tokenizers library raises Exception itself
             raise KdrunError(f"{file} is no tokenizer that the tokenizers library reads ({error})") from error
-        sha256 = _sha256(folder)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     pad, mask = _role(folder, tokenizer, "pad_token", PADS), _role(folder, tokenizer, "mask_token", MASKS)
@@ -93,11 +95,7 @@ def _folder(cfg: Any) -> Path:
         raise KdrunError(
             "dataset.tokenizer is null, and no pretrained model gives one: dataset.tokenizer=FOLDER of a model, or trained"
         )
-    folder = Path(cfg.tokenizer).expanduser()
-    if not folder.is_dir():
-        from kdrun.tasks.text.pretrained import folder_of
-
-        folder = folder_of(cfg.tokenizer, cfg.revision, cfg.local_files_only)
+    folder = folder_of(cfg.tokenizer, cfg.revision, cfg.local_files_only)
     if not any((folder / name).is_file() for name in ("tokenizer.json", *VOCABULARIES)):
         raise KdrunError(f"dataset.tokenizer={cfg.tokenizer}: {folder} has no tokenizer.json and no vocab.txt")
     return folder
@@ -120,9 +118,12 @@ def _sha256(folder: Path) -> str:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise KdrunError(f"{path} cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise KdrunError(f"{path} is no JSON object; save the tokenizer again")
+    return content
 
 
 def _slow(folder: Path) -> Any:
