@@ -64,14 +64,12 @@ class Exits(nn.ModuleList):
         super().__init__(branches)
         self.layers, self.left = layers, [0] * layers
         self.register_buffer("limit", torch.tensor(EVERY))
-        self.size, self.rows, self.logits = (
-            0,
-            None,
-            None,
-        )  # of the pass: sentences, who is left, what the others were given
+        self.begin(None)
 
     limit: Tensor
     # Of one pass of the model:
+    watches: bool  # every branch is computed, for its tap
+    bound: float  # of the uncertainty; 0: nobody leaves
     mask_BT: Tensor | None
     size: int  # sentences
     rows: Tensor | None  # who is left; None: nobody leaves in this pass
@@ -100,11 +98,14 @@ class Exits(nn.ModuleList):
 
     def begin(self, mask_BT: Tensor | None) -> None:
         """Before a pass of the model, also where the pass before it was broken off."""
+        limit = float(self.limit)
+        self.watches = self.training or limit < 0
+        self.bound = 0.0 if self.watches else limit
         self.mask_BT, self.size, self.rows, self.logits = mask_BT, 0, None, None
 
     def enter(self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before a layer: masks and other tensors of all sentences, cut down to those who are left."""
-        if layer == 0 and not self.training and self.limit > 0:
+        if layer == 0 and self.bound:
             x_BTD = args[0] if args else kwargs["hidden_states"]
             self.size, self.rows = len(x_BTD), torch.arange(len(x_BTD), device=x_BTD.device)
         if self.rows is None or len(self.rows) == self.size:
@@ -121,11 +122,11 @@ class Exits(nn.ModuleList):
     def leave(self, layer: int, output: Any) -> Any:
         """After a layer but the last: its branch, and the hidden states of those who stay."""
         if self.rows is None:
-            if self.training or self.limit < 0:
+            if self.watches:
                 self[layer](_hidden(output), self.mask_BT)  # for its tap
             return None
         logits_BK = self[layer](_hidden(output), None if self.mask_BT is None else self.mask_BT[self.rows])
-        goes_B = uncertainty(logits_BK) < self.limit
+        goes_B = uncertainty(logits_BK) < self.bound
         gone = int(goes_B.sum())
         if not gone:
             return None
@@ -140,7 +141,7 @@ class Exits(nn.ModuleList):
     def end(self, output: Any) -> Any:
         """After the model: the logits of all, in the order of the batch."""
         rows, logits = self.rows, self.logits
-        self.begin(None)
+        self.mask_BT = self.rows = self.logits = None
         if rows is None:
             return None
         self.left[-1] += len(rows)
