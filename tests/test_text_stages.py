@@ -104,14 +104,14 @@ def test_a_run_with_exits_as_a_user_meets_it(whole: Path) -> None:
     assert details["scores"][0] == pytest.approx(run.record["teacher"]["score"])
     assert sum(details["layers"][-1]) == pytest.approx(1)
     exits = exits_of(run.student)
-    assert exits.threshold == 0.1
+    assert run.student.threshold == 0.1
     texts = ["a good film", "the plot is dull , and i hated it", "a wonderful story"] * 4
-    exits.threshold = 1
+    run.student.threshold = 1
     exits.count()
     with torch.no_grad():
         early = run.student(texts)
     assert exits.count() == [12, 0, 0, 0]
-    exits.threshold = 0
+    run.student.threshold = 0
     with torch.no_grad():
         late = run.student(texts)
     assert early.shape == late.shape == (12, 2)

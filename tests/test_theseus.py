@@ -242,7 +242,7 @@ def test_pairs_that_cannot_work_are_one_line() -> None:
         pair(teacher, shorter(teacher, [0, 1, 2]))
     with pytest.raises(KdrunError, match="the student's hidden_size is 16, the teacher's 32"):
         pair(teacher, encoder(2, hidden_size=16))
-    with pytest.raises(KdrunError, match=r"method.theseus.rate is 0; it must be from 0.05 to 1"):
+    with pytest.raises(KdrunError, match=r"method.theseus.rate is 0; it must be from 0.1 to 1"):
         pair(teacher, shorter(teacher, [0]), rate=0)
     with pytest.raises(KdrunError, match="no variant 'proportion' of theseus"):
         pair(teacher, shorter(teacher, [0]), variant="proportion")

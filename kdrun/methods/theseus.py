@@ -16,7 +16,7 @@ from kdrun.methods.base import Batch, Method, Pair, Stage, Terms
 from kdrun.methods.checks import check_choice, check_within
 from kdrun.methods.taps import Output
 
-LEAST = 0.05  # a lower rate would hardly ever train anything
+LEAST = 0.1  # a lower rate would hardly ever train anything
 
 
 def replacing_rate(progress: float, rate: float, full_at: float | None) -> float:
