@@ -116,6 +116,7 @@ class Side:
     logits: tuple[int, ...]  # of the output, with a batch of 2
     until: Callable[[str], list[nn.Module]]  # tap -> the modules that fire before it
     module: nn.Module  # the model itself
+    run: Callable[[Any], Output]  # run it alone on an input, with gradients where something in it learns
 
 
 @dataclass

@@ -219,7 +219,8 @@ class Distillation(nn.Module):
                 return None
             shapes = [tuple(tap.shape) for tap in self._view(name, output, index, self.data.mask).taps]
             logits = tuple(output.logits.shape)
-            return Side(shapes, logits, lambda tap: tapped.until(tap, self.data.example), tapped.module)
+            until = lambda tap: tapped.until(tap, self.data.example)  # noqa: E731
+            return Side(shapes, logits, until, tapped.module, lambda x: tapped(x))
 
         def run(batch: Batch) -> tuple[Output, Any]:
             return self._views(name, self.run(batch), batch.get("mask"))

@@ -15,6 +15,7 @@ from kdrun.errors import KdrunError
 from kdrun.report.cells import Cell
 from kdrun.report.curves import curve_title, draw_curves
 from kdrun.report.display import PROTOCOLS
+from kdrun.report.exits import exit_chart, exit_figure
 from kdrun.report.forest import columns, forest, height
 from kdrun.report.learning import curve_chart
 from kdrun.report.paper import (
@@ -42,8 +43,8 @@ from kdrun.report.text import count
 def plots(tables: list[Table], folder: str | Path) -> list[Path]:
     """Draw every column of every table into the folder; the paths of the files, a PNG and an SVG of each picture.
 
-    <dataset>-<column>-<metric>, -curves (where a run has any) and -time; <dataset>-parameters of all columns together, where
-    students differ in size. The same runs give the same SVG.
+    <dataset>-<column>-<metric>, -time, -curves and -early-exit (where a run has any); <dataset>-parameters of all columns together,
+    where students differ in size. The same runs give the same SVG.
     """
     folder, names, paths = Path(folder), _Names(), []
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,6 +83,8 @@ def _pictures(table: Table, names: _Names) -> list[tuple[str, Any]]:
             pictures.append((f"{name}-{_slug(table.display.metric.name)}", _scores(table, column, cells, styles)))
             pictures.append((f"{name}-curves", _curves(table, cells, styles)))
             pictures.append((f"{name}-time", _times(table, column, cells, styles)))
+            if (chart := exit_chart(table, cells, styles)) is not None:
+                pictures.append((f"{name}-early-exit", exit_figure(chart, _title(table, column))))
     if pictures:
         pictures.append((f"{names.new(table.title)}-parameters", _sizes(table, styles)))
     return pictures

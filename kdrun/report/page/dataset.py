@@ -11,6 +11,7 @@ from kdrun.report.caption import caption
 from kdrun.report.cells import CANDIDATES, Cell
 from kdrun.report.display import PROTOCOLS, percent
 from kdrun.report.page.calibration import error_text, reliability
+from kdrun.report.page.exits import early_exit
 from kdrun.report.page.findings import findings
 from kdrun.report.page.lines import Line
 from kdrun.report.page.pictures import learning_curves, strips
@@ -35,6 +36,7 @@ class Column:
     results: Markup
     strips: Markup
     curves: Markup
+    exits: Markup
     calibration: Markup
     classes: Markup
 
@@ -60,6 +62,7 @@ def _column(table: Table, name: str, ident: str, styles: Mapping[str, Style]) ->
         _results(table, lines, f"{ident}t").html(),
         strips(table, lines),
         learning_curves(table, lines),
+        early_exit(table, lines, f"{ident}x"),
         reliability(lines, table.display.samples),
         _classes(table, lines, f"{ident}k"),
     )

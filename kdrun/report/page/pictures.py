@@ -176,7 +176,7 @@ def learning_curves(table: Table, lines: list[Line]) -> Markup:
         levels=[(y(level), tick_text(level)) for level in levels],
         description=f"{chart.display.name} per epoch; at the end: " + "; ".join(end.text for end in ends),
         paths=_paths(chart, series, x, y, levels),
-        leaders=NONE.join(_leader(end) for end in ends),
+        leaders=NONE.join(leader(end) for end in ends),
         room=f"{0.5 * longest:.1f}",
         ends=ends,
         epochs=[
@@ -232,7 +232,7 @@ def _ends(chart: CurveChart, series: dict[str, str], y: Place, tall: float) -> l
     return ends
 
 
-def _leader(end: End) -> Markup:
+def leader(end: End) -> Markup:
     """A thin line from the end of a line to its name."""
     key = Markup(' data-series="{}"').format(end.series) if end.series else NONE
     path = Markup('<path class="leader"{} style="{}" d="M2 {:.1f}L20 {:.1f}"/>')

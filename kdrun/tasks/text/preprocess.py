@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdrun.errors import KdrunError
 from kdrun.tasks.text.data.loader import collated
+from kdrun.tasks.text.models.exits import exits_of
 
 
 class Reader(nn.Module):
@@ -28,6 +29,15 @@ class Reader(nn.Module):
         self.model, self.classes, self.pad_id = model, list(classes), preprocessing["pad_id"]
         self.pairs = preprocessing["pairs"]
         self.tokenizer = Tokenizer.from_file(str(tokenizer))
+
+    @property
+    def threshold(self) -> float:
+        """Of a model with exits: how unsure a branch may be of a text that leaves after its layer; 0 is the whole model."""
+        return exits_of(self.model).threshold
+
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        exits_of(self.model).threshold = value
 
     def inputs(self, texts: str | Sequence[str | tuple[str, str]]) -> dict[str, Tensor]:
         """What the model itself takes: the tokens of the texts, padded to the longest."""

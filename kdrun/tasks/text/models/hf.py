@@ -14,6 +14,7 @@ from kdrun.config.registry import MODELS
 from kdrun.errors import KdrunError
 from kdrun.methods.taps import Derived
 from kdrun.tasks.text import pretrained
+from kdrun.tasks.text.models.exits import add_exits
 from kdrun.tasks.text.models.layers import chosen
 
 # model type -> modules of a layer that give queries, keys and values
@@ -47,7 +48,7 @@ def hf_text(
     """A transformers text classifier: pretrained (name_or_path), or random with hidden_size, num_hidden_layers ...
 
     `layers` and `init` cut a pretrained model to some of its layers. `init_from="teacher"`: the layers come from the trained teacher.
-    `exits`: a branch classifier after every layer, for method=early_exit.
+    `exits`: a branch classifier after every layer but the last, for method=early_exit.
     """
     transformers = library()
     if name_or_path is None:
@@ -74,11 +75,7 @@ def hf_text(
 
 def _finished(model: nn.Module, classes: int, exits: bool) -> nn.Module:
     """The model as kdrun runs it."""
-    if exits:
-        from kdrun.tasks.text.models.exits import add_exits
-
-        add_exits(model, classes)
-    return prepared(model)
+    return add_exits(prepared(model), classes) if exits else prepared(model)
 
 
 def library() -> Any:
