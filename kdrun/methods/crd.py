@@ -144,7 +144,7 @@ class CRD(Method):
         for tap, shape in zip((pair.taps[0][0], pair.taps[1][0]), (student, teacher), strict=True):
             if shape[0] != pair.student.logits[0]:  # the tokens of a text
                 raise KdrunError(
-                    f"crd compares whole samples, and tap '{tap}' has a row for each token; tap one vector a sample, as taps=[pooled]"
+                    f"crd compares whole samples, and tap '{tap}' is no vector for each; tap one, as in taps=[pooled]"
                 )
         check_memory(pair.data.train_n, dim, pair.data.device)
         self.embed_student = nn.Linear(_size(student), dim)
