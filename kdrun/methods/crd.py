@@ -141,6 +141,11 @@ class CRD(Method):
         one_tap("crd", pair)
         self.temperature, self.momentum = temperature, momentum
         student, teacher = pair.student.shapes[0], pair.teacher.shapes[0]  # type: ignore[union-attr]
+        for tap, shape in zip((pair.taps[0][0], pair.taps[1][0]), (student, teacher), strict=True):
+            if shape[0] != pair.student.logits[0]:  # the tokens of a text
+                raise KdrunError(
+                    f"crd compares whole samples, and tap '{tap}' is no vector for each; tap one, as in taps=[pooled]"
+                )
         check_memory(pair.data.train_n, dim, pair.data.device)
         self.embed_student = nn.Linear(_size(student), dim)
         self.embed_teacher = nn.Linear(_size(teacher), dim)

@@ -218,6 +218,8 @@ class Distillation(nn.Module):
             if tapped is None or output is None:
                 return None
             shapes = [tuple(tap.shape) for tap in self._view(name, output, index, self.data.mask).taps]
+            if self.data.mask is not None and name in self._rows:
+                _refuse_padding(name, self._taps[name][index], shapes)
             logits = tuple(output.logits.shape)
             until = lambda tap: tapped.until(tap, self.data.example)  # noqa: E731
             return Side(shapes, logits, until, tapped.module, lambda x: tapped(x))
@@ -257,6 +259,16 @@ def _check_kind(name: str, cls: type[Method], data: DataFacts) -> None:
         raise KdrunError(
             f"method '{name}' needs gradients with respect to the input, which is {kind} here; choose another method"
         )
+
+
+def _refuse_padding(name: str, taps: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> None:
+    """KdrunError for a tap such as attention scores (B, H, T, T), of which padding cannot be left out as rows are."""
+    for tap, shape in zip(taps, shapes, strict=True):
+        if len(shape) > 3:
+            raise KdrunError(
+                f"method '{name}' would count padding in tap '{tap}' of shape {shape[1:]}; tap hidden states such as layer1, or choose a "
+                "method that compares attention (method=minilm, tinybert)"
+            )
 
 
 def tokens(output: Output, mask_BT: Tensor) -> Output:

@@ -141,6 +141,13 @@ def _ids(record: dict[str, Any]) -> str | None:
     return _unequal((digest(record["identity"]), group(record["identity"])), (record["id"], record["group"]))
 
 
+# What an identity says by content and a config by its place.
+CONTENT = (
+    "config.dataset.checksum", "config.dataset.tokenizer", "config.student.checkpoint", "config.student.source",
+    "config.student.pretrained",
+)  # fmt: skip
+
+
 def _config(path: Path, record: dict[str, Any]) -> str | None:
     """The first key in which configuration and identity differ; the teacher is left out, since the identity has only its hash."""
     config = records.config(path.parent)
@@ -159,9 +166,8 @@ def _config(path: Path, record: dict[str, Any]) -> str | None:
     }
     ours = flat({"config": canonical(settings, "")})
     theirs = flat({"config": {key: identity[key] for key in settings}})
-    hashes = ("config.dataset.checksum", "config.student.checkpoint", "config.student.source")
     for key in dict.fromkeys([*ours, *theirs]):
-        if key not in hashes and ours.get(key) != theirs.get(key):
+        if not key.startswith(CONTENT) and ours.get(key) != theirs.get(key):
             return f"{key.removeprefix('config.')} is {ours.get(key, 'not there')}, and the identity says {theirs.get(key, 'nothing')}"
     return None
 

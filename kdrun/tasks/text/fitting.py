@@ -18,6 +18,14 @@ RANDOM = (
     "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
     "max_position_embeddings", "dropout",
 )  # fmt: skip
+LAYERS = (
+    "num_hidden_layers",
+    "n_layers",
+    "num_layers",
+    "n_layer",
+)  # what a config.json may call the number of its layers
+# Architectures that count positions from behind that of the padding token.
+SHIFTED = ("roberta", "xlm-roberta", "camembert")
 WHERE = ("name_or_path", "revision", "local_files_only", "trust_remote_code")
 
 
@@ -70,7 +78,8 @@ def _tokenizer(config: Any, nodes: dict[str, Any]) -> None:
 
 def _layers(node: Any, role: str) -> int:
     """How many layers a model has; its own settings are checked on the way."""
-    whole = int(_config(node).get("num_hidden_layers", 0)) if node.name_or_path else node.num_hidden_layers
+    own = _config(node) if node.name_or_path else {"num_hidden_layers": node.num_hidden_layers}
+    whole = next((int(own[key]) for key in LAYERS if own.get(key)), 0)
     if not whole:
         return 0  # an architecture that calls them otherwise: building it says what is wrong
     kept = chosen(node.layers, node.init, whole, role)
@@ -83,9 +92,13 @@ def _vocabulary(cfg: Any, node: Any, role: str) -> None:
     if not node.name_or_path:
         node.vocab_size = node.vocab_size or tokens
         knows, limit = node.vocab_size, node.max_position_embeddings
+        shift = 2 if node.model_type in SHIFTED else 0
     else:
         own = _config(node)
         knows, limit = own.get("vocab_size") or tokens, own.get("max_position_embeddings") or cfg.max_length
+        pad = own.get("pad_token_id")
+        shift = (1 if pad is None else pad) + 1 if own["model_type"] in SHIFTED else 0
+    limit -= shift
     if knows < tokens:
         raise KdrunError(
             f"the {role} knows {knows:,} tokens and the tokenizer {cfg.tokenizer} has {tokens:,}: they do not belong together; "

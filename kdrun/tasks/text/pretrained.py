@@ -39,7 +39,10 @@ def folder_of(name_or_path: str, revision: str | None = None, local_files_only: 
 def _in_package(place: str) -> Path:
     """The folder `model` of package:NAME/model."""
     name, _, inside = place.partition("/")
-    spec = importlib.util.find_spec(name)
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ModuleNotFoundError, ValueError):  # of a.b without a; of an empty name
+        spec = None
     folders = [Path(root, inside) for root in spec.submodule_search_locations or ()] if spec else []
     for folder in folders:
         if folder.is_dir():

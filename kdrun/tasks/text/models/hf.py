@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from kdrun.config.registry import MODELS
@@ -52,7 +54,11 @@ def hf_text(
     """
     transformers = library()
     if name_or_path is None:
-        heads = {"num_attention_heads": num_attention_heads, "num_hidden_layers": num_hidden_layers}
+        kept = chosen(layers, init, num_hidden_layers)
+        whole = (
+            num_hidden_layers if kept is not None else layers or num_hidden_layers
+        )  # init=random: no longer model to cut
+        heads = {"num_attention_heads": num_attention_heads, "num_hidden_layers": whole}
         config = _random_config(
             transformers,
             model_type,
@@ -65,8 +71,7 @@ def hf_text(
         )
         config.num_labels = classes
         model = transformers.AutoModelForSequenceClassification.from_config(config)
-        if layers is not None or init != "first":
-            keep(model, chosen(layers, init, num_hidden_layers))
+        keep(model, kept)
     else:
         folder = pretrained.folder_of(name_or_path, revision, local_files_only)
         model = _pretrained(transformers, folder, classes, layers, init, trust_remote_code)
@@ -145,15 +150,32 @@ def _pretrained(
             config.num_hidden_layers = layers or config.num_hidden_layers
             return auto.from_config(config, trust_remote_code=trust_remote_code).float()  # type: ignore[no-any-return]
         pretrained.weight_files(folder)
-        model = auto.from_pretrained(
-            folder, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True, **options
-        )
-    except (OSError, ValueError, RuntimeError) as error:
+        model, loaded = auto.from_pretrained(
+            folder, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True,
+            **options,
+        )  # fmt: skip
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise KdrunError(
             f"transformers cannot build the model of {folder}: {' '.join(str(error).split())[:300]}"
         ) from error
+    _refuse_gaps(folder, model, loaded)
     keep(model, kept)
     return model  # type: ignore[no-any-return]
+
+
+def _refuse_gaps(folder: Path, model: nn.Module, loaded: Mapping[str, Any]) -> None:
+    """KdrunError where the files lack weights of the encoder, which transformers would fill with random numbers without a word.
+
+    The classifier and the pooler may be missing: a language model has none.
+    """
+    encoder = f"{model.base_model_prefix}."
+    names = [name for name, *_ in loaded["mismatched_keys"]] + sorted(loaded["missing_keys"])
+    gaps = [name for name in names if name.startswith(encoder) and ".pooler." not in name]
+    if gaps:
+        raise KdrunError(
+            f"the weights of {folder} do not fit its config.json: {len(gaps)} tensors of the encoder are missing or have another shape, "
+            f"such as {gaps[0]}; give the folder of a whole model, or init=random"
+        )
 
 
 def blocks_path(model: nn.Module) -> str:
@@ -168,13 +190,14 @@ def blocks_path(model: nn.Module) -> str:
 
 
 def keep(model: nn.Module, layers: list[int] | None) -> None:
-    """Leave only these layers (from 0, in this order); None leaves all."""
+    """Leave only these layers (from 0, in this order); None leaves all. A layer that is named twice becomes two."""
     path = blocks_path(model)
     parent, _, name = path.rpartition(".")
     blocks = model.get_submodule(path)
     if layers is None or layers == list(range(len(blocks))):  # type: ignore[arg-type]
         return
-    setattr(model.get_submodule(parent), name, nn.ModuleList(blocks[layer] for layer in layers))  # type: ignore[index]
+    taken = [copy.deepcopy(blocks[layer]) if layer in layers[:n] else blocks[layer] for n, layer in enumerate(layers)]  # type: ignore[index]
+    setattr(model.get_submodule(parent), name, nn.ModuleList(taken))
     model.config.num_hidden_layers = len(layers)  # type: ignore[union-attr]
 
 

@@ -15,7 +15,7 @@ def chosen(layers: int | None, init: Any, whole: int, role: str = "student") -> 
     first: the first ones; last: the last ones; alternate: evenly spaced from the first (of 12, three are 0, 4, 8); or a list.
     """
     if isinstance(init, (list, tuple)):
-        return _listed([int(layer) for layer in init], layers, whole, role)
+        return _listed(list(init), layers, whole, role)
     if init not in NAMED:
         raise KdrunError(f"{role}.init is '{init}'. {choices(str(init), NAMED)}, or a list of layers as in [0,4,8]")
     count = whole if layers is None else layers
@@ -29,8 +29,11 @@ def chosen(layers: int | None, init: Any, whole: int, role: str = "student") -> 
     )
 
 
-def _listed(init: list[int], layers: int | None, whole: int, role: str) -> list[int]:
+def _listed(init: list[Any], layers: int | None, whole: int, role: str) -> list[int]:
     shown = "[" + ",".join(map(str, init)) + "]"
+    odd = [layer for layer in init if not isinstance(layer, int) or isinstance(layer, bool)]
+    if odd:
+        raise KdrunError(f"{role}.init={shown} names layer {odd[0]}; give whole numbers from 0, as in [0,4,8]")
     if layers is not None and layers != len(init):
         raise KdrunError(
             f"{role}.layers is {layers} and {role}.init={shown} names {len(init)} layers; leave {role}.layers out"
