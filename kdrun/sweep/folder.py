@@ -92,7 +92,7 @@ def _state(line: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
 
 
 def job_name(composed: DictConfig, swept: Sequence[str] = (), model: str | None = None) -> str:
-    """`kd resnet8 seed 0 temperature=2`: the name of the run, and the other swept values. `model`: the label of the student, where known."""
+    """`kd resnet8 seed 0 temperature=2`: the name of the run, and the other swept values. `model`: the student's label."""
     methods = [str(name) for name in composed.get("method") or ()]
     student, seed = OmegaConf.select(composed, "student"), OmegaConf.select(composed, "seed")
     model = model or student.get("label") or str(student.get("path") or student.get("name")).rpartition(":")[2]
