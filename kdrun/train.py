@@ -58,6 +58,8 @@ def train(plan: Plan, screen: Screen, *, role: str = "student", wait: bool = Fal
                 journal.teacher(entry, evaluation)
                 check_teacher(plan, parts, evaluation, trained)
                 journal.start_student(config)
+                for method in parts.distillation.methods.values():
+                    method.ready()
                 kept = keep_logits(plan, parts, entry["sha256"])
                 journal.record["engine"]["cache"] = kept is not None
                 if kept:

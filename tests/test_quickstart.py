@@ -8,15 +8,15 @@ import sys
 
 import pytest
 
-COMMAND = ["experiment=quickstart", "recipe.epochs=1", "teacher.recipe.epochs=1"]
+SHORT = ["recipe.epochs=1", "teacher.recipe.epochs=1"]
 
 
 @pytest.fixture
 def quickstart(tmp_path):
-    def run() -> str:
+    def run(name: str = "quickstart") -> str:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(
-            [sys.executable, "-m", "kdrun", *COMMAND],
+            [sys.executable, "-m", "kdrun", f"experiment={name}", *SHORT],
             cwd=tmp_path,
             env=environment,
             capture_output=True,
@@ -52,4 +52,21 @@ def test_quickstart_in_an_empty_folder(quickstart, tmp_path):
     table, again_table = (text.partition("digits ")[2].partition("\nnext ") for text in (said, again))
     assert table[0] == again_table[0]
     assert "about" in table[2]  # what the next command costs here: measured, so another figure each time
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs"]
+
+
+@pytest.mark.slow
+def test_text_quickstart_in_an_empty_folder(quickstart, tmp_path):
+    text = quickstart("text_quickstart")
+    assert text.startswith("6 runs asked for: 2 method x 3 seed; 1 teacher to train first\n")
+    assert text.count("done in") == 6
+    for words in (
+        "  teacher   bert-L4-H64",
+        "  student   kd bert-L2-H32 seed 2",
+        "reviews 3,000/1,000 train/test | bert-L4-H64 -> bert-L2-H32",
+        "gain over none",
+        "\ncurves   outputs/text_quickstart/curves.png\n",
+    ):
+        assert words in text
+    assert quickstart("text_quickstart").count("already done") == 6
     assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs"]

@@ -1,4 +1,4 @@
-"""What the README tells a newcomer to write and to run works as it stands."""
+"""What the README and docs/text.md tell a newcomer to write and to run works as it stands."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,14 +16,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+TEXTS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "docs" / "text.md").read_text(), flags=re.DOTALL)
 SHORT = ["recipe.epochs=1", "teacher.recipe.epochs=1", "engine.threads=1"]  # added to every command, to save time
 
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with every file that the README shows, and a tree of images."""
+    """A folder with every file that the README shows, a tree of images, and a folder of texts."""
     root = tmp_path_factory.mktemp("desk")
     for _, block in BLOCKS:
         first = block.partition("\n")[0]
@@ -30,6 +32,10 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
             file = root / first.removeprefix("# ")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(block)
+    (root / "my_texts").mkdir()
+    for split, count in (("train", 40), ("test", 10)):
+        rows = [f'"A film, number {i}.",{"positive" if i % 2 else "negative"}' for i in range(count)]
+        (root / "my_texts" / f"{split}.csv").write_text("\n".join(["sentence,label", *rows]) + "\n")
     draw = np.random.default_rng(0)
     for split, count in (("train", 70), ("test", 5)):
         for label in ("cat", "dog"):
@@ -40,9 +46,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def commands(words: str) -> list[str]:
-    """The commands of the README that hold these words."""
-    lines = "\n".join(block for language, block in BLOCKS if language == "bash").replace("\\\n", " ").splitlines()
+def commands(words: str, blocks: list[tuple[str, str]] = BLOCKS) -> list[str]:
+    """The commands of a page that hold these words."""
+    lines = "\n".join(block for language, block in blocks if language == "bash").replace("\\\n", " ").splitlines()
     return [line.partition("  #")[0].strip() for line in lines if words in line]
 
 
@@ -59,9 +65,31 @@ def test_bring_your_own(words: str, desk: Path) -> None:
     assert "record   outputs/runs/" in done.stdout
 
 
-def test_every_command_composes(desk: Path) -> None:
-    """Every kdrun command of the README names keys and choices that exist."""
-    for line in commands("kdrun "):
+def test_texts_of_your_own(desk: Path) -> None:
+    """The command of docs/text.md for a folder of texts and random models, and the lines that load its student."""
+    line = next(line for line in commands("dataset.root=my_texts", TEXTS) if "student.hidden_size" in line)
+    done = subprocess.run(
+        [sys.executable, "-m", "kdrun", *shlex.split(line)[1:], *SHORT],
+        cwd=desk, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (folder,) = desk.glob("outputs/runs/my_texts/kd/*/*/seed0")
+    (block,) = (block for language, block in TEXTS if language == "python" and "predict" in block)
+    source = re.sub(r'kdrun\.load\(".*?"\)', f"kdrun.load({str(folder)!r})", block)
+    single = "\n".join(
+        line for line in source.splitlines() if '("A question?' not in line
+    )  # it was not trained on pairs
+    names: dict[str, Any] = {}
+    exec(single, names)
+    (first, share), _ = names["run"].student.predict(["A warm, funny film.", "Two hours too long, and dull."])
+    assert first in ("negative", "positive")
+    assert 0.5 <= share <= 1
+
+
+@pytest.mark.parametrize("blocks", [BLOCKS, TEXTS], ids=["README", "docs/text.md"])
+def test_every_command_composes(blocks: list[tuple[str, str]], desk: Path) -> None:
+    """Every kdrun command of the page names keys and choices that exist."""
+    for line in commands("kdrun ", blocks):
         arguments = shlex.split(line.partition("&&")[2] or line)
         if arguments[0] != "kdrun" or "=" not in " ".join(arguments):
             continue

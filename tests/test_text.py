@@ -68,8 +68,8 @@ def test_records_match_their_schema(swept: Path) -> None:
 def test_logits_are_kept_where_they_are_all_that_a_method_needs(swept: Path) -> None:
     """One file serves both seeds of kd; a run with taps, and one without a teacher, keep none."""
     assert len(list((swept / "outputs/cache/logits").iterdir())) == 1
-    runs = {(method, seed): only(swept, f"{method}/*/*/seed{seed}") for method in ("kd", "pkt") for seed in (0, 1)}
-    cached = {key: records.read(run)["engine"]["cache"] for key, run in runs.items()}
+    runs = [(method, seed) for method in ("kd", "pkt") for seed in (0, 1)]
+    cached = {run: records.read(only(swept, f"{run[0]}/*/*/seed{run[1]}"))["engine"]["cache"] for run in runs}
     assert cached == {("kd", 0): True, ("kd", 1): True, ("pkt", 0): False, ("pkt", 1): False}
     logits = load_file(next((swept / "outputs/cache/logits").iterdir()))["logits"]
     assert logits.shape == (FULL, 2)

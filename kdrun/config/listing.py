@@ -7,19 +7,27 @@ from rich.markup import escape
 from rich.table import Table
 
 from kdrun.config.arguments import REQUIRED, Argument
-from kdrun.config.registry import DATASETS, METHODS, MODELS
+from kdrun.config.registry import DATASETS, METHODS, MODELS, TASKS
 from kdrun.config.schema import conf_folder, method_names
 
 FAMILIES = {
     "labels": "without a teacher",
     "logits": "predictions",
     "features": "feature maps and embeddings",
-    "relations": "relations between images",
+    "relations": "relations between samples",
     "transformers": "layers of transformers",
     "gradients": "gradients and attacked images",
     "online": "peers that learn together",
 }
 
+TITLES = {
+    "image": "images",
+    "text": "texts",
+    "any": "every task",
+}  # of the tasks, in the order in which they are listed
+LONG = 60  # characters of options that need more room than the summary beside them
+
+Row = tuple[str, str, str]  # name, one line, options
 
 USAGE = """kdrun {verb} ['plugins=[MODULE, ...]']
 
@@ -94,46 +102,59 @@ def plugin_methods() -> dict[str, tuple[str, str]]:
 
 
 def show_models() -> None:
-    """Print a line per model, with the options of its builder."""
-    table = _table("model", "what it is", "options")
+    """Print a line per model, by task, with the options of its builder."""
+    rows: dict[str, list[Row]] = {}
     for name, entry in MODELS.entries().items():
         module = f" ({entry.module})" * (name in MODELS.plugins)
-        table.add_row(name, escape(f"{entry.summary}{module}".strip()), escape(_options(entry.arguments)))
-    _print(
-        table,
-        "kdrun teacher=NAME student=NAME; an option: student.shortcut=A; numbers of parameters: with 100 classes; taps: docs/models.md",
+        rows.setdefault(entry.task, []).append(
+            (name, f"{entry.summary}{module}".strip(), ", ".join(options_of(entry.arguments)))
+        )
+    _show_by_task("model", rows)
+    _footer(
+        "kdrun teacher=NAME student=NAME; an option: student.shortcut=A; numbers of parameters: with 100 classes; taps: docs/models.md"
     )
 
 
 def show_datasets() -> None:
-    """A line per dataset: what the first line of its file in conf/dataset says of it, or the function of a plug-in."""
-    table = _table("dataset", "what it is", "options")
+    """A line per dataset, by task: what the first line of its file in conf/dataset says of it, or the function of a plug-in."""
+    rows: dict[str, list[Row]] = {}
     given = DATASETS.entries()
     for file in sorted((conf_folder() / "dataset").glob("*.yaml")):
         line = file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
         options = given[file.stem].arguments if file.stem in given else {}
-        table.add_row(file.stem, escape(line), escape(_options(options)))
+        rows.setdefault(TASKS.of(file.stem).name, []).append((file.stem, line, ", ".join(options_of(options))))
     for name in sorted(DATASETS.plugins):
         entry = given[name]
-        table.add_row(name, escape(f"{entry.summary} ({entry.module})".strip()), escape(_options(entry.arguments)))
-    _print(
-        table,
-        "kdrun dataset=NAME; an option is dataset.holdout=5000, which every dataset has; your own data: docs/data.md",
+        line = f"{entry.summary} ({entry.module})".strip()
+        rows.setdefault(entry.task, []).append((name, line, ", ".join(options_of(entry.arguments))))
+    _show_by_task("dataset", rows)
+    _footer(
+        "kdrun dataset=NAME; an option is dataset.holdout=5000, which every dataset has; your own data: docs/data.md, docs/text.md"
     )
 
 
-def _options(arguments: dict[str, Argument]) -> str:
-    return ", ".join(k if a.default is REQUIRED else f"{k}={a.default}" for k, a in arguments.items())
+def options_of(arguments: dict[str, Argument]) -> list[str]:
+    """The options of a builder with their defaults, as a command line writes them: ["layers=null", "exits=false"]."""
+    words = {"None": "null", "True": "true", "False": "false"}
+    values = {key: words.get(str(argument.default), argument.default) for key, argument in arguments.items()}
+    return [key if value is REQUIRED else f"{key}={value}" for key, value in values.items()]
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _print(table: Table, footer: str) -> None:
+def _show_by_task(kind: str, rows: dict[str, list[Row]]) -> None:
+    """A heading and a table for each task, kdrun's own tasks first. Long options get most of the width."""
     console = Console(highlight=False)
-    console.print(table)
-    console.print(f"\n{footer}", markup=False)
+    widest = max(len(name) for of_task in rows.values() for name, _, _ in of_task)
+    for task in sorted(rows, key=lambda task: ([*TITLES, task].index(task), task)):
+        table = Table(box=None, pad_edge=False, show_header=False)
+        long = max(len(options) for _, _, options in rows[task]) > LONG
+        table.add_column(min_width=widest, no_wrap=True)
+        for share in (2, 3):
+            table.add_column(overflow="fold", ratio=share if long else None)
+        for name, summary, options in rows[task]:
+            table.add_row(name, escape(summary), escape(options))
+        console.print(f"[bold]{kind}s of {TITLES.get(task, f'the task {task}')}[/bold]")
+        console.print(table)
+
+
+def _footer(line: str) -> None:
+    Console(highlight=False).print(f"\n{line}", markup=False)

@@ -67,7 +67,8 @@ def _read(file: Path) -> Tensor | None:
 def _file(plan: Plan, parts: Parts, teacher_sha256: str) -> Path:
     """Named after all that the logits depend on: teacher, data, and how they are computed."""
     content = {
-        "teacher": teacher_sha256, "dataset": plan.identity["dataset"], "precision": parts.compute.precision,
+        "teacher": teacher_sha256, "model": plan.identity["teacher"],
+        "dataset": plan.identity["dataset"], "precision": parts.compute.precision,
         "device": parts.compute.device.type, "torch": torch.__version__, "threads": torch.get_num_threads(),
     }  # fmt: skip
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -58,6 +58,9 @@ class Method(nn.Module):
         """The taps of student and teacher; `taps` are those of the yaml. A method that maps layers on layers chooses them here."""
         return taps
 
+    def ready(self) -> None:
+        """Called once before the first step, when both models have the weights that they begin with. KdrunError where these cannot work."""
+
     def loss(self, student: Output, teacher: Any, batch: Batch) -> Terms:
         """Unweighted scalars by term. `teacher` is an Output, or None if `Method.teacher` is none or fresh."""
         raise NotImplementedError(f"{type(self).__name__} must define loss(student, teacher, batch)")

@@ -66,16 +66,15 @@ class EarlyExit(Method):
         assert pair.teacher is not None
         _check_alike(pair.student.module, pair.teacher.module)
         self.run, self.models = pair.run, (pair.student.module, pair.teacher.module)
-        self.is_checked = False
         _exits(pair.student.module).threshold = threshold
 
     def stages(self, pair: Pair, distil: Stage) -> list[Stage]:
         return [Stage("distil", self.branches, [_exits(pair.student.module)], distil.evaluates)]
 
+    def ready(self) -> None:
+        _check_same(*self.models)
+
     def branches(self, batch: Batch) -> tuple[Output, Terms]:
-        if self.progress and not self.is_checked:  # not in the rehearsal, before the student has the teacher's weights
-            _check_same(*self.models)
-            self.is_checked = True
         student, teacher = self.run(batch)
         return student, {"branches": branch_divergence(student.taps, teacher.logits)}
 

@@ -19,7 +19,10 @@ Model = Callable[[Any], Any]
 
 
 def seconds_of(models: Sequence[Model], batches: Sequence[Any]) -> list[float]:
-    """The median seconds of each model for all batches (inputs), in turn, so that a busy moment meets all of them. In eval mode."""
+    """The median seconds of each model for all batches (inputs), in turn, so that a busy moment meets all of them.
+
+    The models are in eval mode and compute in float32.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     times: list[list[float]] = [[] for _ in models]
@@ -36,13 +39,10 @@ def seconds_of(models: Sequence[Model], batches: Sequence[Any]) -> list[float]:
 
 
 def some_batches(loader: Any, size: int, samples: int) -> list[Any]:
-    """Inputs of about this many samples in batches of `size`, from batches that are evenly spaced over the split."""
-    inputs = [batch["input"] for batch in loader.batches()]
-    count = min(-(-samples // loader.batch_size), len(inputs))
-    chosen = [inputs[i * len(inputs) // count] for i in range(count)]
-    parts = [part for whole in chosen for part in _parts(whole, size)]
+    """Inputs of about this many samples in batches of `size`, evenly spaced over the split: a loader may sort it by length."""
+    parts = [part for batch in loader.batches() for part in _parts(batch["input"], size)]
     wanted = min(max(1, samples // size), len(parts))
-    return [parts[i * len(parts) // wanted] for i in range(wanted)]
+    return [parts[(2 * i + 1) * len(parts) // (2 * wanted)] for i in range(wanted)]
 
 
 def _parts(x: Any, size: int) -> list[Any]:

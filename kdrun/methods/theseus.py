@@ -74,11 +74,21 @@ class Theseus(Method):
             )
         assert pair.teacher is not None
         self.run_teacher, self.supervised = pair.teacher.run, pair.supervised
-        self.frame = (pair.teacher.module,)  # a tuple: the teacher is no submodule of a method
+        # A tuple: the models are no submodules of a method.
+        self.frame, self.student = (pair.teacher.module,), (pair.student.module,)
         self.successors = tuple(_blocks("student", pair.student.module))
         layers = list(_blocks("teacher", pair.teacher.module))
         self.groups = _groups(layers, len(self.successors))
         _check_widths(pair.student.module, pair.teacher.module)
+
+    def ready(self) -> None:
+        student, own, frame = self.student[0], self.student[0].state_dict(), self.frame[0].state_dict()
+        for name, value in own.items():
+            if not name.startswith(f"{student.blocks}.") and not (name in frame and torch.equal(frame[name], value)):
+                raise KdrunError(
+                    f"theseus trains layers between the teacher's embeddings and classifier, and the student has others ({name}); "
+                    "say student.init_from=teacher"
+                )
 
     def stages(self, pair: Pair, distil: Stage) -> list[Stage]:
         return [Stage("replace", self.replace, [_blocks("student", pair.student.module)], may_skip=True), distil]

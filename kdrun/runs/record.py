@@ -20,7 +20,17 @@ from kdrun.errors import KdrunError
 from kdrun.runs.schema import SCHEMA, check, json_schema, upgrade
 
 NAME = "record.json"
-PACKAGES = ("kdrun", "torch", "torchvision", "hydra-core", "omegaconf", "numpy", "safetensors", "transformers", "tokenizers")
+PACKAGES = (
+    "kdrun",
+    "torch",
+    "torchvision",
+    "hydra-core",
+    "omegaconf",
+    "numpy",
+    "safetensors",
+    "transformers",
+    "tokenizers",
+)
 
 
 def write(folder: str | Path, record: dict[str, Any]) -> Path:

@@ -66,7 +66,7 @@ def estimate(plan: Plan, finished: list[dict[str, Any]]) -> Estimate | None:
         for record in chosen
     )
     kept = chosen[0]["dataset"]
-    samples = kept["train_n"] + kept["holdout_n"] - config.dataset.holdout
+    samples = kept["train_n"] + chosen[0]["identity"]["dataset"]["holdout"] - config.dataset.holdout
     methods = {name: {"stages": values.stages} for name, values in config.method.items()}
     seconds = each * samples * _epochs(vars(config.recipe), methods)
     source = f"{len(chosen)} {'runs like it' if same_methods else 'other methods of this student'}"

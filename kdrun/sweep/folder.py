@@ -91,11 +91,11 @@ def _state(line: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     return {**line, "status": job.get("status", "failed"), "error": error}
 
 
-def job_name(composed: DictConfig, swept: Sequence[str] = ()) -> str:
-    """`kd resnet8 seed 0 temperature=2`: the name of the run, and the other swept values."""
+def job_name(composed: DictConfig, swept: Sequence[str] = (), model: str | None = None) -> str:
+    """`kd resnet8 seed 0 temperature=2`: the name of the run, and the other swept values. `model`: the student's label."""
     methods = [str(name) for name in composed.get("method") or ()]
     student, seed = OmegaConf.select(composed, "student"), OmegaConf.select(composed, "seed")
-    model = student.get("label") or str(student.get("path") or student.get("name")).rpartition(":")[2]
+    model = model or student.get("label") or str(student.get("path") or student.get("name")).rpartition(":")[2]
     words = [run_name((methods, model, seed))]
     for item in swept:
         if key_of(item) not in ("method", "student", "seed"):

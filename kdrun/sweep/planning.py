@@ -206,9 +206,11 @@ def plan_jobs(jobs: list[list[str]], compose: Callable[[list[str]], DictConfig])
 
 
 def _planned(job: list[str], composed: DictConfig, differing: set[str], datasets: dict[str, Any]) -> PlannedJob:
-    name = job_name(composed, [item for item in job if key_of(item) in differing])
+    swept = [item for item in job if key_of(item) in differing]
+    name = job_name(composed, swept)
     try:
         plan = prepare(composed, datasets)
+        name = job_name(composed, swept, label(plan.config.student))
         record = plan.finished()
         changed = changed_code(plan.config, record) if record is not None else []
         return PlannedJob(job, name, plan, None, record, changed)

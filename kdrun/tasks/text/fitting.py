@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from kdrun.config.registry import METHODS
+from kdrun.config.registry import METHODS, MODELS
 from kdrun.errors import KdrunError
 from kdrun.tasks.text import data, pretrained
+from kdrun.tasks.text.data import tokenizer
 from kdrun.tasks.text.data.tokenizer import TRAINED
 from kdrun.tasks.text.models.layers import chosen
 
@@ -42,7 +44,9 @@ def complete(config: Any) -> None:
     _tokenizer(config, nodes)
     for role, node in nodes.items():
         layers = _layers(node, role)
+        _without_effect(node, role)
         _vocabulary(config.dataset, node, role)
+        _same_tokenizer(config.dataset, node, role)
         node.label = node.label or _label(node, layers)
 
 
@@ -58,8 +62,14 @@ def _like_teacher(config: Any) -> None:
             f"student.init_from=teacher needs a trained teacher of teacher={HF}, and this run has {what}; "
             "say student.init_from=pretrained student.name_or_path=FOLDER for the layers of the pretrained model"
         )
+    arguments = MODELS.entry(HF).arguments
     for key in (*WHERE, *RANDOM):
-        setattr(student, key, getattr(teacher, key))
+        value, theirs = getattr(student, key), getattr(teacher, key)
+        if value not in (arguments[key].default, theirs):
+            raise KdrunError(
+                f"student.{key}={value} has no effect beside student.init_from=teacher, which gives it {theirs}; leave it out"
+            )
+        setattr(student, key, theirs)
     whole = _layers(teacher, "teacher")
     layers = chosen(student.layers, student.init, whole)
     student.layers = student.layers or (len(layers) if layers is not None else whole)
@@ -110,6 +120,37 @@ def _vocabulary(cfg: Any, node: Any, role: str) -> None:
         )
 
 
+def _same_tokenizer(cfg: Any, node: Any, role: str) -> None:
+    """A pretrained model was trained on the tokens of its own tokenizer, where its folder has one."""
+    if not node.name_or_path:
+        return
+    own = SimpleNamespace(tokenizer=node.name_or_path, revision=node.revision, local_files_only=node.local_files_only)
+    try:
+        theirs = tokenizer.tokens_of(own)
+    except KdrunError:
+        return  # a folder without a tokenizer: dataset.tokenizer names one
+    ours = theirs if cfg.tokenizer == node.name_or_path else tokenizer.tokens_of(cfg)
+    if theirs is not None and ours != theirs:
+        size = f" ({len(ours):,} tokens)" if ours is not None else ""
+        raise KdrunError(
+            f"the {role} {node.name_or_path} reads the tokens of its own tokenizer ({len(theirs):,} tokens), and dataset.tokenizer="
+            f"{cfg.tokenizer}{size} gives others; say dataset.tokenizer={node.name_or_path}; teacher and student must have one tokenizer"
+        )
+
+
+def _without_effect(node: Any, role: str) -> None:
+    """KdrunError for a setting of random models beside a pretrained one."""
+    if not node.name_or_path:
+        return
+    arguments = MODELS.entry(HF).arguments
+    for key in RANDOM:
+        value = getattr(node, key)
+        if value != arguments[key].default:
+            raise KdrunError(
+                f"{role}.{key}={value} has no effect beside {role}.name_or_path={node.name_or_path}, which has its own; leave one out"
+            )
+
+
 def _config(node: Any) -> dict[str, Any]:
     return pretrained.architecture(pretrained.folder_of(node.name_or_path, node.revision, node.local_files_only))
 
@@ -118,7 +159,9 @@ def _label(node: Any, layers: int) -> str:
     """bert-L4-H128 for a random model; the name of a pretrained one, with its layers where it is cut."""
     if not node.name_or_path:
         return f"{node.model_type}-L{layers}-H{node.hidden_size}"
-    name = Path(node.name_or_path).name or str(node.name_or_path)
+    path = str(node.name_or_path)
+    inside = path.removeprefix(pretrained.PACKAGE)
+    name = inside.partition("/")[0] if inside != path else Path(path).name or path
     return f"{name}-L{layers}" if node.layers or isinstance(node.init, list) else name
 
 

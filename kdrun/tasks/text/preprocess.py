@@ -27,7 +27,7 @@ class Reader(nn.Module):
         if not tokenizer.is_file():
             raise KdrunError(f"{tokenizer} is gone: without its tokenizer the student cannot read strings")
         self.model, self.classes, self.pad_id = model, list(classes), preprocessing["pad_id"]
-        self.pairs = preprocessing["pairs"]
+        self.pairs, self.segments = preprocessing["pairs"], preprocessing["segments"]
         self.tokenizer = Tokenizer.from_file(str(tokenizer))
 
     @property
@@ -41,17 +41,20 @@ class Reader(nn.Module):
 
     def inputs(self, texts: str | Sequence[str | tuple[str, str]]) -> dict[str, Tensor]:
         """What the model itself takes: the tokens of the texts, padded to the longest."""
-        texts = [texts] if isinstance(texts, str) else list(texts)
+        is_pair = isinstance(texts, tuple) and len(texts) == 2 and all(isinstance(text, str) for text in texts)
+        one = isinstance(texts, str) or (self.pairs and is_pair)
+        texts = [texts] if one else list(texts)  # type: ignore[list-item]
         if not texts:
             raise ValueError("no texts; give one string or more")
-        kinds = {"two texts" if isinstance(text, (tuple, list)) else "one text" for text in texts}
-        if len(kinds) > 1:
-            raise ValueError("some of the texts are pairs and some are single strings; give all of one kind")
+        for text in texts:
+            if isinstance(text, (tuple, list)) != self.pairs:
+                wanted = "a tuple of two texts" if self.pairs else "one text, a string"
+                raise ValueError(f"a sample of this model is {wanted}; this one is {text!r}")
         tokens = [
             (encoding.ids, encoding.type_ids)
             for encoding in self.tokenizer.encode_batch([tuple(t) if isinstance(t, list) else t for t in texts])
         ]
-        inputs = collated(tokens, self.pad_id, self.pairs)
+        inputs = collated(tokens, self.pad_id, self.segments)
         device = next(self.model.parameters()).device
         return {key: value.to(device) for key, value in inputs.items()}
 
@@ -60,7 +63,9 @@ class Reader(nn.Module):
         return logits
 
     def predict(self, texts: str | Sequence[str | tuple[str, str]]) -> list[tuple[str, float]]:
-        """The most likely class of each text, and its probability."""
+        """The most likely class of each text, and its probability. ValueError for a model of numbers."""
+        if not self.classes:
+            raise ValueError("this model gives numbers, no classes: student(texts) returns them")
         with torch.no_grad():
             probability_N, class_N = self(texts).softmax(1).max(1)
         return [(self.classes[k], p) for k, p in zip(class_N.tolist(), probability_N.tolist(), strict=True)]

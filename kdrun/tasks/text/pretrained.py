@@ -71,10 +71,9 @@ def _snapshot(name: str, revision: str | None, local_files_only: bool) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:
-        why = " ".join(str(error).split()).partition(". ")[0][:160]
         raise KdrunError(
-            f"{name} is no folder (current folder: {Path.cwd()}), and the hub cannot give it ({type(error).__name__}: {why}). "
-            "Without a network, give the folder of a model: name_or_path=FOLDER with config.json, model.safetensors, tokenizer.json"
+            f"{name} is no folder (current folder: {Path.cwd()}), and the hub cannot give it ({type(error).__name__}). Without a network, "
+            "give the folder of a model, with config.json, model.safetensors and tokenizer.json: name_or_path=FOLDER"
         ) from error
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,9 @@ class TextTask(Task):
         return data.checksum(cfg, outputs)
 
     def identity(self, cfg: Any) -> dict[str, Any]:
-        return {"tokenizer": data.tokenizer_identity(cfg), "max_length": cfg.max_length}
+        chosen = metrics_of(cfg)[0] != metrics_of(replace(cfg, metric=None))[0]  # it selects epochs
+        own = {"tokenizer": data.tokenizer_identity(cfg), "max_length": cfg.max_length}
+        return {**own, "metric": cfg.metric} if chosen else own
 
     def label(self, cfg: Any) -> str:
         """GLUE's task; the name of a folder of files."""
@@ -93,7 +96,7 @@ class TextTask(Task):
         return {
             "tokenizer": dataset.tokenizer_sha256, "vocabulary": dataset.vocabulary, "max_length": dataset.max_length,
             "pad_id": dataset.pad_id, "mask_id": dataset.mask_id, "special_ids": list(dataset.special_ids),
-            "pairs": dataset.train.segments is not None,
+            "pairs": len(dataset.train.texts[0]) == 2, "segments": dataset.train.segments is not None,
         }  # fmt: skip
 
     def files(self, dataset: Any, model: nn.Module) -> dict[str, str]:
@@ -193,7 +196,14 @@ class TextTask(Task):
     ) -> str | None:
         if not dataset.classes:
             return None
-        from kdrun.tasks.weak import weakness
+        from kdrun.tasks.weak import MUCH, weakness
+
+        metric = self.metrics[0]
+        if recorded is not None and metric.name != "accuracy":
+            if evaluation.score >= recorded - MUCH:
+                return None
+            scores = metric.text(evaluation.score), metric.text(recorded)
+            return f"its test {metric.label} is {scores[0]}, far below the {scores[1]} of its record. {UNKNOWN}"
 
         return weakness(
             evaluation.predictions["logits"], evaluation.predictions["labels"], dataset.classes, recorded, UNKNOWN

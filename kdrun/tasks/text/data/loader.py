@@ -97,11 +97,11 @@ def padded(ids: Tensor, segments: Tensor | None, starts_B: Tensor, lengths_B: Te
     return inputs
 
 
-def collated(texts: Sequence[tuple[list[int], list[int]]], pad_id: int, pairs: bool) -> dict[str, Tensor]:
+def collated(texts: Sequence[tuple[list[int], list[int]]], pad_id: int, with_segments: bool) -> dict[str, Tensor]:
     """Tokens and segments of some texts, as a tokenizer gives them, as the inputs of a model."""
     ids, segments = (torch.tensor([one for text in texts for one in text[part]]) for part in (0, 1))
     lengths = torch.tensor([len(text[0]) for text in texts])
-    return padded(ids, segments if pairs else None, lengths.cumsum(0) - lengths, lengths, pad_id)
+    return padded(ids, segments if with_segments else None, lengths.cumsum(0) - lengths, lengths, pad_id)
 
 
 def loaders(dataset: TextDataset, batch_size: int, seed: int, device: torch.device) -> tuple[Loader, dict[str, Loader]]:

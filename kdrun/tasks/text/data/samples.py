@@ -189,7 +189,8 @@ def _part(table: Table, columns: Columns, classes: list[str]) -> Part:
         labels: list[Any] = [_number(table, row, cell) for row, cell in enumerate(targets)]
     else:
         places = {name: place for place, name in enumerate(classes)}
-        labels = [_place(table, row, _label(table, row, cell), places) for row, cell in enumerate(targets)]
+        known = columns.classes is not None
+        labels = [_place(table, row, _label(table, row, cell), places, known) for row, cell in enumerate(targets)]
     return Part(table.path.name, list(zip(*cells, strict=True)), labels)  # type: ignore[arg-type]
 
 
@@ -199,11 +200,11 @@ def _label(table: Table, row: int, cell: str | None) -> str:
     return cell.strip()
 
 
-def _place(table: Table, row: int, name: str, places: dict[str, int]) -> int:
-    """The number of a class: of its name, or the number itself where the names are known from elsewhere."""
+def _place(table: Table, row: int, name: str, places: dict[str, int], is_known: bool) -> int:
+    """The number of a class: of its name, or the number itself where the names are known from elsewhere (`is_known`)."""
     if name in places:
         return places[name]
-    if _is_place(name, places):
+    if is_known and _is_place(name, places):
         return int(name)
     known = choices(name, places) if len(places) <= MANY else f"It has {len(places)} classes"
     raise KdrunError(f"{table.at(row)} has label '{name}', which no training row has. {known}")

@@ -63,6 +63,20 @@ def vocabulary_size(cfg: Any) -> int:
     return _highest(_slow(folder)) + 1
 
 
+def tokens_of(cfg: Any) -> dict[str, int] | None:
+    """The number of each token; None for a tokenizer that is trained, or is not kept as JSON or as a list of words. Light."""
+    if cfg.tokenizer == TRAINED:
+        return None
+    folder = _folder(cfg)
+    if (folder / "tokenizer.json").is_file():
+        vocab = _json(folder / "tokenizer.json").get("model", {}).get("vocab") or {}
+        return vocab if isinstance(vocab, dict) else {str(token[0]): place for place, token in enumerate(vocab)}
+    if (folder / "vocab.txt").is_file():
+        words = (folder / "vocab.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
+        return {word: place for place, word in enumerate(words)}
+    return None
+
+
 def load(cfg: Any, outputs: str, checksum: str, texts: Iterable[str]) -> Loaded:
     """The tokenizer of `cfg`. `texts`: what a trained one learns from; `checksum`: of them, under which it is kept."""
     from tokenizers import Tokenizer
