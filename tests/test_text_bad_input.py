@@ -98,7 +98,7 @@ def test_a_model_of_texts_for_images(root: Path) -> None:
 
 def test_no_network(root: Path) -> None:
     done = train(root, *ALONE, "student.name_or_path=nobody/nothing", HF_HUB_OFFLINE="1", HF_HOME=str(root / "hub"))
-    refused(done, root, "Without a network, give the folder of a model: name_or_path=FOLDER with config.json")
+    refused(done, root, "Without a network, give the folder of a model, with config.json")
 
 
 def test_no_transformers(root: Path) -> None:
