@@ -365,7 +365,7 @@ def test_no_network(monkeypatch) -> None:
     """The message says which folder to give."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
-        KdrunError, match=r"Without a network, give the folder of a model: name_or_path=FOLDER with config.json"
+        KdrunError, match=r"Without a network, give the folder of a model, with config.json"
     ) as caught:
         hf_text(CLASSES, name_or_path="nobody/nothing")
     assert "\n" not in str(caught.value)
