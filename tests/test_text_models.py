@@ -364,9 +364,7 @@ def test_settings_that_cannot_work(changes, words) -> None:
 def test_no_network(monkeypatch) -> None:
     """The message says which folder to give."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        KdrunError, match=r"Without a network, give the folder of a model, with config.json"
-    ) as caught:
+    with pytest.raises(KdrunError, match=r"Without a network, give the folder of a model, with config.json") as caught:
         hf_text(CLASSES, name_or_path="nobody/nothing")
     assert "\n" not in str(caught.value)
 
