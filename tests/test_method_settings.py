@@ -24,6 +24,7 @@ def numbers() -> list[tuple[str, str]]:
 # Values out of the ordinary that are legitimate all the same, and why.
 LEGITIMATE: dict[tuple[str, str], set[float]] = {
     ("crd", "momentum"): {0},  # the bank holds what it saw last
+    ("early_exit", "threshold"): {0},  # the whole model
     ("noise_labels", "peak"): {0},  # targets of noise alone
     ("noise_labels", "scale"): {0},  # softened labels alone
 }
@@ -57,7 +58,7 @@ def test_a_number_out_of_range_is_refused_by_its_key(name, key, value):
 
 TAKES_NO_TAPS = {
     "bss", "dist", "dkd", "dml", "kd", "label_smoothing", "logits", "ls", "noise_labels", "none", "sobolev",
-    "distilbert", "minilm", "minilmv2", "pkd_bert", "tinybert",  # choose their own
+    "distilbert", "early_exit", "minilm", "minilmv2", "pkd_bert", "theseus", "theseus_control", "tinybert",  # choose their own
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from kdrun.methods.taps import Tapped, dry_run
 from kdrun.tasks.cost import multiply_adds, parameters
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "docs_models.py"
-BUILT_IN = [name for name in MODELS.entries() if name != "import"]
+BUILT_IN = [name for name, entry in MODELS.entries().items() if name != "import" and entry.task == "image"]
 
 
 def build(name: str, classes: int = 10, **options) -> nn.Module:

@@ -20,10 +20,11 @@ BERT = {
     "model_type": "bert", "architectures": ["BertModel"], "vocab_size": 100, "hidden_size": 16, "num_hidden_layers": 2,
     "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 12,
 }  # fmt: skip
-TOKENIZER = {
-    "model": {"type": "WordLevel", "vocab": {f"w{n}": n for n in range(150)}, "unk_token": "w0"},
-    "added_tokens": [],
-}
+
+
+def tokenizer(tokens: int) -> str:
+    words = {f"w{n}": n for n in range(tokens)}
+    return json.dumps({"model": {"type": "WordLevel", "vocab": words, "unk_token": "w0"}, "added_tokens": []})
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = texts(tmp_path_factory.mktemp("bad"))
     for name in ("pickle", "empty", "small", "no_config"):
         (folder / name).mkdir()
-        (folder / name / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+        (folder / name / "tokenizer.json").write_text(tokenizer(150 if name == "small" else 100))
         if name != "no_config":
             (folder / name / "config.json").write_text(json.dumps(BERT))
     (folder / "pickle" / "pytorch_model.bin").write_bytes(b"\x80")
@@ -46,13 +47,19 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 ALONE = ["method=none"]
 IMAGES = ["dataset=text_files", "dataset.root=texts"]
-BIG = ["student.name_or_path=small", "dataset.max_length=8"]
+OWN = [
+    "student.hidden_size=128",
+    "student.num_hidden_layers=4",
+    "student.num_attention_heads=4",
+    "student.intermediate_size=null",
+]
+BIG = [*OWN, "student.name_or_path=small", "dataset.max_length=8"]
 CASES = {
     "a tokenizer of more tokens": ([*ALONE, *BIG], "the student knows 100 tokens and the tokenizer small has 150"),
     "texts above the positions": ([*ALONE, "student.max_position_embeddings=12"], "dataset.max_length is 16; the student reads 12 tokens"),
-    "weights in a pickle": ([*ALONE, *BIG, "student.name_or_path=pickle", "dataset.tokenizer=trained", "dataset.vocabulary=100"],
+    "weights in a pickle": ([*ALONE, *BIG, "student.name_or_path=pickle"],
                             "pytorch_model.bin, which can execute code and is never read"),
-    "no weights": ([*ALONE, *BIG, "student.name_or_path=empty", "dataset.tokenizer=trained", "dataset.vocabulary=100"],
+    "no weights": ([*ALONE, *BIG, "student.name_or_path=empty"],
                    "empty has no weights"),
     "no config.json": ([*ALONE, *BIG, "student.name_or_path=no_config"], "no_config has no config.json"),
     "no such folder": ([*ALONE, "student.name_or_path=./nowhere"], "./nowhere is no folder"),

@@ -136,7 +136,7 @@ def test_evaluation_takes_the_longest_first_and_puts_outputs_in_order() -> None:
 
 
 def test_strings_are_collated_like_samples() -> None:
-    x = collated([([1, 2, 3], [0, 0, 1]), ([4], [0])], PAD, pairs=True)
+    x = collated([([1, 2, 3], [0, 0, 1]), ([4], [0])], PAD, with_segments=True)
     assert x["input_ids"].tolist() == [[1, 2, 3], [4, PAD, PAD]]
     assert x["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert x["token_type_ids"].tolist() == [[0, 0, 1], [0, 0, 0]]

@@ -16,7 +16,7 @@ LABELS = torch.arange(ROWS) % CLASSES
 NARROW, WIDER = 48, 96  # both a multiple of 48, the relation heads of minilmv2
 
 
-def encoder(width: int = NARROW, layers: int = 2, seed: int = 0, heads: int = 2) -> nn.Module:
+def encoder(width: int = NARROW, layers: int = 2, seed: int = 0, heads: int = 2, exits: bool = False) -> nn.Module:
     """A BERT without dropout, in train mode."""
     pytest.importorskip("transformers")
     from kdrun.tasks.text.models.hf import hf_text
@@ -24,7 +24,7 @@ def encoder(width: int = NARROW, layers: int = 2, seed: int = 0, heads: int = 2)
     torch.manual_seed(seed)
     model = hf_text(
         CLASSES, vocab_size=VOCABULARY, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=64,
-        max_position_embeddings=64, dropout=0.0,
+        max_position_embeddings=64, dropout=0.0, exits=exits,
     )  # fmt: skip
     for (
         name,
@@ -35,8 +35,17 @@ def encoder(width: int = NARROW, layers: int = 2, seed: int = 0, heads: int = 2)
     return model.train()
 
 
-def teacher_of() -> nn.Module:
-    """A teacher that is wider and deeper than the student."""
+def student_of(*names: str, seed: int = 0) -> nn.Module:
+    """A student for these methods (names of conf/method); early_exit wants branches."""
+    return encoder(seed=seed, exits="early_exit" in names)
+
+
+def teacher_of(*names: str) -> nn.Module:
+    """A teacher that is wider and deeper than the student; module replacing wants one width, early exit the student itself."""
+    if "early_exit" in names:
+        return encoder(seed=0)
+    if any(name.startswith("theseus") for name in names):
+        return encoder(layers=4, seed=1)
     return encoder(WIDER, layers=4, seed=1)
 
 
