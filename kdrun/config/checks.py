@@ -13,7 +13,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdrun.config.nodes import _no_teacher, dataset_schema, method_schema, model_node, no_teacher, recipe_schema
-from kdrun.config.registry import METHODS, MODELS, TASKS
+from kdrun.config.registry import MODELS, TASKS, teacher_of
 from kdrun.config.schema import Config, Engine, Loss, Recipe, Sweep, conf_folder, method_names
 from kdrun.config.words import wrong_value
 from kdrun.errors import KdrunError, choices
@@ -76,7 +76,7 @@ def _task(plain: dict[Any, Any]) -> Any:
         known = [file.stem for file in (conf_folder() / "dataset").glob("*.yaml")]
         raise KdrunError(f"dataset has no value; say dataset=NAME. {choices('', known)}")
     task = TASKS.of(str(name))
-    taught = any(_wants(name) != "none" for name in plain.get("method") or {})
+    taught = any(teacher_of(name) != "none" for name in plain.get("method") or {})
     for role in ("teacher", "student") if taught else ("student",):
         model = str(plain[role]["name"])
         other = "any" if model == "none" else MODELS.entry(model).task
@@ -87,12 +87,6 @@ def _task(plain: dict[Any, Any]) -> Any:
                 f"{choices(model, [*fitting, *['none'] * (role == 'teacher')])}"
             )
     return task
-
-
-def _wants(method: str) -> str:
-    """What a method needs of the teacher, as far as it is known: an unknown method is refused later."""
-    known = METHODS.entry(method) if method in METHODS.names() else None
-    return str(known.attributes.get("teacher", "outputs")) if known else "outputs"
 
 
 def _own_keys(task: Any, where: str, recipe: dict[str, Any]) -> dict[str, Any]:
@@ -271,16 +265,16 @@ def check_recipe(where: str, recipe: Recipe) -> None:
 
 def _check_teacher(config: Config) -> None:
     """Method none implies teacher none, or each teacher would retrain the same student."""
-    if all(_wants(name) == "none" for name in config.method):
+    if all(teacher_of(name) == "none" for name in config.method):
         config.teacher = no_teacher(config.recipe)
         return
-    kinds = {_wants(name) for name in config.method}
+    kinds = {teacher_of(name) for name in config.method}
     if "fresh" in kinds and kinds & {"outputs", "gradients"}:
         raise KdrunError(
             f"method={'+'.join(config.method)}: such a method trains its peers from scratch and has no teacher for the others"
         )
     for name in config.method:
-        wants = _wants(name)
+        wants = teacher_of(name)
         if config.teacher.name == "none" and wants not in ("none", "fresh"):
             raise KdrunError(
                 f"method '{name}' needs a teacher and teacher=none was asked for; say teacher=MODEL or method=none"

@@ -281,6 +281,12 @@ class Tasks:
         raise KdrunError(f"dataset.name={dataset} is unknown. {choices(dataset, known)}")
 
 
+def teacher_of(method: str) -> str:
+    """What a method needs of the teacher (Method.teacher), as far as it is known: an unknown method is refused elsewhere."""
+    known = METHODS.entry(method) if method in METHODS.names() else None
+    return str(known.attributes.get("teacher", "outputs")) if known else "outputs"
+
+
 TASKS = Tasks()
 MODELS = Registry("model", "kdrun.tasks.*.models", ("classes",))
 METHODS = Registry("method", "kdrun.methods", ("pair",))

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from kdrun.config.registry import METHODS, MODELS
+from kdrun.config.registry import MODELS, teacher_of
 from kdrun.errors import KdrunError
 from kdrun.tasks.text import data, pretrained
 from kdrun.tasks.text.data import tokenizer
@@ -20,12 +20,8 @@ RANDOM = (
     "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
     "max_position_embeddings", "dropout",
 )  # fmt: skip
-LAYERS = (
-    "num_hidden_layers",
-    "n_layers",
-    "num_layers",
-    "n_layer",
-)  # what a config.json may call the number of its layers
+# What a config.json may call the number of its layers.
+LAYERS = ("num_hidden_layers", "n_layers", "num_layers", "n_layer")
 # Architectures that count positions from behind that of the padding token.
 SHIFTED = ("roberta", "xlm-roberta", "camembert")
 WHERE = ("name_or_path", "revision", "local_files_only", "trust_remote_code")
@@ -53,9 +49,7 @@ def complete(config: Any) -> None:
 def _like_teacher(config: Any) -> None:
     """The student gets the teacher's architecture; its layers are chosen among the teacher's."""
     student, teacher = config.student, config.teacher
-    wants = {
-        METHODS.entry(name).attributes.get("teacher", "outputs") for name in config.method if name in METHODS.names()
-    }
+    wants = {teacher_of(name) for name in config.method}
     if not wants & {"outputs", "gradients"} or teacher.name != HF:
         what = f"teacher={teacher.name}" if teacher.name != HF else f"method={'+'.join(config.method)}"
         raise KdrunError(

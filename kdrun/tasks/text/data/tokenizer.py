@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -49,25 +50,26 @@ def vocabulary_size(cfg: Any) -> int:
     if cfg.tokenizer == TRAINED:
         return int(cfg.vocabulary)
     folder = _folder(cfg)
+    words = _words(folder)
+    if words is None:
+        return _highest(_slow(folder)) + 1
     if (folder / "tokenizer.json").is_file():
-        content = _json(folder / "tokenizer.json")
-        vocab = content.get("model", {}).get("vocab")
-        if not vocab:
+        if not words:
             raise KdrunError(f"{folder / 'tokenizer.json'} has no vocabulary; save the tokenizer again")
-        highest = len(vocab) - 1 if isinstance(vocab, list) else max(vocab.values(), default=-1)
-        return 1 + max([highest, *(token["id"] for token in content.get("added_tokens") or [])])
-    if (folder / "vocab.txt").is_file():
-        added = _json(folder / "added_tokens.json") if (folder / "added_tokens.json").is_file() else {}
-        words = (folder / "vocab.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
-        return max([len(words), *(place + 1 for place in added.values())])
-    return _highest(_slow(folder)) + 1
+        added = [token["id"] for token in _json(folder / "tokenizer.json").get("added_tokens") or []]
+    else:
+        file = folder / "added_tokens.json"
+        added = list(_json(file).values()) if file.is_file() else []
+    return 1 + max([*words.values(), *added])
 
 
 def tokens_of(cfg: Any) -> dict[str, int] | None:
     """The number of each token; None for a tokenizer that is trained, or is not kept as JSON or as a list of words. Light."""
-    if cfg.tokenizer == TRAINED:
-        return None
-    folder = _folder(cfg)
+    return None if cfg.tokenizer == TRAINED else _words(_folder(cfg))
+
+
+def _words(folder: Path) -> dict[str, int] | None:
+    """The number of each token that is not added, from tokenizer.json or vocab.txt; None where there is neither."""
     if (folder / "tokenizer.json").is_file():
         vocab = _json(folder / "tokenizer.json").get("model", {}).get("vocab") or {}
         return vocab if isinstance(vocab, dict) else {str(token[0]): place for place, token in enumerate(vocab)}
@@ -119,8 +121,7 @@ def _sha256(folder: Path) -> str:
     """Of tokenizer.json without its padding and truncation, which are not used; else of the files that it is made from."""
     if (folder / "tokenizer.json").is_file():
         content = _json(folder / "tokenizer.json")
-        content.pop("padding", None)
-        content.pop("truncation", None)
+        content = {key: value for key, value in content.items() if key not in ("padding", "truncation")}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     digest = hashlib.sha256()
     for file in (folder / name for name in SLOW_FILES):
@@ -131,6 +132,16 @@ def _sha256(folder: Path) -> str:
 
 
 def _json(path: Path) -> Any:
+    """The object in a JSON file. It is parsed once in a process, because each job of a sweep wants it; nobody changes it."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise KdrunError(f"{path} cannot be read as JSON ({error})") from error
+    return _parsed(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache
+def _parsed(path: Path, size: int, time: int) -> Any:
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:

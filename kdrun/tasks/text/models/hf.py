@@ -55,9 +55,7 @@ def hf_text(
     transformers = library()
     if name_or_path is None:
         kept = chosen(layers, init, num_hidden_layers)
-        whole = (
-            num_hidden_layers if kept is not None else layers or num_hidden_layers
-        )  # init=random: no longer model to cut
+        whole = num_hidden_layers if kept is not None else layers or num_hidden_layers  # random: nothing to cut
         heads = {"num_attention_heads": num_attention_heads, "num_hidden_layers": whole}
         config = _random_config(
             transformers,

@@ -38,7 +38,7 @@ def _listed(init: list[Any], layers: int | None, whole: int, role: str) -> list[
         raise KdrunError(
             f"{role}.layers is {layers} and {role}.init={shown} names {len(init)} layers; leave {role}.layers out"
         )
-    wrong = [layer for layer in init if not isinstance(layer, int) or not 0 <= layer < whole]
+    wrong = [layer for layer in init if not 0 <= layer < whole]
     if wrong or not init:
         which = f"layer {wrong[0]}" if wrong else "no layer"
         raise KdrunError(f"{role}.init={shown} names {which}; the model has layers 0 to {whole - 1}")
