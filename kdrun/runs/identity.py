@@ -10,8 +10,6 @@ import dataclasses
 import glob
 import hashlib
 import json
-import os
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from kdrun.runs import record as records
 from kdrun.runs.labels import dataset_label, label, safe
 from kdrun.runs.source import builder, model_sha256
 from kdrun.tasks import task_of
+from kdrun.tasks.cache import file_sha256
 
 IDENTITY_SCHEMA = 1
 # Keys of a model's node that do not say which model it is. The hash of the checkpoint takes the place of its path; the other keys are
@@ -114,24 +113,6 @@ def teacher_config(config: Config) -> Config:
 def is_fresh(config: Config) -> bool:
     """True if a method itself trains networks of the teacher's architecture from scratch (mutual learning)."""
     return any(METHODS.entry(name).attributes.get("teacher") == "fresh" for name in config.method)
-
-
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of the bytes of a file, in hex. A process reads the file again only if its size or its time of change differs."""
-    try:
-        status = os.stat(path)
-        return _bytes_sha256(os.path.abspath(path), status.st_size, status.st_mtime_ns)
-    except OSError as error:
-        raise KdrunError(f"cannot read {path}: {error.strerror}") from error
-
-
-@lru_cache
-def _bytes_sha256(path: str, size: int, time: int) -> str:
-    value = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            value.update(chunk)
-    return value.hexdigest()
 
 
 def _teacher(config: Config, checksum: str, teacher_id: str | None) -> Any:

@@ -1,12 +1,16 @@
-"""Files of <outputs>/cache: results that are computed once. Imports nothing that is slow to import."""
+"""What is computed once: files of <outputs>/cache, and hashes of files. Imports nothing that is slow to import."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from kdrun.errors import KdrunError
 
 
 def write(path: str | Path, content: bytes) -> None:
@@ -33,3 +37,21 @@ def remembered(path: str, key: Any, compute: Callable[[], Any]) -> Any:
     value = compute()
     write(path, json.dumps({"key": key, "value": value}).encode())
     return value
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of the bytes of a file, in hex. A process reads the file again only if its size or its time of change differs."""
+    try:
+        status = os.stat(path)
+        return _bytes_sha256(os.path.abspath(path), status.st_size, status.st_mtime_ns)
+    except OSError as error:
+        raise KdrunError(f"cannot read {path}: {error.strerror}") from error
+
+
+@lru_cache
+def _bytes_sha256(path: str, size: int, time: int) -> str:
+    value = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            value.update(chunk)
+    return value.hexdigest()

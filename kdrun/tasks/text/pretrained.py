@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from kdrun.errors import KdrunError
+from kdrun.tasks.cache import file_sha256
 
 PACKAGE = "package:"  # before a folder inside an installed Python package
 WEIGHTS = "model.safetensors"
@@ -108,21 +108,5 @@ def weight_files(folder: Path) -> list[Path]:
 def sha256(folder: Path, *names: str) -> str:
     """The hash of some files of a folder, each with its name; patterns are allowed. A file is read again only if it has changed."""
     files = sorted({file for name in names for file in folder.glob(name)})
-    digest = hashlib.sha256()
-    for file in files:
-        status = os.stat(file)
-        digest.update(f"{file.name} {_file_sha256(str(file), status.st_size, status.st_mtime_ns)}\n".encode())
-    return digest.hexdigest()
-
-
-@lru_cache
-def _file_sha256(path: str, size: int, time: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _read(file)
-
-
-def _read(file: Any) -> str:  # Python 3.10
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()
+    lines = (f"{file.name} {file_sha256(file)}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
