@@ -53,6 +53,13 @@ def test_an_evaluation_says_which_answers_are_right():
     assert result.score == pytest.approx(2 / 3)
 
 
+def test_the_surest_mistakes_come_first():
+    logits = torch.tensor([[4.0, 0.0], [0.0, 1.0], [3.0, 0.0], [0.0, 9.0], [0.0, 3.0]])
+    surest = image.mistakes(logits, torch.tensor([1, 0, 0, 1, 0]), 2)
+    assert [(row, predicted) for row, predicted, _ in surest] == [(0, 0), (4, 1)]
+    assert [p for *_, p in surest] == [pytest.approx(1 / (1 + math.exp(-x)), abs=1e-4) for x in (4, 3)]
+
+
 def test_class_scores():
     logits = torch.eye(3)[torch.tensor([0, 0, 1, 1])]
     assert image.class_scores(logits, torch.tensor([0, 1, 1, 1])) == [1.0, 0.666667, None]

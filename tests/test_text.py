@@ -193,6 +193,20 @@ def test_reports(swept: Path, form: str) -> None:
         assert "sentences" in done.stdout
 
 
+def test_the_record_and_the_page_have_the_surest_mistakes(swept: Path) -> None:
+    record = json.loads((kd(swept) / "record.json").read_text())
+    logits, labels = kdrun.load(kd(swept)).logits()
+    wrong = [row for row in range(len(labels)) if logits[row].argmax() != labels[row]]
+    surest = sorted(wrong, key=lambda row: -float(logits[row].softmax(0).max()))[:10]
+    texts = [text for text, *_ in rows(TEST, 1)]
+    mistakes = record["details"]["mistakes"]
+    assert [one["texts"] for one in mistakes] == [[texts[row]] for row in surest]
+    assert {(one["label"], one["predicted"]) for one in mistakes} <= {("no", "yes"), ("yes", "no")}
+    done = command(swept, "report", "--format", "html")
+    assert "Surest mistakes" in done.stdout
+    assert texts[surest[0]] in done.stdout
+
+
 def test_status(swept: Path) -> None:
     done = command(swept, "status")
     assert done.returncode == 0, done.stderr

@@ -82,6 +82,14 @@ def class_scores(logits_NK: Tensor, labels_N: Tensor) -> list[float | None]:
     return _shares(right_K, all_K)
 
 
+def mistakes(logits_NK: Tensor, labels_N: Tensor, count: int) -> list[tuple[int, int, float]]:
+    """(row, predicted class, its softmax probability) of the wrongly classified samples with the highest confidence, surest first."""
+    confidence_N, predicted_N = logits_NK.cpu().double().softmax(1).max(1)
+    wrong_M = (predicted_N != labels_N.cpu()).nonzero()[:, 0]
+    rows = wrong_M[confidence_N[wrong_M].argsort(descending=True, stable=True)[:count]].tolist()
+    return [(row, int(predicted_N[row]), round(float(confidence_N[row]), 4)) for row in rows]
+
+
 def _shares(parts: Tensor, wholes: Tensor) -> list[float | None]:
     """part / whole with six digits; None where the whole is 0."""
     pairs = zip(parts.tolist(), wholes.tolist(), strict=True)

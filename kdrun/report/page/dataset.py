@@ -14,6 +14,7 @@ from kdrun.report.page.calibration import error_text, reliability
 from kdrun.report.page.exits import early_exit
 from kdrun.report.page.findings import findings
 from kdrun.report.page.lines import Line
+from kdrun.report.page.mistakes import surest_mistakes
 from kdrun.report.page.pictures import learning_curves, strips
 from kdrun.report.page.rendering import render
 from kdrun.report.page.tables import Head, SortableTable, Td
@@ -39,6 +40,7 @@ class Column:
     exits: Markup
     calibration: Markup
     classes: Markup
+    mistakes: Markup
 
 
 def section(table: Table, ident: str, skipped: int) -> Markup:
@@ -65,6 +67,7 @@ def _column(table: Table, name: str, ident: str, styles: Mapping[str, Style]) ->
         early_exit(table, lines, f"{ident}x"),
         reliability(lines, table.display.samples),
         _classes(table, lines, f"{ident}k"),
+        surest_mistakes(lines, table.display.samples, f"{ident}w"),
     )
 
 

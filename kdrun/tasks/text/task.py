@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.utils.tensorboard import SummaryWriter
 
+MISTAKES, SHOWN = 10, 200  # in a record: the surest mistakes, and letters of a text
 UNKNOWN = (
     "Was it trained with another tokenizer (dataset.tokenizer), does it have another order of classes (dataset.classes), or is it "
     "the file of another model?"
@@ -186,10 +187,16 @@ class TextTask(Task):
         from kdrun.tasks import classes
 
         logits, labels = evaluation.predictions["logits"], evaluation.predictions["labels"]
+        names, test = dataset.classes, dataset.test
         return {
             "calibration": classes.calibration(logits, labels),
             "class_scores": classes.class_scores(logits, labels),
-        }
+            "mistakes": [
+                {"texts": [_short(text) for text in test.texts[row]], "label": names[int(test.labels[row])],
+                 "predicted": names[predicted], "confidence": confidence}
+                for row, predicted, confidence in classes.mistakes(logits, labels, MISTAKES)
+            ],
+        }  # fmt: skip
 
     def weakness(
         self, evaluation: Evaluation, recorded: float | None, dataset: Any, model: Any, test: Loader
@@ -221,6 +228,11 @@ class TextTask(Task):
         from kdrun.tasks.text.preprocess import sentences
 
         board.add_text("train/sentences", "\n\n".join(sentences(dataset.tokenizer, inputs)), 0)
+
+
+def _short(text: str) -> str:
+    """A text as the record shows it."""
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
 TASK = TextTask()
