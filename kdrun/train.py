@@ -34,7 +34,8 @@ def train(plan: Plan, screen: Screen, *, role: str = "student", wait: bool = Fal
     dataset = task_of(config).load(config.dataset, config.outputs)
     in_full = role == "student" and not screen.brief
     if in_full:
-        screen.say_all(describe(plan, f"{len(dataset.train.labels):,}/{len(dataset.test.labels):,}"))
+        held_out = f", {len(dataset.holdout.labels):,} held out" if dataset.holdout is not None else ""
+        screen.say_all(describe(plan, f"{len(dataset.train.labels):,}/{len(dataset.test.labels):,}{held_out}"))
     screen.say_all(f"note     {line}" for line in dataset.notes if line not in _NOTED)
     _NOTED.update(dataset.notes)
     parts = build(config, compute, dataset, trained_weights(plan))

@@ -85,6 +85,19 @@ def test_names_say_what_is_swept() -> None:
     assert len(set(names)) == 4
 
 
+@pytest.mark.parametrize(
+    ("override", "methods", "name"),
+    [
+        ("method=fitnet", ["fitnet"], "fitnet resnet8 seed 0"),
+        ("method=fitnet_joint", ["fitnet"], "fitnet resnet8 seed 0 method=fitnet_joint"),
+        ("method=[rkd,kd]", ["rkd", "kd"], "rkd+kd resnet8 seed 0"),
+    ],
+)
+def test_a_variant_has_a_name_of_its_own(override: str, methods: list, name: str) -> None:
+    composed = OmegaConf.create({"method": {m: {} for m in methods}, "student": {"name": "resnet8"}, "seed": 0})
+    assert job_name(composed, [override]) == name
+
+
 def test_rerun_takes_away_what_a_run_writes_alone(tmp_path: Path) -> None:
     from kdrun.runs.folder import clear
 

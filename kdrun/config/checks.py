@@ -226,7 +226,7 @@ def _check(config: Config) -> None:
         )
     if config.protocol == "holdout" and not TASKS.of(config.dataset.name).has_holdout(config.dataset, config.outputs):
         raise KdrunError(
-            "protocol=holdout needs a holdout; say dataset.holdout=5000 (samples taken from the training set)"
+            "protocol=holdout needs a holdout; say dataset.holdout=N (N samples are taken out of the training set)"
         )
     for role in ("teacher", "student"):
         node = _get(config, role)

@@ -249,7 +249,7 @@ def _check_kind(name: str, cls: type[Method], data: DataFacts) -> None:
     if cls.needs_classes and not data.are_classes:
         raise KdrunError(
             f"method '{name}' compares classes, but the labels here are numbers to be predicted; method=logits compares outputs, "
-            "method=mimic, at, rkd and others compare layers"
+            "method=mimic, rkd and others compare layers"
         )
     example = data.example
     if (cls.teacher == "gradients" or cls.needs_input_gradients) and not (

@@ -93,14 +93,11 @@ def _check_files(config: Config) -> None:
 
 
 def describe(plan: Plan, sizes: str) -> list[str]:
-    """The plan as lines: what will be trained, and what is already there. `sizes`: numbers of training and test samples."""
+    """The plan as lines: what will be trained, and what is already there. `sizes`: numbers of training, test and held-out samples."""
     config = plan.config
     methods = "+".join(config.method)
-    holdout = f", {config.dataset.holdout:,} held out" if config.dataset.holdout else ""
     student = f"student {label(config.student)} seed {config.seed}"
-    lines = [
-        f"plan     {dataset_label(config.dataset)} {sizes}{holdout} | {methods} | {student} | {_recipe(config.recipe)}"
-    ]
+    lines = [f"plan     {dataset_label(config.dataset)} {sizes} | {methods} | {student} | {_recipe(config.recipe)}"]
     if config.teacher.name != "none":
         lines.append(f"teacher  {label(config.teacher)} {_teacher(plan)}")
     weights = {f"{m}.{term}": weight for m, values in config.method.items() for term, weight in values.weights.items()}

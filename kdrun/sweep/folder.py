@@ -98,7 +98,11 @@ def job_name(composed: DictConfig, swept: Sequence[str] = (), model: str | None 
     model = model or student.get("label") or str(student.get("path") or student.get("name")).rpartition(":")[2]
     words = [run_name((methods, model, seed))]
     for item in swept:
-        if key_of(item) not in ("method", "student", "seed"):
+        if key_of(item) == "method":
+            words += [item] * (
+                {*item.partition("=")[2].strip("[]").split(",")} != {*methods}
+            )  # a variant: method=fitnet_joint
+        elif key_of(item) not in ("student", "seed"):
             short = item.lstrip("+~").removeprefix("method.")
             words.append(short.removeprefix(f"{methods[0]}.") if len(methods) == 1 else short)
     return " ".join(words)
