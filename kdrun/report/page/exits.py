@@ -62,7 +62,9 @@ def early_exit(table: Table, lines: list[Line], ident: str) -> Markup:
         leaders=NONE.join(leader(end) for end in ends),
         room=f"{0.5 * longest:.1f}",
         ends=ends,
-        speedups=[(f"{float(x(value)) / 10:.2f}", tick_text(value)) for value in ticks(slowest, fastest, 8)],
+        many_lines=False,
+        axis="speed-up over the teacher",
+        across=[(f"{float(x(value)) / 10:.2f}", tick_text(value)) for value in ticks(slowest, fastest, 8)],
         table=_table(chart, ident).html(),
     )
 

@@ -179,7 +179,8 @@ def learning_curves(table: Table, lines: list[Line]) -> Markup:
         leaders=NONE.join(leader(end) for end in ends),
         room=f"{0.5 * longest:.1f}",
         ends=ends,
-        epochs=[
+        axis="epoch",
+        across=[
             (f"{float(x(t)) / 10:.2f}", tick_text(t))
             for t in [t for t in ticks(first, last, 8) if t == int(t)] or [first]
         ],
