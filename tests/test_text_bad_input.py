@@ -69,7 +69,7 @@ CASES = {
     "heads": ([*ALONE, "student.hidden_size=15"], "it must be a multiple of num_attention_heads"),
     "from no teacher": (["method=none", "student.init_from=teacher"], "student.init_from=teacher needs a trained teacher"),
     "a model of images": ([*ALONE, "student=resnet20"], "student=resnet20 is a model of the task image"),
-    "a method of images": (["method=at"], "no tap 'stage1' in BertForSequenceClassification"),
+    "a method of images": (["method=at"], "BertForSequenceClassification is a transformer and has no feature maps"),
     "crd on tokens": (["method=crd", "method.crd.taps=[layer2]"], "crd compares whole samples"),
     "gradients of words": (["method=sobolev"], "method 'sobolev' needs gradients with respect to the input"),
     "a package that is not installed": ([*ALONE, *BIG, "student.name_or_path=package:not_there/model"], "pip install not-there"),

@@ -290,6 +290,8 @@ HEADER = "sentence,label\n"
         ("sentence,label,label\na,b,1\n", "train.csv has two columns 'label'"),
         (HEADER + "a,1\n  ,0\n", r"train.csv:3 has an empty text \(column 'sentence'\)"),
         (HEADER + "a,1\nb,\n", "train.csv:3 has no label"),
+        ("sentence;label\na;1\n", "train.csv has ';' between its columns: save it with commas"),
+        ("sentence\tlabel\na\t1\n", "train.csv has tabs between its columns: .* as train.tsv"),
         (HEADER + "a,1\nb,c,0\n", r"train.csv:3 has 3 cells, the header has 2 .*: a text with commas must stand in quotes"),
         (HEADER + "a,1\n\nb\n", "train.csv:4 has 1 cell, the header has 2"),
         (HEADER + 'a,1\n"b,0\nc,1\n', "train.csv:3 is not CSV .a quote is never closed"),
@@ -316,6 +318,7 @@ def test_a_broken_table_is_one_line_with_its_place(tmp_path, outputs, content, m
     [
         (['{"sentence": "a", "label": 1}', '{"sentence": "b"'], "train.jsonl:2 is not JSON"),
         (['{"sentence": "a", "label": 1}', "", '["b", 0]'], "train.jsonl:3 is no JSON object"),
+        (["[", '{"sentence": "a", "label": 1}', "]"], "train.jsonl is one JSON list: each line must hold one object"),
         (['{"sentence": "a", "label": 1}', '{"sentence": "b", "label": 0, "sentence": "c"}'], "train.jsonl:2 has two values of 'sentence'"),
         (['{"sentence": "a", "label": 1}', '{"label": 0}'], "train.jsonl:2 has an empty text"),
         (['{"sentence": "a", "label": 1}', '{"sentence": "b", "label": null}'], "train.jsonl:2 has no label"),

@@ -349,7 +349,7 @@ def test_a_folder_that_is_no_whole_model(tmp_path, how, words) -> None:
         ({"hidden_size": 30, "num_attention_heads": 4}, "hidden_size is 30; it must be a multiple of num_attention_heads"),
         ({"model_type": "brt"}, "model_type is 'brt'"),
         ({"name_or_path": "./nowhere"}, "./nowhere is no folder"),
-        ({"name_or_path": "package:not_there/model"}, "no Python package 'not_there' is installed; pip install not-there"),
+        ({"name_or_path": "package:not_there/model"}, "no Python package 'not_there' is installed here; package:NAME/FOLDER"),
         ({"name_or_path": "package:not.there/model"}, "no Python package 'not.there' is installed"),
         ({"name_or_path": "package:json/model"}, "the package json has no folder 'model'"),
         ({"name_or_path": "no/such-model", "local_files_only": True}, r"not among the downloaded models .*give a folder with config.json"),

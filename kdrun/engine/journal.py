@@ -19,7 +19,7 @@ from kdrun.engine.build import Parts
 from kdrun.engine.failure import failure, plain
 from kdrun.engine.loop import Epoch, Progress, evaluate
 from kdrun.errors import KdrunError
-from kdrun.methods.base import Stage
+from kdrun.methods.base import Method, Stage
 from kdrun.runs import folder as files
 from kdrun.runs import record as records
 from kdrun.runs.checkpoint import load_state, plain_state, save_state, save_tensors, save_text, weights_sha256
@@ -206,6 +206,10 @@ class RunJournal:
             (self.folder / files.TASK).mkdir(exist_ok=True)
             save_text(self.folder / files.TASK / name, text)
         self.record["student"]["sha256"] = weights_sha256(student)
+        if self.screen.role == "student" and self.task.is_near_chance(test):
+            self.screen.say(
+                "note     the student is near chance on the test set: too few steps, or a rate too low or too high? recipe.epochs, .lr"
+            )
         self.record["details"] = self.task.details(test, self.parts.dataset) | self._details_of_methods()
         self.task.show(self.board, self.parts.dataset, test, self.progress.step)
         board.hyperparameters(self.board, self.record, self.progress.step)
@@ -218,6 +222,11 @@ class RunJournal:
         def score(model: torch.nn.Module) -> float:
             return evaluate(self.task, model, loader, self.compute.autocast).score
 
+        for name, method in self.distillation.methods.items():
+            if type(method).details is not Method.details:
+                self.screen.say(
+                    f"details  of {name}: scores and speeds on the test set are measured; this can take minutes"
+                )
         details = {
             name: method.details(student, teacher and teacher.module, loader, score)
             for name, method in self.distillation.methods.items()

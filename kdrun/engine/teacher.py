@@ -68,8 +68,8 @@ def ready_teacher(
     evaluation = evaluate(parts.task, teacher.module, parts.evals["test"], parts.compute.autocast)
     note = _note(parts, evaluation, recorded)
     metric = parts.task.metrics[0]
-    tell = screen.note if screen.brief else screen.say
-    tell(f"teacher  {label(config.teacher)}  test {metric.text(evaluation.score)}{note}")
+    tell = screen.note if screen.brief and not note else screen.say
+    tell(f"{'  ' * screen.brief}teacher  {label(config.teacher)}  test {metric.text(evaluation.score)}{note}")
     entry = {
         "name": config.teacher.name, "label": label(config.teacher), "run_id": trained["id"] if trained else None,
         "sha256": sha256, "params": parameters(teacher.module), "score": evaluation.score,
@@ -85,7 +85,7 @@ def _note(parts: Parts, evaluation: Evaluation, recorded: float | None) -> str:
     if not metric.is_close(evaluation.score, recorded):
         return f"  (its record says {metric.text(recorded)}: another device or precision?)"
     if parts.task.is_near_chance(evaluation):
-        return "  (near chance, as it was trained: too few epochs, or too high a rate? teacher.recipe.epochs, teacher.recipe.lr)"
+        return "  (near chance, as it was trained: too few steps, or a rate too low or too high? teacher.recipe.epochs, .lr)"
     return ""
 
 

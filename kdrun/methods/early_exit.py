@@ -20,7 +20,7 @@ from kdrun.methods.taps import Output
 THRESHOLDS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # of the curve in the record, beside the method's own
 BATCH, SAMPLES, ALONE = (
     32,
-    256,
+    128,
     24,
 )  # of the measured times: samples in a batch, in all, and of the times of one sample at a time
 

@@ -116,6 +116,11 @@ class Tapped(nn.Module):
         modules = dict(self.module.named_modules())
         if path not in modules or side not in ("", "in"):
             known = [*paths(self.module), *(key for key in modules if key)]
+            if name.startswith("stage") and "layer1" in paths(self.module):
+                raise KdrunError(
+                    f"{self._kind()} is a transformer and has no feature maps ({name}): methods of feature maps need a model of images; "
+                    "kdrun methods lists those for transformers, and other methods take a tap such as layer1 or cls (docs/text.md)"
+                )
             raise KdrunError(
                 f"no tap '{name}' in {self._kind()}. {choices(name, [*paths(self.module)] or known)}"
                 " (or a module path such as " + next((key for key in modules if key), "?") + ", with :in for its input)"

@@ -140,7 +140,7 @@ def show_plan(overrides: Sequence[Override], jobs: list[list[str]], compose: Cal
     print(_announce(overrides, planned, missing, len(teachers)))
     for job in planned:
         if job.plan is None:
-            print(f"  cannot    {' '.join(job.overrides)}: {job.error}")
+            print(f"  cannot    {job.error}   ({' '.join(job.overrides)})")
         elif job.record is not None:
             print(_already(job))
     names = {job.plan.folder: job.name for job in planned if job.plan}

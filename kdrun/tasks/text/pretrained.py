@@ -49,7 +49,7 @@ def _in_package(place: str) -> Path:
             return folder
     if spec is None:
         raise KdrunError(
-            f"{PACKAGE}{place}: no Python package '{name}' is installed; pip install {name.replace('_', '-')}"
+            f"{PACKAGE}{place}: no Python package '{name}' is installed here; package:NAME/FOLDER is a folder inside an installed package"
         )
     raise KdrunError(f"{PACKAGE}{place}: the package {name} has no folder '{inside}'")
 
@@ -83,7 +83,9 @@ def architecture(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise KdrunError(f"{folder} has no config.json: it is no folder of a transformers model") from error
+        raise KdrunError(
+            f"{folder} has no config.json: a folder for name_or_path has config.json, model.safetensors and tokenizer.json"
+        ) from error
     except (OSError, ValueError) as error:
         raise KdrunError(f"{file} is not JSON ({error})") from error
     if not isinstance(content, dict) or "model_type" not in content:

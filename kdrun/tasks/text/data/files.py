@@ -15,6 +15,7 @@ from kdrun.errors import KdrunError, choices
 # A part of a dataset -> the names that its file may have, in front of the suffix.
 STEMS = {"train": ("train",), "validation": ("validation", "dev", "val", "valid"), "test": ("test",)}
 SUFFIXES = (".tsv", ".csv", ".jsonl")
+ONE_OBJECT = "each line must hold one object, with the columns as its keys"
 LAYOUT = "train.*, test.* and validation.* (or dev.*), each .tsv, .csv or .jsonl"
 
 
@@ -117,6 +118,11 @@ def _separated(path: Path, text: str, columns: Sequence[str] | None, quoted: boo
             continue  # an empty line
         if names is None:
             names = [cell.strip() for cell in cells]
+            if len(names) == 1 and not tabs and (other := next((sign for sign in ";\t" if sign in names[0]), None)):
+                sign = "tabs" if other == "\t" else f"'{other}'"
+                raise KdrunError(
+                    f"{path} has {sign} between its columns: save it with commas, or with tabs as {path.stem}.tsv"
+                )
         elif len(cells) == len(names):
             rows.append([*cells])
             lines.append(line)
@@ -179,16 +185,19 @@ def _refuse_row(path: Path, line: int, cells: list[str], names: list[str], tabs:
 
 def _json_lines(path: Path, text: str) -> Table:
     """A JSON object on each line. Its columns are all keys that there are; a row without one has None."""
-    objects, lines = [], []
+    objects: list[dict[str, Any]] = []
+    lines: list[int] = []
     for line, words in enumerate(text.split("\n"), 1):
         if not words.strip():
             continue
         try:
             pairs = json.loads(words, object_pairs_hook=_Pairs)
         except (ValueError, RecursionError) as error:
-            raise KdrunError(f"{path}:{line} is not JSON ({error}): each line holds one object") from error
+            if not objects and words.lstrip().startswith("["):
+                raise KdrunError(f"{path} is one JSON list: {ONE_OBJECT}") from error
+            raise KdrunError(f"{path}:{line} is not JSON ({error}): {ONE_OBJECT}") from error
         if not isinstance(pairs, _Pairs):
-            raise KdrunError(f'{path}:{line} is no JSON object: each line must be as {{"text": "...", "label": "..."}}')
+            raise KdrunError(f"{path}:{line} is no JSON object: {ONE_OBJECT}")
         row = dict(pairs)
         if len(row) < len(pairs):
             names = [name for name, _ in pairs]
