@@ -42,6 +42,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file({"x": torch.zeros(1)}, folder / "small" / "model.safetensors")
     (folder / "hidden").mkdir()
     (folder / "hidden" / "sitecustomize.py").write_text("import sys\nsys.modules['transformers'] = None\n")
+    (folder / "both").mkdir()
+    (folder / "both" / "sitecustomize.py").write_text(
+        "import sys\nsys.modules['transformers'] = sys.modules['tokenizers'] = None\n"
+    )
     return folder
 
 
@@ -72,7 +76,7 @@ CASES = {
     "a method of images": (["method=at"], "BertForSequenceClassification is a transformer and has no feature maps"),
     "crd on tokens": (["method=crd", "method.crd.taps=[layer2]"], "crd compares whole samples"),
     "gradients of words": (["method=sobolev"], "method 'sobolev' needs gradients with respect to the input"),
-    "a package that is not installed": ([*ALONE, *BIG, "student.name_or_path=package:not_there/model"], "pip install not-there"),
+    "a package that is not installed": ([*ALONE, *BIG, "student.name_or_path=package:not_there/model"], "'not_there' is installed here"),
 }  # fmt: skip
 QUICK = {
     "a tokenizer of more tokens",
@@ -106,6 +110,11 @@ def test_a_model_of_texts_for_images(root: Path) -> None:
 def test_no_network(root: Path) -> None:
     done = train(root, *ALONE, "student.name_or_path=nobody/nothing", HF_HUB_OFFLINE="1", HF_HOME=str(root / "hub"))
     refused(done, root, "Without a network, give the folder of a model, with config.json")
+
+
+def test_no_extra_at_all(root: Path) -> None:
+    path = os.pathsep.join([str(root / "both"), str(kdrun.PACKAGE.parent)])
+    refused(train(root, *ALONE, PYTHONPATH=path), root, "texts need the tokenizers library: pip install 'kdrun[text]'")
 
 
 def test_no_transformers(root: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from kdrun.errors import KdrunError
 from kdrun.tasks import cache
-from kdrun.tasks.text.pretrained import folder_of
+from kdrun.tasks.text.pretrained import INSTALL, folder_of
 
 TRAINED = "trained"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -79,10 +79,18 @@ def _words(folder: Path) -> dict[str, int] | None:
     return None
 
 
+def library() -> Any:
+    """The tokenizers library."""
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise KdrunError(f"texts need the tokenizers library: {INSTALL}") from error
+    return tokenizers
+
+
 def load(cfg: Any, outputs: str, checksum: str, texts: Iterable[str]) -> Loaded:
     """The tokenizer of `cfg`. `texts`: what a trained one learns from; `checksum`: of them, under which it is kept."""
-    from tokenizers import Tokenizer
-
+    Tokenizer = library().Tokenizer
     folder = None if cfg.tokenizer == TRAINED else _folder(cfg)
     if folder is None:
         tokenizer = _trained(cfg.vocabulary, outputs, checksum, texts)
@@ -156,7 +164,7 @@ def _slow(folder: Path) -> Any:
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
-        raise KdrunError("dataset.tokenizer needs the extra text: pip install 'kdrun[text]'") from error
+        raise KdrunError(f"dataset.tokenizer needs the extra text: {INSTALL}") from error
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True).backend_tokenizer
     except Exception as error:  # whatever the tokenizer's class raises
