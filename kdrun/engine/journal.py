@@ -222,16 +222,15 @@ class RunJournal:
         def score(model: torch.nn.Module) -> float:
             return evaluate(self.task, model, loader, self.compute.autocast).score
 
+        details = {}
         for name, method in self.distillation.methods.items():
-            if type(method).details is not Method.details:
-                self.screen.say(
-                    f"details  of {name}: scores and speeds on the test set are measured; this can take minutes"
-                )
-        details = {
-            name: method.details(student, teacher and teacher.module, loader, score)
-            for name, method in self.distillation.methods.items()
-        }
-        return {name: values for name, values in details.items() if values}
+            if type(method).details is Method.details:
+                continue
+            self.screen.say(
+                f"details  of {name}: scores and speeds on the test set are measured; this can take minutes"
+            )
+            details[name] = method.details(student, teacher and teacher.module, loader, score)
+        return details
 
     def _at(self, stage: str, inside: bool) -> None:
         """Training is in `stage`; `inside`: in the step after the last finished one; else in an evaluation."""

@@ -99,9 +99,9 @@ def job_name(composed: DictConfig, swept: Sequence[str] = (), model: str | None 
     words = [run_name((methods, model, seed))]
     for item in swept:
         if key_of(item) == "method":
-            words += [item] * (
-                {*item.partition("=")[2].strip("[]").split(",")} != {*methods}
-            )  # a variant: method=fitnet_joint
+            chosen = item.partition("=")[2].strip("[]").split(",")
+            if {*chosen} != {*methods}:  # a variant: method=fitnet_joint
+                words.append(item)
         elif key_of(item) not in ("student", "seed"):
             short = item.lstrip("+~").removeprefix("method.")
             words.append(short.removeprefix(f"{methods[0]}.") if len(methods) == 1 else short)

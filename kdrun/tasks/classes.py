@@ -61,8 +61,8 @@ def calibration(logits_NK: Tensor, labels_N: Tensor, bins: int = 15) -> dict[str
     confidence and accuracy (null for an empty bin), and the expected calibration error, sum over bins of
     (samples / all samples) |accuracy - confidence| (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017).
     """
-    logits_NK, labels_N = logits_NK.cpu().double(), labels_N.cpu()  # a GPU's weighted bincount is not deterministic
-    confidence_N, predicted_N = logits_NK.softmax(1).max(1)
+    labels_N = labels_N.cpu()
+    confidence_N, predicted_N = _confidence(logits_NK)
     bin_N = (confidence_N * bins).ceil().long().sub(1).clamp(0, bins - 1)
     images_M = torch.bincount(bin_N, minlength=bins)
     confidence_M, correct_M = (
@@ -84,10 +84,16 @@ def class_scores(logits_NK: Tensor, labels_N: Tensor) -> list[float | None]:
 
 def mistakes(logits_NK: Tensor, labels_N: Tensor, count: int) -> list[tuple[int, int, float]]:
     """(row, predicted class, its softmax probability) of the wrongly classified samples with the highest confidence, surest first."""
-    confidence_N, predicted_N = logits_NK.cpu().double().softmax(1).max(1)
+    confidence_N, predicted_N = _confidence(logits_NK)
     wrong_M = (predicted_N != labels_N.cpu()).nonzero()[:, 0]
     rows = wrong_M[confidence_N[wrong_M].argsort(descending=True, stable=True)[:count]].tolist()
     return [(row, int(predicted_N[row]), round(float(confidence_N[row]), 4)) for row in rows]
+
+
+def _confidence(logits_NK: Tensor) -> tuple[Tensor, Tensor]:
+    """The highest softmax probability of each sample (float64) and its class, on the CPU: a GPU's bincount is not deterministic."""
+    confidence_N, predicted_N = logits_NK.cpu().double().softmax(1).max(1)
+    return confidence_N, predicted_N
 
 
 def _shares(parts: Tensor, wholes: Tensor) -> list[float | None]:

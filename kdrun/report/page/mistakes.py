@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from statistics import fmean
 
 from markupsafe import Markup
@@ -22,7 +23,7 @@ def surest_mistakes(lines: list[Line], samples: str, ident: str) -> Markup:
     for line in lines:
         lists = [one for run in line.cell.row.runs.values() if (one := details_of(run, "mistakes")) is not None]
         counts[line.label] = len(lists)
-        for one in (one for each in lists for one in each):
+        for one in chain.from_iterable(lists):
             by_line = known.setdefault((tuple(one["texts"]), one["label"]), {})
             by_line.setdefault(line.label, []).append((one["predicted"], one["confidence"]))
     if not known:

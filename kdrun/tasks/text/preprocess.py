@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdrun.errors import KdrunError
 from kdrun.tasks.text.data.loader import collated
+from kdrun.tasks.text.data.tokenizer import library
 from kdrun.tasks.text.models.exits import exits_of
 
 
@@ -22,13 +23,11 @@ class Reader(nn.Module):
 
     def __init__(self, model: nn.Module, preprocessing: Mapping[str, Any], tokenizer: Path, classes: Sequence[str]):
         super().__init__()
-        from tokenizers import Tokenizer  # of the extra `text`
-
         if not tokenizer.is_file():
             raise KdrunError(f"{tokenizer} is gone: without its tokenizer the student cannot read strings")
         self.model, self.classes, self.pad_id = model, list(classes), preprocessing["pad_id"]
         self.pairs, self.segments = preprocessing["pairs"], preprocessing["segments"]
-        self.tokenizer = Tokenizer.from_file(str(tokenizer))
+        self.tokenizer = library().Tokenizer.from_file(str(tokenizer))
 
     @property
     def threshold(self) -> float:

@@ -191,8 +191,7 @@ def _role(folder: Path | None, tokenizer: Any, role: str, usual: tuple[str, ...]
 
 def _trained(size: int, outputs: str, checksum: str, texts: Iterable[str]) -> Any:
     """A WordPiece tokenizer of at most `size` tokens, kept in a file under the checksum of its texts."""
-    from tokenizers import Tokenizer
-
+    Tokenizer = library().Tokenizer
     path = Path(outputs, "cache", "text", f"tokenizer-{checksum[:32]}-{size}.json")
     try:
         return Tokenizer.from_file(str(path))
