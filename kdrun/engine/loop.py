@@ -141,7 +141,7 @@ def train_epoch(
 
         progress.step += 1
         score_sum = task.train_sum(detached(output.logits), batch)
-        meter.add({"total": total, **terms}, score_sum, len(batch["index"]), progress.step)
+        meter.add({"total": total, **terms, **distillation.parts}, score_sum, len(batch["index"]), progress.step)
         logged = None
         if progress.step % training.log_every == 0 or i + 1 == steps:
             logged = meter.read(stage.name)
