@@ -31,7 +31,9 @@ class Accumulated:
         decay = recipe.weight_decay * recipe.batch_size * every / recipe.nbs
         self.most = self.every = min(every, steps * recipe.epochs)
         self.optimizer = make_optimizer(stage, recipe, decay)
-        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        # In the order of the modules, as the library: the norm of the whole gradient is a sum, whose last bits depend on it.
+        learn = (p for module in stage.trains for p in module.parameters() if p.requires_grad)
+        self.parameters = list(dict.fromkeys(learn))
         self.last_step, self.now, self.updates = -1, 0, 0
         trains = any(p.requires_grad for p in student.parameters())
         self.student = student
