@@ -83,7 +83,7 @@ def detections(name: str, shapes: Any, who: str) -> Mapping[str, Any]:
 
 
 def check_alike(name: str, pair: Pair, peer: Any = None) -> None:
-    """KdrunError unless both models are detectors of the same classes, anchors and bins. `peer`: the shapes of its output, if it teaches."""
+    """KdrunError unless both are detectors of the same classes, anchors and bins. `peer`: the shapes of its output, if it teaches."""
     who = "teacher" if peer is None else "peer"
     student = detections(name, pair.student.logits, "the student")
     teacher = detections(name, pair.teacher.logits if pair.teacher and peer is None else peer, f"the {who}")

@@ -92,9 +92,9 @@ class FGD(Method):
     """Focal and global: learn objects and background apart, most where the teacher looks, and the relations of all positions.
 
     Loss: foreground and background = sum over C*H*W of M A_s A_c (f(s) - t)^2, mean over B; A_s and A_c are the teacher's attention of
-    positions and channels, M the boxes (each 1 / its area) or the rest (1 / its area). attention = sum of |A(s) - A(t)| of both kinds, mean over B.
-    relation = sum over C*H*W of (G_s(f(s)) - G_t(t))^2, mean over B; G a trained block of global context for each side. Mean over
-    taps (authors: sum). f is a 1x1 convolution where channels differ.
+    positions and channels, M the boxes (each 1 / its area) or the rest (1 / its area). attention = sum of |A(s) - A(t)|, both
+    kinds, mean over B. relation = sum over C*H*W of (G_s(f(s)) - G_t(t))^2, mean over B; G a trained block of global context for each
+    side. Mean over taps (authors: sum). f is a 1x1 convolution where channels differ.
     """
 
     family = "features"
