@@ -39,8 +39,8 @@ def of_task(name: str, values: dict[str, Any], task: str) -> dict[str, Any]:
 def shipped_settings(name: str) -> dict[str, Any]:
     """The settings of conf/method/NAME.yaml as they stand there; empty where kdrun has no such method."""
     file = conf_folder() / "method" / f"{name}.yaml"
-    settings: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))[name] if file.is_file() else {}
-    return settings
+    whole: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return whole.get(name) or {}
 
 
 def _check(name: str, tasks: Any) -> None:

@@ -12,7 +12,7 @@ from kdrun.errors import KdrunError
 from kdrun.methods.base import Batch, Method, Pair, Terms, mean
 from kdrun.methods.boxes import anchor_weights, check_alike, weighted_mean
 from kdrun.methods.checks import check_temperature
-from kdrun.methods.taps import Output, dry_run
+from kdrun.methods.taps import Output, dry_run, shapes
 from kdrun.methods.yolo_boxes import box_terms
 from kdrun.methods.yolo_logits import check_gate, check_kind, score_distance
 
@@ -43,7 +43,7 @@ class YoloMutual(Method):
         self.box_temperature = check_temperature("yolo_mutual", box_temperature, key="box_temperature")
         self.supervised = pair.supervised
         self.peers = nn.ModuleList(pair.fresh(i) for i in range(1, networks))
-        check_alike("yolo_mutual", pair, _shapes(dry_run(self.peers[0], pair.data.example).logits))
+        check_alike("yolo_mutual", pair, shapes(dry_run(self.peers[0], pair.data.example).logits))
 
     def evaluates(self) -> dict[str, nn.Module]:
         return {f"peer{i}": peer.module for i, peer in enumerate(self.peers, start=1)}  # type: ignore[misc]
@@ -69,12 +69,3 @@ class YoloMutual(Method):
 
 def _total(losses: list[Tensor]) -> Tensor:
     return sum(losses[1:], losses[0])
-
-
-def _shapes(output: Any) -> Any:
-    """Of a peer's output, as `Side.logits` has them."""
-    if isinstance(output, Tensor):
-        return tuple(output.shape)
-    return {
-        key: _shapes(value) if isinstance(value, Tensor) else [*map(_shapes, value)] for key, value in output.items()
-    }
