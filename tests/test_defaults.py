@@ -59,7 +59,7 @@ def test_a_run_of_images_knows_nothing_of_it():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["+method.cwd.tasks.detecton={}"], r"no task 'detecton' in method.cwd.tasks. Did you mean detection\? Choices: image"),
+        (["+method.cwd.tasks.detecton={}"], r"no task 'detecton' in method.cwd.tasks. Did you mean detection\?"),
         (["+method.cwd.tasks.detection.temprature=1"], "no key 'temprature' in method.cwd.tasks.detection. Did you mean temperature"),
         (["method.cwd.tasks.detection=3"], r"method.cwd.tasks.detection must hold settings with values"),
         (["method.cwd.tasks=3"], r"method.cwd.tasks must hold names of tasks"),
