@@ -1,0 +1,55 @@
+"""The weight of a term: a number, or `auto(SHARE)`, which stands for a number that is measured before training (kdrun/engine/shares.py)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from kdrun.errors import KdrunError
+
+MOST = 10.0  # times the task's gradient; a larger share is a typing error
+AUTO = re.compile(r"\s*auto\s*\(\s*(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*\)\s*", re.IGNORECASE)
+OWNER = re.compile(r"[+~]*(method|loss)[.\w]*=")
+# As typed on a command line: not inside quotes, and up to its own bracket.
+TYPED = re.compile(r"""(?<![\w"'.])auto\([^()"']*(?:\)|$)""")
+
+
+def share_of(weight: Any) -> float | None:
+    """The share of `auto(0.1)`, which is 0.1; None for a number."""
+    match = AUTO.fullmatch(weight) if isinstance(weight, str) else None
+    return float(match[1] + (match[2] or "")) if match else None
+
+
+def quoted(arguments: Iterable[str]) -> list[str]:
+    """Overrides with quotes around `auto(0.1)`, also inside a sweep: Hydra would take it for a call of a function."""
+    return [
+        TYPED.sub(lambda match: f'"{match[0]}"', argument) if OWNER.match(argument) else argument for argument in arguments
+    ]
+
+
+def without_auto(where: str, weights: Any) -> tuple[Any, dict[str, str]]:
+    """The weights with 1 in the place of each `auto(SHARE)`, so that they are numbers; and these texts, written in one way.
+
+    `where`: the key of the weights, for messages. KdrunError for a share that is malformed or out of range, and for `task`.
+    """
+    if not isinstance(weights, Mapping):
+        return weights, {}
+    texts = {
+        str(term): weight for term, weight in weights.items() if isinstance(weight, str) and weight.strip()[:4] == "auto"
+    }
+    autos = {term: _canonical(f"{where}.{term}", text) for term, text in texts.items()}
+    return {term: 1.0 if term in autos else weight for term, weight in weights.items()}, autos
+
+
+def _canonical(key: str, text: str) -> str:
+    """`auto( .10 )` as `auto(0.1)`: one share is one run."""
+    form = "auto(SHARE) with a share of the task's gradient, as in auto(0.1)"
+    if key.endswith(".task"):
+        raise KdrunError(f"{key} is '{text}'; it must be a number: auto(SHARE) of the other terms is a share of this one")
+    share = share_of(text)
+    if share is None:
+        raise KdrunError(f"{key} is '{text}'; it must be a number of 0 or more, or {form}")
+    if not 0 < share <= MOST:
+        raise KdrunError(f"{key} is '{text}'; the share must be above 0 and up to {MOST:g}: {form}")
+    return f"auto({int(share) if share.is_integer() else share})"
