@@ -30,7 +30,8 @@ from kdrun.config.nodes import register_nodes
 from kdrun.config.registry import METHODS, MODELS
 from kdrun.config.schema import Config, conf_folder
 from kdrun.engine.build import term_weights
-from kdrun.engine.loop import enter, make_optimizer, stage_recipe, weighted
+from kdrun.engine.loop import enter, stage_recipe, weighted
+from kdrun.engine.optimization import make_optimizer
 from kdrun.engine.precision import resolve
 from kdrun.methods.base import DataFacts, Stage
 from kdrun.methods.distillation import Distillation

@@ -32,7 +32,8 @@ from kdrun.config.checks import validate
 from kdrun.config.nodes import register_nodes
 from kdrun.config.schema import Config, conf_folder
 from kdrun.engine.build import build
-from kdrun.engine.loop import Progress, enter, make_optimizer, train_epoch
+from kdrun.engine.loop import Progress, enter, train_epoch
+from kdrun.engine.optimization import StepPerBatch
 from kdrun.engine.precision import resolve
 from kdrun.tasks import task_of
 from kdrun.tasks.text.data.loader import padded
@@ -78,10 +79,10 @@ def kdrun_rounds(config: Config, dataset: Any, batches: int, kept: torch.Tensor 
     parts.train = Part(parts.train, batches)  # type: ignore[assignment]
     stage = parts.distillation.stages[0]
     enter(parts.distillation, stage)
-    optimizer = make_optimizer(stage, config.recipe)
+    optimization = StepPerBatch(stage, config.recipe, len(parts.train))
     for epoch in range(10**6):
         line = train_epoch(
-            parts, stage, config.recipe, optimizer, epoch % config.recipe.epochs, Silent(), Progress()
+            parts, stage, config.recipe, optimization, epoch % config.recipe.epochs, Silent(), Progress()
         )  # fmt: skip
         yield 1 / line.samples_per_s
 

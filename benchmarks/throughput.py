@@ -28,7 +28,8 @@ from kdrun.config.nodes import register_nodes
 from kdrun.config.registry import MODELS
 from kdrun.config.schema import conf_folder
 from kdrun.engine.build import build
-from kdrun.engine.loop import Progress, enter, make_optimizer, train_epoch
+from kdrun.engine.loop import Progress, enter, train_epoch
+from kdrun.engine.optimization import StepPerBatch
 from kdrun.engine.precision import resolve
 
 
@@ -55,10 +56,10 @@ def kdrun_rounds(args: argparse.Namespace, outputs: str) -> Iterator[float]:
     parts.train.limit = args.batches
     stage = parts.distillation.stages[0]
     enter(parts.distillation, stage)
-    optimizer = make_optimizer(stage, config.recipe)
+    optimization = StepPerBatch(stage, config.recipe, len(parts.train))
     for epoch in range(10**6):
         line = train_epoch(
-            parts, stage, config.recipe, optimizer, epoch % config.recipe.epochs, Silent(), Progress()
+            parts, stage, config.recipe, optimization, epoch % config.recipe.epochs, Silent(), Progress()
         )  # fmt: skip
         yield 1 / line.samples_per_s
 

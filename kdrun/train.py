@@ -71,7 +71,7 @@ def train(plan: Plan, screen: Screen, *, role: str = "student", wait: bool = Fal
                 _say_shares(parts, screen)
             fit(parts, journal, progress)
             last = journal.last_test or evaluate(
-                parts.task, parts.distillation.student.module, parts.evals["test"], compute.autocast
+                parts.task, parts.distillation.trained, parts.evals["test"], compute.autocast
             )
             journal.finish(last)
             journal.record |= {"status": "done", "score": score(journal.record, config.protocol), "error": None}

@@ -15,7 +15,8 @@ from small_encoders import CLASSES, batch, encoder
 from torch import nn
 
 from kdrun.config.schema import Recipe, conf_folder
-from kdrun.engine.loop import enter, make_optimizer
+from kdrun.engine.loop import enter
+from kdrun.engine.optimization import make_optimizer
 from kdrun.errors import KdrunError
 from kdrun.methods import speedup
 from kdrun.methods.base import DataFacts

@@ -23,7 +23,8 @@ from kdrun.config.listing import FAMILIES, methods_of_every_task
 from kdrun.config.nodes import recipe_schema, register_nodes
 from kdrun.config.registry import METHODS, MODELS
 from kdrun.config.schema import Engine, conf_folder, method_names
-from kdrun.engine.loop import enter, make_optimizer, weighted
+from kdrun.engine.loop import enter, weighted
+from kdrun.engine.optimization import make_optimizer
 from kdrun.engine.precision import resolve
 from kdrun.errors import KdrunError
 from kdrun.methods.adapters import connector

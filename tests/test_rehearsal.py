@@ -12,7 +12,8 @@ import torch
 from test_schedule import recipe
 from torch import nn
 
-from kdrun.engine.loop import enter, make_optimizer
+from kdrun.engine.loop import enter
+from kdrun.engine.optimization import make_optimizer
 from kdrun.engine.rehearsal import rehearse
 from kdrun.errors import DivergedError, KdrunError
 from kdrun.methods import Method

@@ -13,7 +13,8 @@ from small_encoders import CLASSES, batch, encoder, shorter
 from torch import nn
 
 from kdrun.config.schema import conf_folder
-from kdrun.engine.loop import enter, make_optimizer
+from kdrun.engine.loop import enter
+from kdrun.engine.optimization import make_optimizer
 from kdrun.errors import KdrunError
 from kdrun.methods.base import DataFacts
 from kdrun.methods.distillation import Distillation

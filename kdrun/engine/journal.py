@@ -196,13 +196,13 @@ class RunJournal:
 
     def finish(self, test: Evaluation) -> None:
         """The last files: weights of the last epoch (and of the peers), and what the student gives for the test set."""
-        student = plain_state(self.distillation.student.module)
+        student = plain_state(self.distillation.trained)
         save_tensors(self.folder / files.WEIGHTS["last"], student)
-        for name, model in self.distillation.stages[-1].evaluates.items():
+        for name, model in self.distillation.evaluated(self.distillation.stages[-1]).items():
             if name != "student":
                 save_tensors(self.folder / f"{name}.safetensors", plain_state(model))
         save_tensors(self.folder / files.PREDICTIONS, test.predictions)
-        for name, text in self.task.files(self.parts.dataset, self.distillation.student.module).items():
+        for name, text in self.task.files(self.parts.dataset, self.distillation.trained).items():
             (self.folder / files.TASK).mkdir(exist_ok=True)
             save_text(self.folder / files.TASK / name, text)
         self.record["student"]["sha256"] = weights_sha256(student)
@@ -216,7 +216,7 @@ class RunJournal:
         self.board.close()
 
     def _details_of_methods(self) -> dict[str, Any]:
-        student, teacher = self.distillation.student.module, self.distillation.teacher
+        student, teacher = self.distillation.trained, self.distillation.teacher
         loader = self.parts.evals["test"]
 
         def score(model: torch.nn.Module) -> float:
@@ -285,7 +285,7 @@ class RunJournal:
         }  # fmt: skip
         self.record["agreement"] = test["agreement"]
         self.last_test = epoch.evaluations["student"]["test"]
-        student = plain_state(self.distillation.student.module)
+        student = plain_state(self.distillation.trained)
         best, chosen = self.record["best"], self.record["holdout"]
         if self.metric.is_better(test["score"], best and best["score"]):
             self.record["best"] = dict(self.record["last"])

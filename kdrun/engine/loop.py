@@ -1,4 +1,4 @@
-"""fit and evaluate: the only optimiser loop. It knows stages, terms and weights, and nothing of any method or task."""
+"""fit and evaluate: the only training loop. It knows stages, terms and weights, and nothing of any method or task."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from kdrun.config.schema import Recipe
 from kdrun.engine.meter import Meter
-from kdrun.engine.schedule import factor, learning_rate
+from kdrun.engine.optimization import StepPerBatch
+from kdrun.engine.schedule import factor
 from kdrun.errors import DivergedError, KdrunError, choices
-from kdrun.methods.base import Method, Stage
+from kdrun.methods.base import Stage
 from kdrun.methods.distillation import Distillation
-from kdrun.methods.taps import as_float, device_of
-from kdrun.tasks.base import Evaluation, Loader, Task
+from kdrun.methods.taps import as_float, detached, device_of
+from kdrun.tasks.base import Evaluation, Loader, Optimization, Task
 
 
 @dataclass
@@ -85,24 +86,31 @@ def fit(training: Training, journal: Journal, progress: Progress) -> None:
             progress.stage, progress.epoch, progress.optimizer = number, 0, None
         recipe = stage_recipe(training.recipe, stage)
         enter(distillation, stage)
-        optimizer = make_optimizer(stage, recipe)
+        optimization = optimization_of(training, stage, recipe)
         if progress.optimizer is not None:
-            optimizer.load_state_dict(progress.optimizer)
+            optimization.load_state_dict(progress.optimizer)
+        distillation.keep_average(optimization.average)
         journal.start_stage(stage, recipe.epochs, len(training.train), progress.epoch)
         for epoch in range(progress.epoch, recipe.epochs):
             distillation.begin_epoch(number, epoch)
-            line = train_epoch(training, stage, recipe, optimizer, epoch, journal, progress)
+            line = train_epoch(training, stage, recipe, optimization, epoch, journal, progress)
             line.evaluations = _evaluate_all(training, stage, progress.step)
             enter(distillation, stage)
-            progress.epoch, progress.optimizer = epoch + 1, optimizer.state_dict()
+            progress.epoch, progress.optimizer = epoch + 1, optimization.state_dict()
             journal.end_epoch(line, progress)
+
+
+def optimization_of(training: Training, stage: Stage, recipe: Recipe) -> Optimization:
+    """How the weights of a stage are updated: as the task says, or a step of the recipe's optimiser after every batch."""
+    steps, student = len(training.train), training.distillation.student.module
+    return training.task.optimization(stage, recipe, student, steps) or StepPerBatch(stage, recipe, steps)
 
 
 def train_epoch(
     training: Training,
     stage: Stage,
     recipe: Recipe,
-    optimizer: torch.optim.Optimizer,
+    optimization: Optimization,
     epoch: int,
     journal: Journal,
     progress: Progress,
@@ -116,10 +124,7 @@ def train_epoch(
         waited = time.perf_counter()
         batch = next(batches)
         meter.wait_s += time.perf_counter() - waited
-        share = (epoch + i / steps) / recipe.epochs
-        lr = learning_rate(recipe, recipe.epochs, epoch, i / steps)
-        for group in optimizer.param_groups:
-            group["lr"] = lr * group.get("factor", 1.0)
+        share, lr = (epoch + i / steps) / recipe.epochs, optimization.begin(epoch, i)
 
         weights = {name: w * factor(training.schedules.get(name), share) for name, w in training.weights.items()}
         distillation.set_progress(share)
@@ -127,9 +132,7 @@ def train_epoch(
         own = {name: weight_of(weights, name) for name in terms}
         total = weighted(terms, own) if any(own.values()) else None
         if total is not None and (total.requires_grad or not stage.may_skip):
-            optimizer.zero_grad(set_to_none=True)
-            total.backward()
-            optimizer.step()
+            optimization.step(total, len(batch["index"]))
         elif (
             total is None
         ):  # schedules hold every term at 0 here: no step, because weight decay would change the weights
@@ -137,7 +140,7 @@ def train_epoch(
         distillation.after_step(weights)
 
         progress.step += 1
-        score_sum = task.train_sum(output.logits.detach(), batch)
+        score_sum = task.train_sum(detached(output.logits), batch)
         meter.add({"total": total, **terms}, score_sum, len(batch["index"]), progress.step)
         logged = None
         if progress.step % training.log_every == 0 or i + 1 == steps:
@@ -165,7 +168,7 @@ def _evaluate_all(training: Training, stage: Stage, step: int) -> dict[str, dict
             split: evaluate(training.task, model, loader, training.distillation.student.autocast)
             for split, loader in training.evals.items()
         }
-        for name, model in stage.evaluates.items()
+        for name, model in training.distillation.evaluated(stage).items()
     }
     if not all(one.is_finite() for splits in evaluations.values() for one in splits.values()):
         raise DivergedError(stage.name, step, "weights")  # the last update broke them, after a finite loss
@@ -218,28 +221,6 @@ def stage_recipe(recipe: Recipe, stage: Stage) -> Recipe:
             )
         settings["epochs"] = max(1, round(share * recipe.epochs))
     return dataclasses.replace(recipe, **settings)
-
-
-def make_optimizer(stage: Stage, recipe: Recipe) -> torch.optim.Optimizer:
-    """A fresh optimiser over the parameters that the stage has thawed, each once.
-
-    A method's layers have a group of their own where it says `optimizer: {lr, weight_decay}`; its rate follows the recipe's schedule.
-    """
-    own = {p: m.optimizer for m in stage.trains if isinstance(m, Method) and m.optimizer for p in m.parameters()}
-    every = list(dict.fromkeys(p for module in stage.trains for p in module.parameters() if p.requires_grad))
-    groups: list[dict[str, Any]] = [{"params": [p for p in every if p not in own]}]
-    for module in stage.trains:
-        layers = [p for p in module.parameters() if p in own and p.requires_grad] if isinstance(module, Method) else []
-        if layers and isinstance(module, Method):
-            lr = module.optimizer.get("lr", recipe.lr)
-            decay = module.optimizer.get("weight_decay", recipe.weight_decay)
-            groups.append({"params": layers, "lr": lr, "factor": lr / recipe.lr, "weight_decay": decay})
-    if recipe.optimizer == "adamw":  # fused on a CPU, too: a step of 22 M parameters took a sixth of the time
-        return torch.optim.AdamW(groups, recipe.lr, weight_decay=recipe.weight_decay, fused=True)
-    fused = all(p.is_cuda for p in every)
-    return torch.optim.SGD(
-        groups, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov, fused=fused
-    )
 
 
 def weight_of(weights: Mapping[str, float], term: str) -> float:

@@ -116,7 +116,7 @@ class Side:
     """One model of the pair as `Method.build` sees it: the shapes of its taps and logits, and its parts."""
 
     shapes: list[tuple[int, ...]]  # one per tap, in the order of the taps, with a batch of 2: (2, C, H, W) or (2, D)
-    logits: tuple[int, ...]  # of the output, with a batch of 2
+    logits: Any  # the shape of the output, with a batch of 2; for a dict of tensors a dict of shapes
     until: Callable[[str], list[nn.Module]]  # tap -> the modules that fire before it
     module: nn.Module  # the model itself
     run: Callable[[Any], Output]  # run it alone on an input, with gradients where something in it learns

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdrun.errors import KdrunError, choices
 from kdrun.methods.base import Batch, DataFacts, Method, Pair, Side, Stage, Terms
-from kdrun.methods.taps import Output, Tapped, device_of, dry_run
+from kdrun.methods.taps import Output, Tapped, device_of, dry_run, shapes
 from kdrun.seeds import stream
 
 
@@ -53,6 +53,7 @@ class Distillation(nn.Module):
             self._teacher.append(tapped.requires_grad_(False).eval())
         # The teacher's logits on every training sample (train_n, ...), where these are all that methods need: it then never runs.
         self.kept: Tensor | None = None
+        self.average: list[nn.Module] = []
         self._make_peer = lambda i: Tapped(_required(fresh)(i), (), autocast)
         self.methods: Mapping[str, Method] = nn.ModuleDict()  # type: ignore[assignment]
         self._build(methods)
@@ -106,6 +107,21 @@ class Distillation(nn.Module):
             parameter.requires_grad_(False)
         for module in self._in_eval:
             module.training = False
+
+    @property
+    def trained(self) -> nn.Module:
+        """The student that is evaluated and kept: itself, or the running average of its weights where training keeps one."""
+        return self.average[0] if self.average else self.student.module
+
+    def keep_average(self, average: nn.Module | None) -> None:
+        """From now on `trained` is this model. It is no submodule: its weights are kept with the optimiser's."""
+        self.average = [average] if average is not None else []
+
+    def evaluated(self, stage: Stage) -> dict[str, nn.Module]:
+        """The models that a stage evaluates, by name."""
+        return {
+            name: self.trained if model is self.student.module else model for name, model in stage.evaluates.items()
+        }
 
     @property
     def example(self) -> Any:
@@ -217,12 +233,11 @@ class Distillation(nn.Module):
         def side(index: int, tapped: Tapped | None, output: Output | None) -> Any:
             if tapped is None or output is None:
                 return None
-            shapes = [tuple(tap.shape) for tap in self._view(name, output, index, self.data.mask).taps]
+            taps = [tuple(tap.shape) for tap in self._view(name, output, index, self.data.mask).taps]
             if self.data.mask is not None and name in self._rows:
-                _refuse_padding(name, self._taps[name][index], shapes)
-            logits = tuple(output.logits.shape)
+                _refuse_padding(name, self._taps[name][index], taps)
             until = lambda tap: tapped.until(tap, self.data.example)  # noqa: E731
-            return Side(shapes, logits, until, tapped.module, lambda x: tapped(x))
+            return Side(taps, shapes(output.logits), until, tapped.module, lambda x: tapped(x))
 
         def run(batch: Batch) -> tuple[Output, Any]:
             return self._views(name, self.run(batch), batch.get("mask"))

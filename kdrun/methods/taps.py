@@ -18,7 +18,7 @@ from kdrun.errors import KdrunError, choices
 class Output:
     """What a method sees of one model on one batch. Floating-point tensors are float32 in every compute precision."""
 
-    logits: Any  # the model's output: (B, classes) for images
+    logits: Any  # the model's output: (B, classes) for images; a dict of tensors for detectors
     taps: tuple[Tensor, ...]  # in the order of the names of the taps
     live: tuple[Tensor, ...]  # the same tensors as the model made them, in its precision; use these for gradients
     input: Any  # a tensor, or a dict of tensors; requires a gradient if a method needs input gradients
@@ -27,7 +27,7 @@ class Output:
     def detach(self) -> Output:
         """The same values without their graph."""
         taps, live = (tuple(tap.detach() for tap in side) for side in (self.taps, self.live))
-        return Output(self.logits.detach(), taps, live, self.input, self.again)
+        return Output(detached(self.logits), taps, live, self.input, self.again)
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,26 @@ def dry_run(model: nn.Module, x: Any) -> Any:
 
 
 def as_float(value: Any) -> Any:
-    """A floating-point tensor as float32; any other value as it is."""
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.float()
+    """Floating-point tensors as float32, also those in dicts and lists; any other value as it is."""
+    return over_tensors(value, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
+
+
+def detached(value: Any) -> Any:
+    """The same values without their graph."""
+    return over_tensors(value, Tensor.detach)
+
+
+def shapes(value: Any) -> Any:
+    """The shapes of tensors, in the dicts and lists that hold them."""
+    return over_tensors(value, lambda tensor: tuple(tensor.shape))
+
+
+def over_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """`function` of a tensor, or of every tensor in a dict or a list (a detector's output); any other value as it is."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: over_tensors(item, function) for key, item in value.items()}
+    if isinstance(value, list):
+        return [over_tensors(item, function) for item in value]
     return value

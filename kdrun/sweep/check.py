@@ -19,7 +19,8 @@ from kdrun.config.registry import import_plugins_of
 from kdrun.config.schema import conf_folder
 from kdrun.config.weights import quoted
 from kdrun.engine.build import Parts, build
-from kdrun.engine.loop import enter, make_optimizer, stage_recipe, weight_of, weighted
+from kdrun.engine.loop import enter, stage_recipe, weight_of, weighted
+from kdrun.engine.optimization import make_optimizer
 from kdrun.engine.precision import resolve
 from kdrun.errors import KdrunError
 from kdrun.screen import Screen

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.utils.tensorboard import SummaryWriter
 
+    from kdrun.methods.base import Stage
+
 Batch = Mapping[str, Any]
 
 
@@ -93,6 +95,21 @@ class Evaluation:
         if not (math.isfinite(self.score) or math.isfinite(self.loss)):
             return False
         return all(bool(value.isfinite().all()) for value in self.predictions.values() if value.is_floating_point())
+
+
+class Optimization(Protocol):
+    """How the weights of a stage are updated."""
+
+    average: nn.Module | None  # a running average of the student's weights, which is evaluated and kept in its place
+
+    def begin(self, epoch: int, i: int) -> float:
+        """Set the rates for the batch `i` of `epoch` (both count from 0); returns the learning rate."""
+
+    def step(self, total: Tensor, samples: int) -> None:
+        """The gradient of the batch's loss, and an update where one is due. `total`: a mean over the batch's samples."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class Evaluator(Protocol):
@@ -240,6 +257,10 @@ class Task:
     def loss(self, output: Any, batch: Batch) -> Tensor:
         """The supervised loss, mean over the batch."""
         raise NotImplementedError
+
+    def optimization(self, stage: Stage, recipe: Any, student: nn.Module, steps: int) -> Optimization | None:
+        """How the weights of a stage are updated; `steps`: batches of an epoch. None: a step of the recipe's optimiser after each."""
+        return None
 
     def evaluator(self) -> Evaluator:
         """For one model on one split."""
