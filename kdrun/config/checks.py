@@ -127,10 +127,7 @@ def _methods(given: Any) -> dict[str, Any]:
         )
     typed = {}
     for name in sorted(methods):
-        values, autos = methods[name], {}
-        if isinstance(values, dict) and "weights" in values:
-            weights, autos = without_auto(f"method.{name}.weights", values["weights"])
-            values = {**values, "weights": weights}
+        values, autos = without_auto(name, methods[name])
         typed[name] = _typed(f"method.{name}", values, method_schema(name))
         typed[name].weights |= autos
         typed[name].taps = [] if typed[name].taps is None else typed[name].taps

@@ -24,29 +24,35 @@ def share_of(weight: Any) -> float | None:
 def quoted(arguments: Iterable[str]) -> list[str]:
     """Overrides with quotes around `auto(0.1)`, also inside a sweep: Hydra would take it for a call of a function."""
     return [
-        TYPED.sub(lambda match: f'"{match[0]}"', argument) if OWNER.match(argument) else argument for argument in arguments
+        TYPED.sub(lambda match: f'"{match[0]}"', argument) if OWNER.match(argument) else argument
+        for argument in arguments
     ]
 
 
-def without_auto(where: str, weights: Any) -> tuple[Any, dict[str, str]]:
-    """The weights with 1 in the place of each `auto(SHARE)`, so that they are numbers; and these texts, written in one way.
+def without_auto(method: str, settings: Any) -> tuple[Any, dict[str, str]]:
+    """The settings of a method with 1 for the weight of each `auto(SHARE)`, so that weights are numbers; and these texts, by term.
 
-    `where`: the key of the weights, for messages. KdrunError for a share that is malformed or out of range, and for `task`.
+    KdrunError for a share that is malformed or out of range, and for `task`.
     """
+    weights = settings.get("weights") if isinstance(settings, Mapping) else None
     if not isinstance(weights, Mapping):
-        return weights, {}
+        return settings, {}
     texts = {
-        str(term): weight for term, weight in weights.items() if isinstance(weight, str) and weight.strip()[:4] == "auto"
+        str(term): weight
+        for term, weight in weights.items()
+        if isinstance(weight, str) and weight.strip()[:4] == "auto"
     }
-    autos = {term: _canonical(f"{where}.{term}", text) for term, text in texts.items()}
-    return {term: 1.0 if term in autos else weight for term, weight in weights.items()}, autos
+    autos = {term: _canonical(f"method.{method}.weights.{term}", text) for term, text in texts.items()}
+    return {**settings, "weights": {**weights, **dict.fromkeys(autos, 1.0)}}, autos
 
 
 def _canonical(key: str, text: str) -> str:
     """`auto( .10 )` as `auto(0.1)`: one share is one run."""
     form = "auto(SHARE) with a share of the task's gradient, as in auto(0.1)"
     if key.endswith(".task"):
-        raise KdrunError(f"{key} is '{text}'; it must be a number: auto(SHARE) of the other terms is a share of this one")
+        raise KdrunError(
+            f"{key} is '{text}'; it must be a number: auto(SHARE) of the other terms is a share of this one"
+        )
     share = share_of(text)
     if share is None:
         raise KdrunError(f"{key} is '{text}'; it must be a number of 0 or more, or {form}")
