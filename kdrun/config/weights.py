@@ -1,4 +1,4 @@
-"""The weight of a term: a number, or `auto(SHARE)`, which stands for a number that is measured before training (kdrun/engine/shares.py)."""
+"""The weight of a term: a number, or `auto(SHARE)`: a number that is measured before training (kdrun/engine/automatic.py)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from kdrun.errors import KdrunError
 
 MOST = 10.0  # times the task's gradient; a larger share is a typing error
-AUTO = re.compile(r"\s*auto\s*\(\s*(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*\)\s*", re.IGNORECASE)
+AUTO = re.compile(r"\s*auto\s*\(\s*(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*\)\s*")
 OWNER = re.compile(r"[+~]*(method|loss)[.\w]*=")
 # As typed on a command line: not inside quotes, and up to its own bracket.
 TYPED = re.compile(r"""(?<![\w"'.])auto\([^()"']*(?:\)|$)""")
