@@ -23,6 +23,7 @@ FAMILIES = {
 TITLES = {
     "image": "images",
     "text": "texts",
+    "detection": "images with boxes",
     "any": "every task",
 }  # of the tasks, in the order in which they are listed
 LONG = 60  # characters of options that need more room than the summary beside them

@@ -241,7 +241,7 @@ def _constants(node: ast.ClassDef) -> dict[str, Any]:
 class Tasks:
     """Tasks by name. kdrun's own are folders of kdrun/tasks; others come from plug-ins."""
 
-    SHIPPED = ("image", "text")
+    SHIPPED = ("image", "text", "detection")
 
     def __init__(self) -> None:
         self.plugins: dict[str, Any] = {}

@@ -50,7 +50,9 @@ class Parts(Training):
 
     def rehearse(self) -> None:
         """One step of every stage on a few samples; weights and buffers are put back."""
-        self.rehearsal = rehearse(self.distillation, self.train, self.recipe, self.weights, self.dataset.name)
+        self.rehearsal = rehearse(
+            self.distillation, self.train, self.recipe, self.weights, self.dataset.name, self.task.first
+        )
 
 
 def build(
@@ -79,7 +81,7 @@ def _build(
 ) -> Parts:
     task = task_of(config)
     train, evals = task.loaders(dataset, config, compute.device, layout)
-    models = _Models(config, task, compute, layout, task.outputs(dataset), evals["test"].first(2))
+    models = _Models(config, task, compute, layout, task.outputs(dataset), evals["test"].first(2), dataset.classes)
     student = models.build(config.student, stream(config.seed, "student"), "student")
     teacher = None
     if config.teacher.name != "none" and not is_fresh(config):
@@ -128,6 +130,7 @@ class _Models:
     layout: torch.memory_format
     outputs: int
     example: Any
+    classes: list[str]
     notes: list[str] = field(default_factory=list)
 
     def build(self, node: Any, seed: int, role: str) -> nn.Module:
@@ -137,7 +140,8 @@ class _Models:
         name = title(node.name, arguments)
         model: Any = build_model(node.name, self.outputs, arguments, node.output)
         if node.checkpoint:
-            note = load_checkpoint(model, node.checkpoint, name, role, node.checkpoint_key)
+            note = self.task.load_checkpoint(model, node.checkpoint, name, role, self.classes)
+            note = note or load_checkpoint(model, node.checkpoint, name, role, node.checkpoint_key)
             self._note(note and f"weights  {role} {name}: {note}")
         model = model.to(self.compute.device, memory_format=self.layout)
         trains = role == "student" or is_fresh(self.config)

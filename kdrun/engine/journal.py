@@ -23,7 +23,15 @@ from kdrun.errors import KdrunError
 from kdrun.methods.base import Method, Stage
 from kdrun.runs import folder as files
 from kdrun.runs import record as records
-from kdrun.runs.checkpoint import load_state, plain_state, save_state, save_tensors, save_text, weights_sha256
+from kdrun.runs.checkpoint import (
+    load_state,
+    load_weights,
+    plain_state,
+    save_state,
+    save_tensors,
+    save_text,
+    weights_sha256,
+)
 from kdrun.runs.schema import with_metrics
 from kdrun.runs.source import TREE, is_other_code
 from kdrun.screen import Screen
@@ -221,10 +229,20 @@ class RunJournal:
             self.screen.say(
                 "note     the student is near chance on the test set: too few steps, or a rate too low or too high? recipe.epochs, .lr"
             )
+        self._export()
         self.record["details"] = self.task.details(test, self.parts.dataset) | self._details_of_methods()
         self.task.show(self.board, self.parts.dataset, test, self.progress.step)
         board.hyperparameters(self.board, self.record, self.progress.step)
         self.board.close()
+
+    def _export(self) -> None:
+        """What other programs open: the student of the last epoch, and of the best one on the holdout, or on test where there is none."""
+        best = "holdout" if self.record["holdout"] else "best"
+        chosen = {
+            "last": plain_state(self.distillation.trained),
+            "best": load_weights(self.folder / files.WEIGHTS[best]),
+        }
+        self.task.export(self.folder, self.parts.dataset, self.distillation.trained, chosen, self.parts.recipe)
 
     def _details_of_methods(self) -> dict[str, Any]:
         student, teacher = self.distillation.trained, self.distillation.teacher

@@ -149,7 +149,7 @@ def train_epoch(
             shares = now
             journal.point(stage, progress.step, {f"share/{name}": value for name, value in now.items()})
         score_sum = task.train_sum(detached(output.logits), batch)
-        meter.add({"total": total, **terms}, score_sum, len(batch["index"]), progress.step)
+        meter.add({"total": total, **terms, **distillation.parts}, score_sum, len(batch["index"]), progress.step)
         logged = None
         if progress.step % training.log_every == 0 or i + 1 == steps:
             logged = meter.read(stage.name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdrun.config.schema import Recipe
 from kdrun.engine.schedule import learning_rate
@@ -18,7 +18,7 @@ from kdrun.methods.base import Method, Stage
 class StepPerBatch:
     """One step of SGD or AdamW after every batch; the rate follows the recipe's schedule."""
 
-    average = None
+    average: nn.Module | None = None
 
     def __init__(self, stage: Stage, recipe: Recipe, steps: int):
         self.recipe, self.steps, self.optimizer = recipe, steps, make_optimizer(stage, recipe)

@@ -5,7 +5,7 @@ It also measures how much of the student's gradient comes from each term.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,6 @@ from kdrun.engine.shares import gradients, norm, trained
 from kdrun.errors import KdrunError, choices
 from kdrun.methods.base import Batch, Stage
 from kdrun.methods.distillation import Distillation
-from kdrun.methods.taps import first_rows
 
 TRIES = 64  # at a step that has a gradient, in a stage that may skip steps
 SAMPLES = 8  # that a stage is rehearsed on, or fewer where training will meet a smaller batch
@@ -83,6 +82,7 @@ def rehearse(
     recipe: Recipe,
     weights: Mapping[str, float],
     dataset: str,
+    first: Callable[[Batch, int], Batch],  # kdrun.tasks.base.Task.first
 ) -> Rehearsal:
     """Forward and backward of every stage on the first samples of epoch 0; weights and buffers are put back.
 
@@ -94,7 +94,7 @@ def rehearse(
     _check_needs(distillation, batch, dataset)
     few = min(train.smallest, SAMPLES)
     try:
-        return _Pass(distillation, recipe, weights).run(_first(batch, few))
+        return _Pass(distillation, recipe, weights).run(first(batch, few))
     except KdrunError:
         raise
     except Exception as error:
@@ -102,17 +102,13 @@ def rehearse(
         if more == few:
             raise
         distillation.load_state_dict(before)
-        _Pass(distillation, recipe, weights).run(_first(batch, more))  # raises again if the batch is not too small
+        _Pass(distillation, recipe, weights).run(first(batch, more))  # raises again if the batch is not too small
         raise KdrunError(
             f"the smallest batch of an epoch has {few} of the {len(train.split):,} training samples, and so few do not work: "
             f"{' '.join(str(error).split())}. Say recipe.batch_size={_fitting(len(train.split), train.batch_size, more)}"
         ) from error
     finally:
         distillation.load_state_dict(before)
-
-
-def _first(batch: Batch, count: int) -> Batch:
-    return {key: first_rows(value, count) for key, value in batch.items()}
 
 
 def _fitting(samples: int, batch_size: int, least: int) -> int:

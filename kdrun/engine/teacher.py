@@ -65,6 +65,8 @@ def ready_teacher(
         path, weights = weights_of(plan.teacher, trained, config.teacher.weights)
         sha256, recorded = file_sha256(path), trained[config.teacher.weights]["score"]
         load_into(teacher.module, weights, path, config.teacher.name)
+    params = parameters(teacher.module)
+    parts.task.fold(teacher.module)
     evaluation = evaluate(parts.task, teacher.module, parts.evals["test"], parts.compute.autocast)
     note = _note(parts, evaluation, recorded)
     metric = parts.task.metrics[0]
@@ -72,7 +74,7 @@ def ready_teacher(
     tell(f"{'  ' * screen.brief}teacher  {label(config.teacher)}  test {metric.text(evaluation.score)}{note}")
     entry = {
         "name": config.teacher.name, "label": label(config.teacher), "run_id": trained["id"] if trained else None,
-        "sha256": sha256, "params": parameters(teacher.module), "score": evaluation.score,
+        "sha256": sha256, "params": params, "score": evaluation.score,
     }  # fmt: skip
     return entry, evaluation
 

@@ -29,13 +29,14 @@ class Distillation(nn.Module):
         methods: Mapping[str, tuple[type[Method], Mapping[str, Any]]],
         *,
         data: DataFacts,
-        task: Callable[[Any, Batch], Tensor],
+        task: Callable[[Any, Batch], Tensor | Terms],
         seed: int = 0,
         autocast: torch.dtype | None = None,
         fresh: Callable[[int], nn.Module] | None = None,
     ):
         super().__init__()
-        self.seed, self.supervised, self.data = seed, task, data
+        self.seed, self.data, self._task = seed, data, task
+        self.parts: Terms = {}  # of the last supervised loss of the student, by name, where it has parts
         self._differentiates = [name for name, (cls, _) in methods.items() if cls.teacher == "gradients"]
         self.wants_gradients = bool(self._differentiates)
         self._taps = {
@@ -146,12 +147,23 @@ class Distillation(nn.Module):
         task = next(
             (t for m in self.methods.values() if (t := m.task(student, batch, self.supervised)) is not None), None
         )
-        terms = {"task": self.supervised(student.logits, batch) if task is None else task}
+        self.parts = {}
+        if task is None:
+            given = self._task(student.logits, batch)
+            self.parts = (
+                {f"task.{name}": part.detach() for name, part in given.items()} if isinstance(given, dict) else {}
+            )
+            task = whole(given)
+        terms = {"task": task}
         for name, method in active.items():
             views = self._views(name, (student, teacher), batch.get("mask"))
             for term, value in scalars(name, method.loss(*views, batch)).items():
                 terms[f"{name}.{term}"] = value
         return student, {name: value.float() for name, value in terms.items()}
+
+    def supervised(self, output: Any, batch: Batch) -> Tensor:
+        """The supervised loss of a model's output, mean over the batch."""
+        return whole(self._task(output, batch))
 
     def run(self, batch: Batch, taught: bool = True) -> tuple[Output, Output | None]:
         """Run both models on one batch. The teacher runs without gradients, unless a method needs gradients of its input.
@@ -338,6 +350,13 @@ def _apply_settings(name: str, stages: list[Stage], settings: Mapping[str, Any])
                 raise KdrunError(
                     f"the methods disagree on {setting} of stage {key}: {stage.settings[setting]}, and {value} of {name}"
                 )
+
+
+def whole(loss: Tensor | Terms) -> Tensor:
+    """A loss, or the sum of its parts."""
+    if isinstance(loss, Tensor):
+        return loss
+    return torch.stack([*loss.values()]).sum()
 
 
 def scalars(method: str, terms: Any) -> Terms:

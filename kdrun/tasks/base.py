@@ -132,6 +132,7 @@ class Task:
     metrics: tuple[Metric, ...]  # the first selects and is reported
     datasets: Collection[str]  # the names of its datasets
     Data: type = schema.Data  # a dataclass, which may add keys to those that every dataset has
+    gives_dict = False  # True: a model gives a dict of tensors, such as boxes and scores
     Augment: type = NoAugment  # a dataclass: the keys that it adds to a recipe
 
     # Config ------------------------------------------------------------------------------------------------------------------
@@ -193,6 +194,12 @@ class Task:
         """Where inputs are padded: (B, T) bool, True where a token is no padding. None where they are not."""
         return None
 
+    def first(self, batch: Batch, count: int) -> Batch:
+        """The first samples of a batch."""
+        from kdrun.methods.taps import first_rows  # needs torch
+
+        return {key: first_rows(value, count) for key, value in batch.items()}
+
     def augments(self, recipe: Any) -> bool:
         """Whether a sample is another input in every epoch. If not, a teacher's outputs are computed once and kept."""
         return True
@@ -222,6 +229,13 @@ class Task:
     def start(self, config: Any, student: nn.Module, teacher: nn.Module) -> bool:
         """Give the student what it takes from the trained teacher before its first step; False where that is nothing."""
         return False
+
+    def load_checkpoint(self, model: nn.Module, path: str, name: str, role: str, classes: list[str]) -> str | None:
+        """Load a file of a kind that only this task knows; returns a line for the user. None: it is a file of another kind."""
+        return None
+
+    def fold(self, teacher: nn.Module) -> None:
+        """Make a teacher faster, once it has its trained weights: it never learns again."""
 
     def rebuild(self, record: Mapping[str, Any], folder: Path) -> nn.Module | None:
         """The model of a finished run, without its weights; None where its builder and its settings are enough to build it again.
@@ -254,8 +268,8 @@ class Task:
 
     # Learning ----------------------------------------------------------------------------------------------------------------
 
-    def loss(self, output: Any, batch: Batch) -> Tensor:
-        """The supervised loss, mean over the batch."""
+    def loss(self, output: Any, batch: Batch) -> Tensor | dict[str, Tensor]:
+        """The supervised loss, mean over the batch; or its parts by name, whose sum it is and which are shown one by one."""
         raise NotImplementedError
 
     def optimization(self, stage: Stage, recipe: Any, student: nn.Module, steps: int) -> Optimization | None:
@@ -299,3 +313,11 @@ class Task:
 
     def show(self, board: SummaryWriter, dataset: Any, evaluation: Evaluation, step: int) -> None:
         """What TensorBoard shows of the last epoch beside its curves."""
+
+    def picture(self, path: Path, dataset: Any, columns: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Write a PNG of what several models give for the same few samples. `columns`: title -> predictions of the test set."""
+
+    # Files -------------------------------------------------------------------------------------------------------------------
+
+    def export(self, folder: Path, dataset: Any, student: nn.Module, chosen: Mapping[str, Any], recipe: Any) -> None:
+        """Write files of a finished run that other programs open. `chosen`: last, and best where an epoch was chosen -> state dict."""

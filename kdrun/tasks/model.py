@@ -75,7 +75,7 @@ def rehearse_output(
     if trains:
         returned[" (in train mode)"] = training(model, example)
     for mode, value in returned.items():
-        if not isinstance(value, Tensor) and items(value):
+        if not task.gives_dict and not isinstance(value, Tensor) and items(value):
             fits = [k for k, v in items(value).items() if isinstance(v, Tensor) and tuple(v.shape)[1:] == (outputs,)]
             way = fits[0] if fits else next(iter(items(value)))
             raise KdrunError(

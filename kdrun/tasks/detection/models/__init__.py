@@ -1,0 +1,1 @@
+"""Detectors, a file for each family."""
