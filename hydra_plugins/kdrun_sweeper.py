@@ -95,9 +95,11 @@ class KdrunSweeper(BasicSweeper):
         return self.keys[method]
 
     def _overrides(self, arguments: list[str]) -> list[Override]:
+        from kdrun.config.weights import quoted
+
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        return parser.parse_overrides([*self._parse_config(), *arguments])
+        return parser.parse_overrides(quoted([*self._parse_config(), *arguments]))  # a yaml's sweep has no quotes yet
 
     def _launch(self, jobs: list[list[str]], first: int) -> None:
         """Run jobs through the launcher, max_batch_size at a time; `first` is the number of the first one."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from kdrun import __version__, process
 from kdrun.config.project import with_project
+from kdrun.config.weights import quoted
 from kdrun.errors import KdrunError
 
 VALUE_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c")
@@ -43,7 +44,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold bytes that are no text
     try:
-        return _dispatch([_expand_home(argument) for argument in arguments])
+        return _dispatch(quoted(_expand_home(argument) for argument in arguments))
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except KeyboardInterrupt as error:

@@ -6,6 +6,7 @@ import re
 import time
 from typing import Any
 
+from kdrun.engine.automatic import measured_weights
 from kdrun.engine.build import build
 from kdrun.engine.journal import RunJournal
 from kdrun.engine.kept import keep_logits
@@ -68,6 +69,8 @@ def train(plan: Plan, screen: Screen, *, role: str = "student", wait: bool = Fal
             screen.role = role
             progress = journal.begin(config)
             if progress.step == 0:
+                if parts.auto:
+                    journal.set_weights(measured_weights(parts, parts.auto))
                 _say_shares(parts, screen)
             fit(parts, journal, progress)
             last = journal.last_test or evaluate(
@@ -106,6 +109,9 @@ def show_rehearsal(plan: Plan, screen: Screen) -> None:
     """engine.rehearse=true: each term's share of the gradient on a few samples, and nothing is trained or written."""
     weights = trained_weights(plan)
     parts = build(plan.config, resolve(plan.config.engine), teacher_weights=weights)
+    if parts.auto:
+        parts.weights |= measured_weights(parts, parts.auto)
+        parts.rehearse()
     screen.say_all([*parts.lines(), "", *parts.rehearsal.table(), ""])
     screen.say(
         f"gradient: the norm of weight x gradient in the student, on the first {parts.task.unit} of epoch 0, before any training"
@@ -117,8 +123,9 @@ def show_rehearsal(plan: Plan, screen: Screen) -> None:
 
 
 def _say_shares(parts: Any, screen: Screen) -> None:
-    """Each term's share of the gradient, beside the trained teacher: built before it was there, the parts are rehearsed again."""
-    if not parts.teacher_is_trained:
+    """Each term's share of the gradient, beside the trained teacher: built before that, or before the weights, the parts are rehearsed
+    again."""
+    if not parts.teacher_is_trained or parts.auto:
         parts.rehearse()
     line = parts.rehearsal.line()
     if line:

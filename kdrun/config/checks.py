@@ -16,6 +16,7 @@ from kdrun.config.defaults import of_task
 from kdrun.config.nodes import _no_teacher, dataset_schema, method_schema, model_node, no_teacher, recipe_schema
 from kdrun.config.registry import MODELS, TASKS, teacher_of
 from kdrun.config.schema import Config, Engine, Loss, Recipe, Sweep, conf_folder, method_names
+from kdrun.config.weights import share_of, without_auto
 from kdrun.config.words import wrong_value
 from kdrun.errors import KdrunError, choices
 
@@ -125,9 +126,12 @@ def _methods(given: Any, task: str) -> dict[str, Any]:
         raise KdrunError(
             f"method={'+'.join(methods)}: none is the student alone and combines with nothing; leave it out"
         )
-    typed = {name: _typed(f"method.{name}", methods[name], method_schema(name)) for name in sorted(methods)}
-    for values in typed.values():
-        values.taps = [] if values.taps is None else values.taps
+    typed = {}
+    for name in sorted(methods):
+        values, autos = without_auto(name, methods[name])
+        typed[name] = _typed(f"method.{name}", values, method_schema(name))
+        typed[name].weights |= autos
+        typed[name].taps = [] if typed[name].taps is None else typed[name].taps
     return typed
 
 
@@ -204,7 +208,10 @@ def _check(config: Config) -> None:
     if not config.outputs:
         raise KdrunError("outputs has no value; say outputs=FOLDER, or leave it out for outputs=outputs")
     weights = {
-        f"method.{m}.weights.{term}": w for m, values in config.method.items() for term, w in values.weights.items()
+        f"method.{m}.weights.{term}": w
+        for m, values in config.method.items()
+        for term, w in values.weights.items()
+        if share_of(w) is None
     }
     for key, weight in {"loss.task": config.loss.task, **weights}.items():
         if weight is not None and not (math.isfinite(weight) and weight >= 0):

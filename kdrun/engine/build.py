@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from kdrun.config.registry import METHODS
 from kdrun.config.schema import Config
+from kdrun.config.weights import share_of
+from kdrun.engine.automatic import check_shares
 from kdrun.engine.loop import Training
 from kdrun.engine.precision import Compute
 from kdrun.engine.rehearsal import Rehearsal, rehearse
@@ -36,6 +38,9 @@ class Parts(Training):
     layout: str = "channels_last"  # of inputs and weights in memory, or contiguous
     rehearsal: Rehearsal = field(default_factory=Rehearsal)
     teacher_is_trained: bool = True  # False: at the rehearsal it still had random weights
+    auto: dict[str, float] = field(
+        default_factory=dict
+    )  # term -> SHARE of auto(SHARE); until it is measured its weight is 1
 
     def lines(self) -> list[str]:
         """What is known once everything is built: how it is computed, and what the user should know before training."""
@@ -94,12 +99,15 @@ def _build(
         fresh=models.peer,
     )
     weights, schedules = term_weights(config)
+    auto = {term: share for term, weight in weights.items() if (share := share_of(weight)) is not None}
+    weights |= dict.fromkeys(auto, 1.0)
     parts = Parts(
         task, distillation, train, evals, config.recipe, weights, schedules, config.engine.log_every,
-        dataset=dataset, compute=compute, notes=models.notes,
+        dataset=dataset, compute=compute, notes=models.notes, auto=auto,
     )  # fmt: skip
     parts.teacher_is_trained = teacher is None or config.teacher.checkpoint is not None or teacher_weights is not None
     parts.rehearse()
+    check_shares(auto, weights["task"], parts.rehearsal.terms())
     return parts
 
 
@@ -151,9 +159,13 @@ class _Models:
             self.notes.append(line)
 
 
-def term_weights(config: Config) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
-    """Weights and schedules by full term name. The task loss weighs 1 unless a method or loss.task says otherwise."""
-    weights, schedules, tasks = {}, {}, {}
+def term_weights(config: Config) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Weights, as the config has them, and schedules by full term name.
+
+    The task loss weighs 1 unless a method or loss.task says otherwise.
+    """
+    weights: dict[str, Any] = {}
+    schedules, tasks = {}, {}
     for method, values in settings(config).items():
         for term, weight in values["weights"].items():
             if term == "task":

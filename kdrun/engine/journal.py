@@ -15,6 +15,7 @@ import yaml  # comes with omegaconf
 from torch.utils.tensorboard import SummaryWriter
 
 from kdrun.engine import board
+from kdrun.engine.automatic import in_words
 from kdrun.engine.build import Parts
 from kdrun.engine.failure import failure, plain
 from kdrun.engine.loop import Epoch, Progress, evaluate
@@ -157,6 +158,8 @@ class RunJournal:
             for key in ("last", "best", "holdout"):
                 self.record[key] = with_metrics(state["record"][key], self.metric.name)
             self.record["agreement"] = state["record"]["agreement"]
+            if self.parts.auto:
+                self.set_weights(state["record"]["weights_auto"])
             self.record["student"]["init_sha256"] = state["record"]["init_sha256"]
             self.record["resumed"] += 1
             self._progress_record(progress)
@@ -167,6 +170,14 @@ class RunJournal:
         self.board = SummaryWriter(self.folder / files.BOARD, purge_step=progress.step + 1 if progress.step else None)
         self.progress = progress
         return progress
+
+    def set_weights(self, measured: dict[str, float]) -> None:
+        """Use the weights that were measured for `auto(SHARE)`, now and after a resume: in the loop, the record and the log."""
+        self.parts.weights.update(measured)
+        self.record["weights"] = dict(self.parts.weights)
+        for term, weight in measured.items():
+            self.record["weights_auto"][term]["weight"] = weight
+        (self.screen.note if self.screen.brief else self.screen.say)(in_words(self.record["weights_auto"]))
 
     def start_stage(self, stage: Stage, epochs: int, steps: int, done: int) -> None:
         self.steps = steps
@@ -258,7 +269,7 @@ class RunJournal:
         line: dict[str, Any] = {
             "stage": epoch.stage, "epoch": epoch.epoch, "epochs": epoch.epochs, "step": epoch.step, "lr": epoch.lr, "loss": epoch.loss,
             "test": None, "holdout": None, "train_score": epoch.train_score, "samples_per_s": epoch.samples_per_s,
-            "data_wait": epoch.data_wait, "seconds": epoch.seconds, "peers": {},
+            "data_wait": epoch.data_wait, "seconds": epoch.seconds, "shares": epoch.shares, "peers": {},
         }  # fmt: skip
         for name, splits in epoch.evaluations.items():
             scores = {split: self._scores(split, evaluation) for split, evaluation in splits.items()}
@@ -322,7 +333,10 @@ class RunJournal:
             "id": self.record["id"], "code": self.record["code"],
             "teacher": self.record["teacher"] and self.record["teacher"]["sha256"],
             "progress": dict(progress.__dict__), "distillation": self.distillation.state_dict(),
-            "record": {**kept, "init_sha256": self.record["student"]["init_sha256"]},
+            "record": {
+                **kept, "init_sha256": self.record["student"]["init_sha256"],
+                "weights_auto": {term: self.parts.weights[term] for term in self.parts.auto},
+            },
         }  # fmt: skip
         save_state(self.folder / files.STATE, state)
 

@@ -16,6 +16,7 @@ from kdrun.config.schema import Recipe
 from kdrun.engine.meter import Meter
 from kdrun.engine.optimization import StepPerBatch
 from kdrun.engine.schedule import factor
+from kdrun.engine.shares import EVERY, shares_of
 from kdrun.errors import DivergedError, KdrunError, choices
 from kdrun.methods.base import Stage
 from kdrun.methods.distillation import Distillation
@@ -64,6 +65,9 @@ class Epoch:
     samples_per_s: float
     data_wait: float
     seconds: float
+    shares: dict[str, float] = field(
+        default_factory=dict
+    )  # of each term in the gradient, at the last measure; {}: a single term
     evaluations: dict[str, dict[str, Evaluation]] = field(default_factory=dict)  # model -> split -> what it scored
 
 
@@ -118,7 +122,7 @@ def train_epoch(
     """One pass over the training samples by the stage's own `recipe`. The device is waited for on logging steps alone."""
     distillation, task = training.distillation, training.task
     steps, began = len(training.train), time.perf_counter()
-    meter = Meter()
+    meter, shares = Meter(), {}
     batches = iter(training.train.epoch(epoch))
     for i in range(steps):
         waited = time.perf_counter()
@@ -131,6 +135,7 @@ def train_epoch(
         output, terms = distillation(batch, stage, weights)
         own = {name: weight_of(weights, name) for name in terms}
         total = weighted(terms, own) if any(own.values()) else None
+        now = shares_of(terms, own, stage, distillation.student) if i % EVERY == 0 else {}
         if total is not None and (total.requires_grad or not stage.may_skip):
             optimization.step(total, len(batch["index"]))
         elif (
@@ -140,6 +145,9 @@ def train_epoch(
         distillation.after_step(weights)
 
         progress.step += 1
+        if now:
+            shares = now
+            journal.point(stage, progress.step, {f"share/{name}": value for name, value in now.items()})
         score_sum = task.train_sum(detached(output.logits), batch)
         meter.add({"total": total, **terms, **distillation.parts}, score_sum, len(batch["index"]), progress.step)
         logged = None
@@ -157,7 +165,7 @@ def train_epoch(
     train_score = task.train_score(meter.mean_score()) if stage.evaluates else None
     return Epoch(
         stage.name, epoch + 1, recipe.epochs, progress.step, lr, meter.means(), train_score,
-        meter.samples / seconds, meter.wait_s / seconds, seconds,
+        meter.samples / seconds, meter.wait_s / seconds, seconds, shares,
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from kdrun.tasks.cost import parameters
 def first_record(plan: Plan, parts: Parts, before: dict[str, Any] | None) -> dict[str, Any]:
     """The record of a run that begins; of a start before this one it keeps how it was started, when, and its peak memory."""
     config, dataset, task, student = plan.config, parts.dataset, parts.task, parts.distillation.student.module
+    known = {term: weight for term, weight in parts.weights.items() if term not in parts.auto}
     record: dict[str, Any] = {
         "schema": records.SCHEMA, "id": plan.id, "group": plan.group, "seed": config.seed, "command": command(),
         "identity": plan.identity, "status": "running", "error": None, "task": task.name,
@@ -35,7 +36,7 @@ def first_record(plan: Plan, parts: Parts, before: dict[str, Any] | None) -> dic
             "init_sha256": weights_sha256(plain_state(student)), "sha256": None,
             "params": parameters(student), "multiply_adds": task.cost(student, parts.distillation.example),
         },
-        "method": list(config.method), "weights": parts.weights, "recipe": dict(vars(config.recipe)), "protocol": config.protocol,
+        "method": list(config.method), "weights": known, "recipe": dict(vars(config.recipe)), "protocol": config.protocol,
         "metrics": [metric.as_dict() for metric in task.metrics], "unit": task.unit,
         "score": None, "last": None, "best": None, "holdout": None, "agreement": None, "details": None,
         "time": {"start": records.now(), "end": None, "train_s": 0.0, "samples_per_s": 0.0, "data_wait": 0.0, "peak_memory": 0},
@@ -46,6 +47,8 @@ def first_record(plan: Plan, parts: Parts, before: dict[str, Any] | None) -> dic
         "code": code(config), "versions": records.versions(), "git": records.git_state(Path.cwd()), "host": socket.gethostname(),
         "resumed": 0,
     }  # fmt: skip
+    if parts.auto:
+        record["weights_auto"] = {term: {"share": share, "weight": None} for term, share in parts.auto.items()}
     if before is not None:
         record |= {key: before[key] for key in ("command", "resumed")}
         record["time"] |= {key: before["time"][key] for key in ("start", "peak_memory")}

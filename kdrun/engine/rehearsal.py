@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
 from kdrun.config.checks import check_recipe
 from kdrun.config.explain import LABEL_LOSSES
 from kdrun.config.schema import Recipe
 from kdrun.engine.loop import enter, stage_recipe, weight_of, weighted
+from kdrun.engine.shares import gradients, norm, trained
 from kdrun.errors import KdrunError, choices
 from kdrun.methods.base import Batch, Stage
 from kdrun.methods.distillation import Distillation
@@ -48,6 +48,13 @@ class Rehearsal:
         last = [share for share in self.shares if share.stage == self.shares[-1].stage and share.weight]
         parts = ", ".join(f"{share.term} {100 * share.share:.0f} %" for share in last)
         return f"gradient {parts}   (of the student's at the start)" if len(last) > 1 else None
+
+    def terms(self) -> dict[str, list[str]]:
+        """The terms with a gradient, by stage."""
+        terms: dict[str, list[str]] = {}
+        for share in self.shares:
+            terms.setdefault(share.stage, []).append(share.term)
+        return terms
 
     def table(self) -> list[str]:
         """A line for each term of each stage."""
@@ -160,11 +167,11 @@ class _Pass:
         weighted(
             terms, {term: weight_of(self.weights, term) for term in terms}
         )  # every term has a weight, and one is not 0
-        trained = list(dict.fromkeys(p for module in stage.trains for p in module.parameters() if p.requires_grad))
-        self.trained.update(trained)
-        if not trained:
+        learning = trained(stage)
+        self.trained.update(learning)
+        if not learning:
             raise KdrunError(f"stage {stage.name} has nothing to train: every parameter of it is frozen by its builder")
-        measured = [p for p in trained if p in self.student] or trained
+        measured = [p for p in learning if p in self.student] or learning
         shares = []
         for term, value in terms.items():
             weight = self.weights[term]
@@ -172,13 +179,10 @@ class _Pass:
                 if weight != 0:
                     raise KdrunError(_without_gradient(term, stage.name))
                 continue
-            gradients = dict(
-                zip(trained, torch.autograd.grad(value, trained, retain_graph=True, allow_unused=True), strict=True)
-            )
-            self.used.update(p for p, gradient in gradients.items() if gradient is not None)
-            own = [gradient for p in measured if (gradient := gradients[p]) is not None]
-            norm = torch.stack([g.float().norm() for g in own]).norm().item() if own else 0.0
-            shares.append(Share(stage.name, term, weight, value.item(), abs(weight) * norm))
+            of = dict(zip(learning, gradients(value, learning), strict=True))
+            self.used.update(p for p, gradient in of.items() if gradient is not None)
+            own = [gradient for p in measured if (gradient := of[p]) is not None]
+            shares.append(Share(stage.name, term, weight, value.item(), abs(weight) * norm(own).item()))
             method = term.partition(".")[0]
             if term != "task" and weight != 0 and measured[0] in self.student:
                 self.reaches_student[method] = self.reaches_student.get(method, False) or bool(own)

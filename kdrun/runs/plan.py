@@ -102,7 +102,8 @@ def describe(plan: Plan, sizes: str) -> list[str]:
         lines.append(f"teacher  {label(config.teacher)} {_teacher(plan)}")
     weights = {f"{m}.{term}": weight for m, values in config.method.items() for term, weight in values.weights.items()}
     if weights:
-        lines.append("weights  " + ", ".join(f"{term} {weight:g}" for term, weight in weights.items()))
+        texts = {term: weight if isinstance(weight, str) else f"{weight:g}" for term, weight in weights.items()}
+        lines.append("weights  " + ", ".join(f"{term} {text}" for term, text in texts.items()))
     before = None if config.rerun else plan.record()
     holder = held_by(plan.folder)
     if holder:

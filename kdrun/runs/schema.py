@@ -67,6 +67,11 @@ class Student(TypedDict):
     multiply_adds: NotRequired[Count]
 
 
+class AutoWeight(TypedDict):
+    share: Number
+    weight: Optional[Number]
+
+
 class Epoch(TypedDict):
     epoch: Positive
     score: Number
@@ -127,6 +132,7 @@ class Record(TypedDict):
     student: Student
     method: Annotated[list[str], Meta(min_length=1)]
     weights: dict[str, Number]
+    weights_auto: NotRequired[dict[str, AutoWeight]]
     recipe: dict[str, Any]
     protocol: Literal["last", "best", "holdout"]
     metrics: Annotated[list[Metric], Meta(min_length=1)]

@@ -17,6 +17,7 @@ from kdrun.config.nodes import register_nodes
 from kdrun.config.project import with_project
 from kdrun.config.registry import import_plugins_of
 from kdrun.config.schema import conf_folder
+from kdrun.config.weights import quoted
 from kdrun.engine.build import Parts, build
 from kdrun.engine.loop import enter, stage_recipe, weight_of, weighted
 from kdrun.engine.optimization import make_optimizer
@@ -43,7 +44,7 @@ def check(arguments: Sequence[str]) -> int:
     if not arguments or set(arguments) & {"--help", "-h"}:
         print(HELP)
         return 0
-    config_dir, overrides = _split(with_project(arguments))
+    config_dir, overrides = _split(quoted(with_project(arguments)))
     keys = {argument.partition("=")[0] for argument in overrides}
     shared = [one for one in (*DEFAULTS, *FIXED) if one.partition("=")[0] not in keys]
     screen = Screen()
