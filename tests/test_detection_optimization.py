@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-
 from detection_data import config, tiny
+from ultralytics.models.yolo.detect import DetectionTrainer
 
 from kdrun.engine.build import build
 from kdrun.engine.loop import Progress, fit
 from kdrun.engine.precision import resolve
 from kdrun.tasks.detection.detector import plain
-from ultralytics.models.yolo.detect import DetectionTrainer
 
 RECIPE = ("recipe.epochs=3", "recipe.nbs=12", "recipe.warmup=0.5", "recipe.ema=0.99", "recipe.mosaic=0")
 
