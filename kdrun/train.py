@@ -12,6 +12,7 @@ from kdrun.engine.journal import RunJournal
 from kdrun.engine.kept import keep_logits
 from kdrun.engine.loop import evaluate, fit
 from kdrun.engine.opening import first_record
+from kdrun.engine.picture import draw
 from kdrun.engine.precision import resolve
 from kdrun.engine.teacher import check_teacher, ready_teacher, trained_weights
 from kdrun.errors import KdrunError
@@ -77,6 +78,7 @@ def train(plan: Plan, screen: Screen, *, role: str = "student", wait: bool = Fal
                 parts.task, parts.distillation.trained, parts.evals["test"], compute.autocast
             )
             journal.finish(last)
+            draw(plan, journal, last)
             journal.record |= {"status": "done", "score": score(journal.record, config.protocol), "error": None}
         return journal.record
 

@@ -20,6 +20,8 @@ CURVES = "curves.jsonl"
 LOG = "log.txt"
 STATE = "last.ckpt"  # everything that a resume needs
 PREDICTIONS = "test_logits.safetensors"  # the outputs of the student for the test set, after the last epoch
+PICTURE = "picture.png"  # what the run's models give for the same test samples, where the task draws it
+EXPORTS = ("best.pt", "last.pt")  # of detectors: files that ultralytics opens
 BOARD = "tb"  # TensorBoard's events lie in it
 EVENTS = "events.out.tfevents.*"
 TASK = "task"  # what the task keeps to give a model its inputs again, such as a tokenizer
@@ -32,7 +34,7 @@ LOCK, HOLDER = ".lock", ".holder.json"
 # What a run writes into its folder. Nothing else is ever removed from it.
 WRITTEN = (
     STATE, RECORD, CONFIG, CURVES, LOG, *WEIGHTS.values(), "peer[0-9]*.safetensors", PREDICTIONS, f"{BOARD}/{EVENTS}",
-    f"{TASK}/*.json",     ".*.[0-9]*.tmp",
+    f"{TASK}/*.json", PICTURE, *EXPORTS, ".*.[0-9]*.tmp",
 )  # fmt: skip
 
 

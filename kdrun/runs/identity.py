@@ -110,6 +110,14 @@ def teacher_config(config: Config) -> Config:
     )  # fmt: skip
 
 
+def alone_config(config: Config) -> Config:
+    """The same student trained alone: method none, by this run's recipe and seed."""
+    none = {"none": method_schema("none")(taps=[])}
+    return dataclasses.replace(
+        config, teacher=no_teacher(config.recipe), method=none, loss=Loss(), protocol="last", rerun=False
+    )
+
+
 def is_fresh(config: Config) -> bool:
     """True if a method itself trains networks of the teacher's architecture from scratch (mutual learning)."""
     return any(METHODS.entry(name).attributes.get("teacher") == "fresh" for name in config.method)

@@ -13,7 +13,7 @@ from kdrun.config.schema import Config
 from kdrun.errors import KdrunError
 from kdrun.runs import record as records
 from kdrun.runs.folder import held_by
-from kdrun.runs.identity import digest, folder, group, identity, is_fresh, teacher_config
+from kdrun.runs.identity import alone_config, digest, folder, group, identity, is_fresh, teacher_config
 from kdrun.runs.labels import dataset_label, label
 from kdrun.tasks import task_of
 from kdrun.tasks.metric import metric_of
@@ -75,6 +75,13 @@ def make_plan(config: Config, datasets: dict[str, tuple[str, Any]] | None = None
         teacher = Plan(of_teacher, its_identity, folder(of_teacher, its_identity))
     own = identity(config, checksum, teacher.id if teacher else None)
     return Plan(config, own, folder(config, own), teacher)
+
+
+def alone(plan: Plan) -> Plan:
+    """The plan of the run that trains the same student alone."""
+    config = alone_config(plan.config)
+    own = identity(config, plan.identity["dataset"]["checksum"])
+    return Plan(config, own, folder(config, own))
 
 
 def _check_files(config: Config) -> None:

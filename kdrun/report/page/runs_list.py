@@ -68,6 +68,6 @@ def _run(run: dict, name: str, place: Path | None) -> list[Td]:
     return [
         text(name), text(_teacher(run)), text(label_of(run, "student")), number(run["seed"]), text(run["status"]),
         Td() if score is None else Td(display_of(run).text(score), score),
-        text(device), text(commit), record_link(run.get("folder"), place),
+        text(device), text(commit), record_link(run, place),
         Td(Markup("<code>{}</code>").format(command), command) if command else Td(), text(versions),
     ]  # fmt: skip

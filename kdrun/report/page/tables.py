@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,17 +79,28 @@ def number(value: float | int | None) -> Td:
     return Td() if value is None else Td(str(value), value)
 
 
-def record_link(folder: Any, place: Path | None) -> Td:
-    """A link to the record in a run's folder, relative to the page in `place`; its path as text where there is no such link."""
+def record_link(run: Mapping[str, Any], place: Path | None) -> Td:
+    """A link to the record in a run's folder, and one to its picture where there is one, relative to the page in `place`; the record's path
+    as text where there is no such link."""
+    folder = run.get("folder")
     if not folder:
         return Td()
-    path = Path(folder) / RECORD
-    if place is not None:
-        try:
-            way = os.path.relpath(path.resolve(), place.resolve())
-        except (OSError, ValueError):  # another drive
-            way = ""
-        if way:
-            address = "/".join(quote(part, safe="") for part in Path(way).parts)
-            return Td(Markup('<a href="./{}">{}</a>').format(address, path), str(path))
-    return Td(str(path), str(path))
+    record, picture = Path(folder) / RECORD, (run.get("details") or {}).get("picture")
+    address = _address(record, place)
+    if address is None:
+        return Td(str(record), str(record))
+    link = Markup('<a href="./{}">{}</a>').format(address, record)
+    if picture and (Path(folder) / picture).is_file():
+        link += Markup(' <a href="./{}">picture</a>').format(_address(Path(folder) / picture, place))
+    return Td(link, str(record))
+
+
+def _address(path: Path, place: Path | None) -> str | None:
+    """The way from the page's folder to a file, for a link; None where there is none (another drive, or a page that lies nowhere)."""
+    if place is None:
+        return None
+    try:
+        way = os.path.relpath(path.resolve(), place.resolve())
+    except (OSError, ValueError):
+        return None
+    return "/".join(quote(part, safe="") for part in Path(way).parts)

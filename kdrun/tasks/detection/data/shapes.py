@@ -52,7 +52,7 @@ def write(folder: Path, counts: dict[str, int] | None = None, side: int = SIDE) 
 
 
 def picture(part: str, number: int, side: int) -> tuple[Image.Image, list[tuple[float, ...]]]:
-    """One image of one to five shapes that hardly overlap, on a noisy ground, and their boxes as a label file has them."""
+    """One image of one to four shapes that hardly overlap, on a noisy ground, and their boxes as a label file has them."""
     draw = np.random.default_rng(
         int.from_bytes(hashlib.sha256(f"{part}/{number}/{VERSION}".encode()).digest()[:8], "big")
     )
@@ -60,8 +60,8 @@ def picture(part: str, number: int, side: int) -> tuple[Image.Image, list[tuple[
     image = Image.fromarray(ground.clip(0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.7))
     pen, taken = ImageDraw.Draw(image), list[tuple[float, float, float]]()
     boxes: list[tuple[float, ...]] = []
-    for _ in range(int(draw.integers(1, 6))):
-        radius = float(draw.uniform(0.06, 0.17)) * side
+    for _ in range(int(draw.integers(1, 5))):
+        radius = float(draw.uniform(0.12, 0.24)) * side
         x, y = (float(draw.uniform(radius, side - radius)) for _ in range(2))
         if any((x - a) ** 2 + (y - b) ** 2 < (0.8 * (radius + r)) ** 2 for a, b, r in taken):
             continue
