@@ -147,7 +147,7 @@ def page(found: dict[str, Any], notes: dict[str, str]) -> str:
             f"| {agreement} | {m['images_per_s']:,} | {ratios} |"
         )
     later = "".join(
-        f"\n{name} was measured later on another machine, with a teacher of {m['teacher']:.2f} %, and is compared with `none` of the others."
+        f"\n{name} was measured later on another machine with a teacher of {m['teacher']:.2f} %, and is compared with `none` of the others."
         for name, m in methods.items()
         if "teacher" in m
     )
