@@ -45,6 +45,23 @@ def test_what_the_user_sets_wins():
     assert of_task("cwd", cwd(tasks=tasks), "detection")["temperature"] == 4.0
 
 
+def test_a_run_of_detection_has_them():
+    """Through the whole config; what the command line says wins."""
+
+    def of_boxes(*overrides: str) -> dict:
+        return dataclasses.asdict(
+            composed("dataset=shapes", "teacher=yolov8s", "student=yolov8n", *overrides).method["cwd"]
+        )
+
+    expected = of_task("cwd", cwd(), "detection")
+    assert {key: value for key, value in of_boxes("method=cwd").items() if key in expected} == expected
+    mine = of_boxes(
+        "method=cwd", "method.cwd.taps=[neck3]", "method.cwd.weights.channels=2", "method.cwd.temperature=3"
+    )
+    assert (mine["taps"], mine["weights"], mine["temperature"]) == (["neck3"], {"channels": 2.0}, 3.0)
+    assert of_boxes("method=cwd", "method.cwd.tasks.detection.temperature=4")["temperature"] == 4.0
+
+
 def test_a_run_of_images_knows_nothing_of_it():
     """Not its settings, not its schema; a change of another task's default is no other run."""
     settings = dataclasses.asdict(composed("method=cwd").method["cwd"])
@@ -82,7 +99,7 @@ def test_a_method_of_a_plug_in_has_a_file_for_each_task():
 
 def test_the_files_name_tasks_and_keys_that_exist():
     """Of a task's defaults, each differs from the method's own: else it says nothing."""
-    known = {"detection", *(task.name for task in TASKS.all())}
+    known = {task.name for task in TASKS.all()}
     for name in method_names():
         ((key, settings),) = yaml.safe_load((conf_folder() / "method" / f"{name}.yaml").read_text()).items()
         for task, defaults in (settings or {}).get("tasks", {}).items():

@@ -285,6 +285,20 @@ def test_it_is_the_library_s_function(monkeypatch, tmp_path):
     torch.testing.assert_close(torch.autograd.grad(ours, s), torch.autograd.grad(theirs, s))
 
 
+def test_boxes_mean_what_they_mean_in_the_library(monkeypatch, tmp_path):
+    """The layout of the distances' logits, and its CIoU."""
+    for key, value in {"YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "0", "YOLO_CONFIG_DIR": str(tmp_path)}.items():
+        monkeypatch.setenv(key, value)
+    block = pytest.importorskip("ultralytics.nn.modules.block")
+    metrics = pytest.importorskip("ultralytics.utils.metrics")
+    logits = draw(B, 4 * 16, A)
+    torch.testing.assert_close(distances(logits), block.DFL(16)(logits), rtol=1e-5, atol=1e-5)
+    s, t = distances(logits), distances(draw(B, 4 * 16, A, seed=1))
+    pair = [corners(x, torch.zeros(2, A), torch.ones(A)) for x in (s, t)]
+    theirs = 1 - metrics.bbox_iou(*pair, xywh=False, CIoU=True).view(B, A)
+    torch.testing.assert_close(complete_iou_loss(s, t), theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_its_levels_take_their_own_scores():
     """The whole term by hand, from the output of the two models."""
     distillation = build("ultralytics")

@@ -52,7 +52,7 @@ def _check(name: str, tasks: Any) -> None:
         )
     if not isinstance(tasks, dict):
         raise KdrunError(f"{where} must hold names of tasks with settings, as in {where}.detection.KEY=VALUE")
-    known = list(dict.fromkeys([*(task.name for task in TASKS.all()), *shipped.get("tasks", {})]))
+    known = [task.name for task in TASKS.all()]
     keys = [one.name for one in fields(method_schema(name))]
     for task, settings in tasks.items():
         if task not in known:
