@@ -46,6 +46,7 @@ class Mutation(NamedTuple):
 NOTICED = "tests/test_noticed.py -k"
 LOSSES = "tests/test_losses.py tests/test_reference.py -k"
 TEXT = "tests/test_text_losses.py tests/test_text_methods.py -k"
+DETECTION = "tests/test_detection_losses.py tests/test_detection_methods.py -k"
 MUTATIONS = {
     # the training loop and what it writes
     "best": Mutation("tasks/metric.py", "value > other if", "value >= other if", f"{NOTICED} earliest"),
@@ -100,6 +101,12 @@ MUTATIONS = {
     "vid": Mutation("methods/vid.py", "/ variance_C11).mean()", ").mean()", f"{LOSSES} vid"),
     "ofd": Mutation("methods/ofd.py", "(s_BCHW > t_BCHW) |", "(s_BCHW < t_BCHW) |", f"{LOSSES} ofd"),
     "mgd": Mutation("methods/mgd.py", ">= share)", "< share)", "tests/test_losses.py tests/test_methods.py -k mgd"),
+    "gate": Mutation("methods/boxes.py", "confidence_BA * (confidence_BA > gate)", "confidence_BA", f"{DETECTION} gate"),
+    "ciou": Mutation("methods/boxes.py", "(1 - iou_BA + v_BA + EPSILON)).detach()", "(1 - iou_BA + v_BA + EPSILON))", f"{DETECTION} ciou"),
+    "bernoulli": Mutation("methods/yolo_logits.py", "return (temperature**2 * never_negative(yes + no))", "return (temperature**2 * never_negative(yes))", f"{DETECTION} binary_divergence"),
+    "pearson": Mutation("methods/pkd.py", "x_CN = x_CN - x_CN.mean(1, keepdim=True)", "x_CN = x_CN - x_CN.mean()", "tests/test_reference.py tests/test_detection_losses.py -k 'PKD or correlation'"),
+    "smaller-box": Mutation("methods/fgd.py", 'share_NP, "amax")', 'share_NP, "amin")', f"{DETECTION} masks"),
+    "task-default": Mutation("config/defaults.py", "elif own.get(key) == shipped.get(key):", "else:", "tests/test_defaults.py -k wins"),
     "smoothing": Mutation("methods/label_smoothing.py", "log_p_BK.mean(1)", "log_p_BK.sum(1)", "tests/test_losses.py -k smooth"),
     "patience": Mutation("methods/pkd_bert.py", "unit(s_BD) - unit(t_BD)", "s_BD - t_BD", f"{TEXT} patience"),
     "layer-map": Mutation("methods/layers.py", "count = student - but_last", "count = student", f"{TEXT} maps"),

@@ -10,7 +10,26 @@ from test_methods import CLASSES, IMAGES, batch, build, net
 from torch import Tensor, nn
 
 from kdrun.engine.loop import enter, weighted
-from kdrun.methods import afd, at, bounded, cc, dist, dkd, ft, irg, kd, kdsvd, lwm, mimic, nst, pkt, rkd, sobolev, sp
+from kdrun.methods import (
+    afd,
+    at,
+    bounded,
+    cc,
+    dist,
+    dkd,
+    ft,
+    irg,
+    kd,
+    kdsvd,
+    lwm,
+    mimic,
+    nst,
+    pkd,
+    pkt,
+    rkd,
+    sobolev,
+    sp,
+)
 from kdrun.methods.bounded import LEAST, LEAST_DEVIATION
 
 
@@ -163,6 +182,7 @@ LOSSES = {
     "kdsvd": (lambda s, t: sum(kdsvd.singular_flow([kdsvd.principal(s, 4)[1]] * 2, [kdsvd.principal(t, 1)] * 2)), maps),
     "lwm": (lwm.map_distance, lambda scale: scale * torch.rand(6, 1, 4, 4)),
     "mimic": (mimic.feature_distance, rows),
+    "pkd": (pkd.correlation_distance, maps),
     "cc": (cc.correlation_congruence, rows),
     "pkt": (pkt.probabilistic_transfer, rows),
     "rkd distance": (rkd.rkd_distance, rows),
@@ -175,6 +195,7 @@ LOSSES = {
     ),
     "dist inter": (lambda s, t: dist.relations(s, t)[0], rows),
     "dist intra": (lambda s, t: dist.relations(s, t)[1], rows),
+    "dist of maps": (lambda s, t: sum(dist.dense_relations(s, t)), maps),
 }  # fmt: skip
 LENGTHS = {"lwm": 1e-8, "sobolev": 1e-3}  # of gradients, which are small by nature
 

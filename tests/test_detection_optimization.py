@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-
 from detection_data import config, tiny
+from ultralytics.models.yolo.detect import DetectionTrainer
 
 from kdrun.engine.build import build
 from kdrun.engine.loop import Progress, fit
 from kdrun.engine.precision import resolve
 from kdrun.tasks.detection.detector import plain
-from ultralytics.models.yolo.detect import DetectionTrainer
 
 RECIPE = ("recipe.epochs=3", "recipe.nbs=12", "recipe.warmup=0.5", "recipe.ema=0.99", "recipe.mosaic=0")
 
@@ -54,7 +53,9 @@ def library_trainer(cfg: Any, parts: Any, file: Path, folder: Path) -> Detection
             return Batches(parts.train)
 
         def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
-            return model.requires_grad_(True).to(memory_format=torch.channels_last)  # as kdrun's: the layout changes bits
+            return model.requires_grad_(True).to(
+                memory_format=torch.channels_last
+            )  # as kdrun's: the layout changes bits
 
         def validate(self) -> Any:
             return {}, 0.0
@@ -89,7 +90,9 @@ def library_trainer(cfg: Any, parts: Any, file: Path, folder: Path) -> Detection
     ],
     ids=["adamw", "sgd", "a step for each batch"],
 )
-def test_weights_are_those_of_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]) -> None:
+def test_weights_are_those_of_the_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
     file = tiny(tmp_path / "data")
     cfg = config(more[0], *RECIPE, *more[1:], "method=none", f"dataset.data={file}", f"outputs={tmp_path / 'out'}")
     parts = build(cfg, resolve(cfg.engine))
@@ -107,5 +110,7 @@ def test_weights_are_those_of_the_library(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(moved) > 300
     assert {key for key in mine if not torch.equal(mine[key], theirs[key])} == set()
     averaged, expected = parts.distillation.trained.state_dict(), trainer.ema.ema.state_dict()
-    assert {key for key in expected if expected[key].is_floating_point() and not torch.equal(averaged[key], expected[key])} == set()
+    assert {
+        key for key in expected if expected[key].is_floating_point() and not torch.equal(averaged[key], expected[key])
+    } == set()
     assert any(not torch.equal(averaged[key], mine[key]) for key in moved)

@@ -19,7 +19,8 @@ from torch import nn
 
 from kdrun import train
 from kdrun.config.checks import validate
-from kdrun.config.listing import FAMILIES, methods_of_every_task
+from kdrun.config.defaults import of_task
+from kdrun.config.listing import FAMILIES, methods_of_detectors, methods_of_every_task
 from kdrun.config.nodes import recipe_schema, register_nodes
 from kdrun.config.registry import METHODS, MODELS
 from kdrun.config.schema import Engine, conf_folder, method_names
@@ -37,8 +38,8 @@ from kdrun.tasks.image.task import TASK
 
 CLASSES, ROWS, SIZE = 5, 24, 8
 NARROW, WIDER = (4, 4, 8, 16), (6, 8, 16, 24)
-ALL = method_names()
-IMAGES = methods_of_every_task()  # the others want sentences
+IMAGES = methods_of_every_task()
+ALL = [name for name in method_names() if name not in methods_of_detectors()]  # images; the others want sentences
 STAGED = (
     "ab",
     "early_exit",
@@ -84,9 +85,10 @@ def batch(size: int = 6, seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def settings(*names: str) -> dict[str, dict[str, Any]]:
-    """The yaml files of conf/method as one dict from method to settings."""
+    """The yaml files of conf/method as one dict from method to settings, as runs of images have them."""
     files = [OmegaConf.load(conf_folder() / "method" / f"{name}.yaml") for name in names]
-    return OmegaConf.to_container(OmegaConf.merge(*files))
+    merged = OmegaConf.to_container(OmegaConf.merge(*files))
+    return {name: of_task(name, values or {}, "image") for name, values in merged.items()}
 
 
 def build(*names: str, student: nn.Module | None = None, teacher: nn.Module | None = None, fresh=None, **changes):
@@ -579,7 +581,7 @@ def test_an_unknown_wish_of_the_teacher_is_told():
         )
 
 
-@pytest.mark.parametrize("name", sorted(set(KEYS.values())))
+@pytest.mark.parametrize("name", sorted({*KEYS.values(), *methods_of_detectors()}))
 def test_a_method_says_where_it_belongs(name):
     """Its family is one that `kdrun methods` shows, it names a paper, and its docstring states the loss."""
     cls = METHODS.get(name)

@@ -28,9 +28,10 @@ from kdrun.methods.bss import attack, boundary_support
 from kdrun.methods.cc import correlation_congruence, neighbour_products
 from kdrun.methods.crd import contrast, update
 from kdrun.methods.cwd import channel_divergence
-from kdrun.methods.dist import relations
+from kdrun.methods.dist import dense_relations, relations
 from kdrun.methods.dkd import decoupled
 from kdrun.methods.dml import mutual
+from kdrun.methods.fgd import Context, attention_distance, focal_distance, masks, relation_distance
 from kdrun.methods.fitnet import hint
 from kdrun.methods.fsp import flow, flow_distance
 from kdrun.methods.ft import collapsed_distance, decoder, encoder, factor_distance
@@ -43,6 +44,7 @@ from kdrun.methods.mgd import generation_distance, generator
 from kdrun.methods.mimic import feature_distance
 from kdrun.methods.nst import neuron_selectivity
 from kdrun.methods.ofd import batch_margin, expected_margin, partial_distance
+from kdrun.methods.pkd import correlation_distance
 from kdrun.methods.pkt import probabilistic_transfer
 from kdrun.methods.reviewkd import Review, hierarchical_context
 from kdrun.methods.rkd import rkd_angle, rkd_distance
@@ -177,8 +179,8 @@ def dist(x: Values, hyper: Mapping[str, Any]) -> Values:
 
 
 def dist_dense(x: Values, hyper: Mapping[str, Any]) -> Values:
-    pixels = {f"{side}_logits": x[f"{side}_feat"].movedim(1, -1).flatten(0, 2) for side in "st"}
-    return dist(pixels, hyper)
+    inter, intra = dense_relations(x["s_feat"], x["t_feat"], hyper["tau"])
+    return {"loss": hyper["beta"] * inter + hyper["gamma"] * intra}
 
 
 def nst(x: Values, hyper: Mapping[str, Any]) -> Values:
@@ -406,6 +408,40 @@ def mgd(x: Values, hyper: Mapping[str, Any]) -> Values:
     return {"loss": hyper["alpha_mgd"] * generation_distance(made_BCHW, x["t_feat"])}
 
 
+def pkd(x: Values, hyper: Mapping[str, Any]) -> Values:
+    return {"loss": correlation_distance(x["s_feat"], x["t_feat"])}
+
+
+def fgd(x: Values, hyper: Mapping[str, Any]) -> Values:
+    """Boxes as pixels of a square image; the weights of the two blocks of context by their names in the released code."""
+
+    def context(side: str, inputs: Tensor) -> Tensor:
+        theirs = {
+            "weigh": f"w.conv_mask_{side}",
+            **{f"transform.{i}": f"w.channel_add_conv_{side}.{i}" for i in (0, 1, 3)},
+        }
+        weights = {
+            f"{ours}.{kind}": x[f"{name}.{kind}"] for ours, name in theirs.items() for kind in ("weight", "bias")
+        }
+        return functional_call(Context(inputs.shape[1]), weights, inputs)
+
+    align = connector(tuple(x["s_feat"].shape), tuple(x["t_feat"].shape), tail="")
+    s = functional_call(align, {kind: x[f"w.align.{kind}"] for kind in ("weight", "bias")}, x["s_feat"])
+    t, temperature, boxes = x["t_feat"], hyper["temp"], x["gt_bboxes"]
+    height, width = map(int, hyper["img_shape"].split("x"))
+    corners = boxes.flatten(0, 1) / torch.tensor([width, height, width, height])
+    images = torch.arange(len(boxes)).repeat_interleave(boxes.shape[1])
+    foreground, background = (
+        focal_distance(s, t, mask, temperature) for mask in masks(corners, images, (len(s), *s.shape[2:]))
+    )
+    terms = {
+        "fg": foreground, "bg": background, "mask": attention_distance(s, t, temperature),
+        "rela": relation_distance(context("s", s), context("t", t)),
+    }  # fmt: skip
+    loss = sum(hyper[key] * value for key, value in zip(("alpha", "beta", "gamma", "lam"), terms.values(), strict=True))
+    return {"loss": loss, **{f"loss.{name}": value for name, value in terms.items()}}
+
+
 def mimic(x: Values, hyper: Mapping[str, Any]) -> Values:
     pair = x["s_feat"], x["t_feat"]
     loss = feature_distance(*pair, normalize=True)
@@ -505,6 +541,8 @@ CASES: dict[str, dict[str, Case]] = {  # method -> file -> what computes it
     "bss": {"BSS__KDZoo": bss, "BSS__authors": bss_authors},
     "cwd": {"CWD__mmrazor": cwd},
     "mgd": {"MGD__mmrazor": mgd, "MGD__clsKD": mgd},
+    "pkd": {"PKD__mmrazor": pkd},
+    "fgd": {"FGD__yzd-v": fgd},
     "mimic": {"L2__mmrazor": mimic},
     "kdsvd": {"KDSVD__RepDistiller": kdsvd, "KDSVD__mdistiller": kdsvd_width},
     "reviewkd": {

@@ -7,25 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 pytest.importorskip("transformers")
 
 import text_pair
-from test_methods import CLASSES, LABELS, ROWS, SIZE, WIDER, net, settings
+from test_methods import ALL, CLASSES, LABELS, ROWS, SIZE, WIDER, net, settings
 from test_text_methods import pair_of
 from text_pair import batch, encoder
 
 from kdrun.config.registry import METHODS
-from kdrun.config.schema import conf_folder, method_names
 from kdrun.engine.loop import enter
 from kdrun.errors import KdrunError
 from kdrun.methods.base import DataFacts
 from kdrun.methods.distillation import Distillation
 from kdrun.tasks import classes as task
 
-ALL = method_names()
-OWN = {name: next(iter(OmegaConf.load(conf_folder() / "method" / f"{name}.yaml").values())) for name in ALL}
+OWN = {name: next(iter(settings(name).values())) for name in ALL}
 TAPPED = [name for name in ALL if OWN[name].get("taps")]
 # What trains on texts as its yaml is; what trains once it has taps of vectors, and of tokens. All others say why they cannot.
 PLAIN = {

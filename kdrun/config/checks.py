@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kdrun.config.defaults import of_task
 from kdrun.config.nodes import _no_teacher, dataset_schema, method_schema, model_node, no_teacher, recipe_schema
 from kdrun.config.registry import MODELS, TASKS, teacher_of
 from kdrun.config.schema import Config, Engine, Loss, Recipe, Sweep, conf_folder, method_names
@@ -62,7 +63,7 @@ def validate(composed: DictConfig) -> Config:
     if typed["teacher"].name != "none":
         theirs = _typed("teacher.recipe", _own_keys(task, "teacher.recipe", typed["teacher"].recipe), schema["recipe"])
     typed["teacher"].recipe = theirs
-    typed["method"] = _methods(plain.get("method"))
+    typed["method"] = _methods(plain.get("method"), task.name)
     config = Config(**typed, **_scalars({str(key): value for key, value in plain.items() if key not in typed}))
     _expand_home(config)
     task.complete(config)
@@ -114,13 +115,13 @@ def _expand_home(config: Config) -> None:
             setattr(node, key, os.path.expanduser(getattr(node, key)))
 
 
-def _methods(given: Any) -> dict[str, Any]:
-    """Each method's settings, typed; sorted by name, since the order of `method=[a,b]` does not count."""
+def _methods(given: Any, task: str) -> dict[str, Any]:
+    """Each method's settings for a run of `task`, typed; sorted by name, since the order of `method=[a,b]` does not count."""
     if not isinstance(given, dict) or not given:
         raise KdrunError(
             f"method has no value; say method=NAME, or method=none for the student alone. {choices('', method_names())}"
         )
-    methods = {str(name): values or {} for name, values in given.items()}
+    methods = {str(name): of_task(str(name), values or {}, task) for name, values in given.items()}
     if "none" in methods and len(methods) > 1:
         raise KdrunError(
             f"method={'+'.join(methods)}: none is the student alone and combines with nothing; leave it out"

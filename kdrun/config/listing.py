@@ -18,6 +18,7 @@ FAMILIES = {
     "transformers": "layers of transformers",
     "gradients": "gradients and attacked images",
     "online": "peers that learn together",
+    "detection": "scores and boxes of detectors",
 }
 
 TITLES = {
@@ -85,9 +86,19 @@ def method_choices(family: str) -> dict[str, tuple[str, str]]:
 
 
 def methods_of_every_task() -> list[str]:
-    """The choices of the group `method` that need no sequences (B, T, D): those that images can be trained with."""
-    entries = METHODS.entries()
-    return [name for name in method_names() if not entries[_lines(name)[1]].attributes.get("sequences")]
+    """The choices of the group `method` that need no sequences (B, T, D) and no boxes: those that images can be trained with."""
+    of_detectors, entries = methods_of_detectors(), METHODS.entries()
+    return [
+        name
+        for name in method_names()
+        if name not in of_detectors and not entries[_lines(name)[1]].attributes.get("sequences")
+    ]
+
+
+def methods_of_detectors() -> list[str]:
+    """The choices of the group `method` that work on detectors alone: what compares their output, and what needs labelled boxes."""
+    about = {name: METHODS.entries()[_lines(name)[1]].attributes for name in method_names()}
+    return [name for name, one in about.items() if one.get("family") == "detection" or "bboxes" in one.get("needs", ())]
 
 
 def _lines(name: str) -> tuple[str, str]:

@@ -40,6 +40,7 @@ class AT(Method):
 
     family = "features"
     paper = "Zagoruyko & Komodakis, 2017"
+    needs = ()
 
     def build(self, pair: Pair, *, power: float, variant: str) -> None:
         known = {"code": "squared mean, weight 1000", "paper": "equation 2"}

@@ -12,9 +12,9 @@ from kdrun.methods.base import Pair
 COLDEST, HOTTEST = 1e-3, 1e6  # temperatures between which logits / T and T^2 are exact
 
 
-def check_temperature(name: str, temperature: float, least: float = COLDEST) -> float:
-    """A temperature above 0, between `least` and HOTTEST."""
-    check_above(f"{name}.temperature", temperature, "1 leaves logits as they are")
+def check_temperature(name: str, temperature: float, least: float = COLDEST, key: str = "temperature") -> float:
+    """A temperature above 0, between `least` and HOTTEST. `key`: what the setting is called."""
+    check_above(f"{name}.{key}", temperature, "1 leaves logits as they are")
     if not least <= temperature <= HOTTEST:
         limit = (
             "below, soft targets are hard labels"
@@ -22,7 +22,7 @@ def check_temperature(name: str, temperature: float, least: float = COLDEST) -> 
             else "above, all classes become equal; use method=logits"
         )
         raise KdrunError(
-            f"method.{name}.temperature is {temperature:g}; it must lie between {least:g} and {HOTTEST:g} ({limit})"
+            f"method.{name}.{key} is {temperature:g}; it must lie between {least:g} and {HOTTEST:g} ({limit})"
         )
     return temperature
 

@@ -25,12 +25,13 @@ def channel_divergence(s_BCHW: Tensor, t_BCHW: Tensor, temperature: float) -> Te
 class CWD(Method):
     """Channel-wise distillation: match where in the image each channel is active.
 
-    Loss: T^2 KL(softmax over positions of t / T || of s / T), mean over B and C. A convolution brings the student's map to the
-    teacher's shape where they differ.
+    Loss: T^2 KL(softmax over positions of t / T || of s / T), mean over B and C, and over taps. A convolution brings the
+    student's map to the teacher's shape where they differ.
     """
 
     family = "features"
     paper = "Shu et al., 2021"
+    needs = ()
 
     def build(self, pair: Pair, *, temperature: float) -> None:
         self.temperature = check_temperature("cwd", temperature)

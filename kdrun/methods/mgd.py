@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from kdrun.config.registry import METHODS
 from kdrun.methods.adapters import connector
-from kdrun.methods.base import Batch, Method, Pair, Terms
-from kdrun.methods.checks import check_choice, check_share, feature_maps, one_tap
+from kdrun.methods.base import Batch, Method, Pair, Terms, mean
+from kdrun.methods.checks import check_choice, check_share, feature_maps
 from kdrun.methods.taps import Output
 
 
@@ -35,22 +35,28 @@ def generation_distance(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
 class MGD(Method):
     """Masked generation: predict the teacher's map from the student's map, a part of which is hidden.
 
-    Loss: sum over C*H*W of (G(mask * f(s)) - t)^2, mean over B; f a convolution where shapes differ, G two 3x3 convolutions,
-    both trained. The mask hides channels (classification) or positions (dense prediction).
+    Loss: sum over C*H*W of (G(mask * f(s)) - t)^2, mean over B and over taps (authors: sum over taps); f a convolution where shapes
+    differ, G two 3x3 convolutions, both trained, one of each a tap. The mask hides channels (classification) or positions (dense
+    prediction).
     """
 
     family = "features"
     paper = "Yang et al., 2022"
+    needs = ()
 
     def build(self, pair: Pair, *, share: float, mask: str) -> None:
         known = {"channel": "classification", "spatial": "dense prediction"}
         self.mask, self.share = check_choice("mgd", "mask", mask, known), check_share("mgd.share", share)
-        one_tap("mgd", pair)
         feature_maps("mgd", pair)
-        student, teacher = pair.student.shapes[0], pair.teacher.shapes[0]  # type: ignore[union-attr]
-        self.align, self.generate = connector(student, teacher, tail=""), generator(teacher[1])
+        self.align, self.generate = nn.ModuleList(), nn.ModuleList()
+        for student, teacher in zip(pair.student.shapes, pair.teacher.shapes, strict=True):  # type: ignore[union-attr]
+            self.align.append(connector(student, teacher, tail=""))
+            self.generate.append(generator(teacher[1]))
 
     def loss(self, student: Output, teacher: Output, batch: Batch) -> Terms:
-        s_BCHW = self.align(student.taps[0])
+        return {"generation": mean(self._distance(i, s, teacher.taps[i]) for i, s in enumerate(student.taps))}
+
+    def _distance(self, i: int, s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
+        s_BCHW = self.align[i](s_BCHW)
         masked_BCHW = s_BCHW * keep_mask(s_BCHW, self.share, self.mask, self.generator)
-        return {"generation": generation_distance(self.generate(masked_BCHW), teacher.taps[0])}
+        return generation_distance(self.generate[i](masked_BCHW), t_BCHW)

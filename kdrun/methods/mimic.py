@@ -34,6 +34,7 @@ class Mimic(Method):
 
     family = "features"
     paper = "Li et al., 2017"
+    needs = ()
 
     def build(self, pair: Pair, *, normalize: bool) -> None:
         if not pair.taps[0]:

@@ -230,3 +230,10 @@ def over_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
     if isinstance(value, list):
         return [over_tensors(item, function) for item in value]
     return value
+
+
+def total(value: Any) -> Tensor:
+    """The sum of every number in a tensor, or in the tensors of a dict or a list: something to take a gradient of."""
+    sums: list[Tensor] = []
+    over_tensors(value, lambda tensor: sums.append(tensor.sum()))
+    return torch.stack(sums).sum()

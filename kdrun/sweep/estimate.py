@@ -88,6 +88,7 @@ def rough(plan: Plan) -> Estimate | None:
         return None
     import torch
 
+    from kdrun.methods.taps import total
     from kdrun.runs.plan import model_arguments
     from kdrun.tasks.model import build_model
 
@@ -99,7 +100,7 @@ def rough(plan: Plan) -> Estimate | None:
             with torch.set_grad_enabled(backward):
                 output = model(x)
             if backward:
-                output.sum().backward()
+                total(output).backward()
             times.append(time.perf_counter() - began)
         return min(times) / SAMPLES
 

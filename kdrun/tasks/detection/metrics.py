@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchvision  # noqa: F401 - where it is imported, the library takes its fast suppression
 from torch import Tensor
 
 from kdrun.tasks.base import Batch, Evaluation

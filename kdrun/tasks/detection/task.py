@@ -183,9 +183,9 @@ class DetectionTask(Task):
         checkpoint.export(folder, dataset, student, chosen, recipe)
 
     def picture(self, path: Path, dataset: Any, columns: Mapping[str, Mapping[str, Tensor]]) -> None:
-        from kdrun.tasks.detection import picture
+        from kdrun.tasks.detection.picture import draw
 
-        picture.draw(path, dataset, columns)
+        draw(path, dataset, columns)
 
 
 TASK = DetectionTask()
