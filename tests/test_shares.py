@@ -39,6 +39,7 @@ from kdrun.methods.distillation import Distillation
 from kdrun.runs import record as records
 from kdrun.runs.identity import digest, identity
 from kdrun.tasks import classes as image
+from kdrun.tasks.image.task import TASK
 
 
 class Near(Method):
@@ -181,7 +182,7 @@ def test_nothing_to_be_a_share_of_is_an_error(task: float, stages: dict[str, lis
 
 def test_a_term_whose_first_stage_has_no_task_is_refused_after_the_rehearsal() -> None:
     one = training(Staged)
-    stages = rehearse(one.distillation, one.train, RECIPE, one.weights, "x").terms()
+    stages = rehearse(one.distillation, one.train, RECIPE, one.weights, "x", TASK.first).terms()
     assert stages == {"hints": ["m.map"], "distil": ["task", "m.map"]}
     with pytest.raises(KdrunError, match="stage hints, the first with this term, has no task loss"):
         check_shares({"m.map": 0.1}, 1.0, stages)
