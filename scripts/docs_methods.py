@@ -46,10 +46,12 @@ kdrun method=cwd 'method.cwd.weights.channels=auto(0.1)'      # in a yaml: weigh
 Before the student's first step kdrun then measures both gradients over the first eight batches, in the parameters of the student that both
 losses reach: the weight makes the norm of the term's gradient 0.1 times that of the task's. From then on it is a number like any other: a
 schedule multiplies it, it stands in the log and in the record (`weights`, and `weights_auto` with what was asked for), and a resume takes
-it from there. Gradients change while a student learns, so the share holds at the start alone. TensorBoard shows it under
-`<stage>/share/<term>`, for every run with two terms or more: a term's part of the sum of the norms of weight x gradient in the student's
-parameters, on the first batch of every epoch and every 100 steps after it. `auto` is a share of one other loss and these are parts of a sum
-over all layers, so that 0.1 reads as 9 % or less.
+it from there. Gradients change while a student learns, so the share holds at the start alone.
+
+TensorBoard shows the shares under `<stage>/share/<term>`, for every run with two terms or more: a term's part of the sum of the norms of
+weight x gradient in the student's parameters. They are measured on the first batch of an epoch and every 100 steps after it (of shorter
+epochs only on some, so that it costs no more). `auto` is a share of one other loss, and these are parts of a sum over all layers, so 0.1
+reads as 9 % or less.
 
 "Checked against" names the published implementations whose values and gradients `tests/test_reference.py` compares with, at any
 shape. Where one of them computes something else under the same name, the test writes that formula out. KD-Zoo is

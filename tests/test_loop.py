@@ -243,9 +243,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_its_first_step(tmp_path):
     """Seen when the losses are read, and the step named is the first bad one; no epoch is written."""
     run = Run(tmp_path, epochs=1)
     task = run.task
-    run.distillation.supervised = lambda logits, batch: (
-        task(logits, batch) * (float("nan") if len(run.seen) >= 2 else 1)
-    )
+    run.distillation._task = lambda logits, batch: task(logits, batch) * (float("nan") if len(run.seen) >= 2 else 1)
     with pytest.raises(DivergedError) as caught:
         run.fit()
     run.journal.board.close()

@@ -22,6 +22,7 @@ from kdrun.methods.distillation import Distillation
 from kdrun.tasks import classes as image
 from kdrun.tasks.image.data.base import Dataset, Split
 from kdrun.tasks.image.data.loader import Augment, Loader
+from kdrun.tasks.image.task import TASK
 from kdrun.tasks.image.weak import better_normalisation
 from kdrun.tasks.weak import weakness
 
@@ -78,7 +79,8 @@ def pair(method: type[Method] = Pull, student: nn.Module | None = None) -> Disti
 
 
 def look(distillation: Distillation, train: Loader | None = None, weight: float = 2.0):
-    return rehearse(distillation, train or loader(), recipe("quick"), {"task": 1.0, "m.pull": weight}, "x")
+    weights = {"task": 1.0, "m.pull": weight}
+    return rehearse(distillation, train or loader(), recipe("quick"), weights, "x", TASK.first)
 
 
 def test_shares_are_those_of_the_weighted_gradients() -> None:

@@ -26,6 +26,7 @@ from kdrun.config.nodes import register_nodes
 from kdrun.config.schema import conf_folder
 from kdrun.config.weights import quoted, share_of
 from kdrun.engine import loop
+from kdrun.engine import shares as engine_shares
 from kdrun.engine.automatic import BATCHES, check_shares, measured_weights
 from kdrun.engine.loop import Progress, Training, enter, fit, weighted
 from kdrun.engine.optimization import make_optimizer
@@ -38,6 +39,7 @@ from kdrun.methods.distillation import Distillation
 from kdrun.runs import record as records
 from kdrun.runs.identity import digest, identity
 from kdrun.tasks import classes as image
+from kdrun.tasks.image.task import TASK
 
 
 class Near(Method):
@@ -180,7 +182,7 @@ def test_nothing_to_be_a_share_of_is_an_error(task: float, stages: dict[str, lis
 
 def test_a_term_whose_first_stage_has_no_task_is_refused_after_the_rehearsal() -> None:
     one = training(Staged)
-    stages = rehearse(one.distillation, one.train, RECIPE, one.weights, "x").terms()
+    stages = rehearse(one.distillation, one.train, RECIPE, one.weights, "x", TASK.first).terms()
     assert stages == {"hints": ["m.map"], "distil": ["task", "m.map"]}
     with pytest.raises(KdrunError, match="stage hints, the first with this term, has no task loss"):
         check_shares({"m.map": 0.1}, 1.0, stages)
@@ -305,9 +307,16 @@ def test_measuring_changes_no_bit_of_a_step(name: str) -> None:
     assert count > 0 or max(map(len, theirs)) == 1  # a single term has the whole gradient
 
 
+@pytest.mark.parametrize(("steps", "due"), [(250, [(0, 0), (0, 100), (0, 200), (1, 0), (1, 100), (1, 200)]),
+    (100, [(0, 0), (1, 0)]), (60, [(0, 0), (1, 0)]), (50, [(0, 0)])])  # fmt: skip
+def test_when_shares_are_measured(steps: int, due: list[tuple[int, int]]) -> None:
+    """In two epochs: never more than once in 100 steps, but for what the first batch of an epoch adds."""
+    assert [(e, i) for e in range(2) for i in range(steps) if engine_shares.is_due(e, i, steps)] == due
+
+
 def test_an_epoch_logs_its_shares_and_trains_with_the_same_bits(tmp_path: Path, monkeypatch) -> None:
     """At the first step of each epoch, and every EVERY steps after it; the line has the last measure; bits are the same without."""
-    monkeypatch.setattr(loop, "EVERY", 2)
+    monkeypatch.setattr(engine_shares, "EVERY", 2)
     with_it = Run(tmp_path / "a", "kd")
     said: list[tuple[int, dict[str, float]]] = []
     lines: list[dict[str, float]] = []
@@ -368,9 +377,10 @@ def test_a_run_measures_once_and_a_resume_keeps_the_weight(tmp_path: Path) -> No
     assert line in (student(whole) / "log.txt").read_text()
     scalars = points(student(whole))
     assert [value for _, value in scalars["distil/weight/cwd.channels"]] == pytest.approx([weight] * 6)
-    assert [step for step, _ in scalars["distil/share/cwd.channels"]] == [1, 11]  # epochs of ten steps
+    assert [step for step, _ in scalars["distil/share/cwd.channels"]] == [1]  # the first of ten epochs of ten steps
     curve = [json.loads(line) for line in (student(whole) / "curves.jsonl").read_text().splitlines()]
-    assert [one["shares"]["task"] for one in curve] == pytest.approx([v for _, v in scalars["distil/share/task"]])
+    assert curve[0]["shares"]["task"] == pytest.approx(scalars["distil/share/task"][0][1])
+    assert curve[1]["shares"] == {}
 
     for kill_at in (5, 15):
         folder = tmp_path / str(kill_at)

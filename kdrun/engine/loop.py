@@ -16,7 +16,7 @@ from kdrun.config.schema import Recipe
 from kdrun.engine.meter import Meter
 from kdrun.engine.optimization import StepPerBatch
 from kdrun.engine.schedule import factor
-from kdrun.engine.shares import EVERY, shares_of
+from kdrun.engine.shares import is_due, shares_of
 from kdrun.errors import DivergedError, KdrunError, choices
 from kdrun.methods.base import Stage
 from kdrun.methods.distillation import Distillation
@@ -67,7 +67,7 @@ class Epoch:
     seconds: float
     shares: dict[str, float] = field(
         default_factory=dict
-    )  # of each term in the gradient, at the last measure; {}: a single term
+    )  # of each term in the gradient, as last measured; {}: not, or a single term
     evaluations: dict[str, dict[str, Evaluation]] = field(default_factory=dict)  # model -> split -> what it scored
 
 
@@ -135,7 +135,7 @@ def train_epoch(
         output, terms = distillation(batch, stage, weights)
         own = {name: weight_of(weights, name) for name in terms}
         total = weighted(terms, own) if any(own.values()) else None
-        now = shares_of(terms, own, stage, distillation.student) if i % EVERY == 0 else {}
+        now = shares_of(terms, own, stage, distillation.student) if is_due(epoch, i, steps) else {}
         if total is not None and (total.requires_grad or not stage.may_skip):
             optimization.step(total, len(batch["index"]))
         elif (
