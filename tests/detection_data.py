@@ -10,10 +10,14 @@ from hydra import compose, initialize_config_dir
 from kdrun.config.checks import validate
 from kdrun.config.nodes import register_nodes
 from kdrun.config.schema import Config, conf_folder
+from kdrun.errors import KdrunError
+from kdrun.tasks.detection import library
+from kdrun.tasks.detection.data.shapes import write
 
-ultralytics = pytest.importorskip("ultralytics", reason="detection needs pip install 'kdrun[detection]'")
-
-from kdrun.tasks.detection.data.shapes import write  # noqa: E402
+try:
+    library.ready()
+except KdrunError as error:  # the extra is not installed, or OpenCV lacks a system library
+    pytest.skip(str(error), allow_module_level=True)
 
 COUNTS = {"train": 10, "val": 4, "test": 6}
 SMALL = ("dataset.imgsz=64", "recipe.epochs=2", "recipe.batch_size=4", "recipe.close_mosaic=1", "engine.precision=fp32")

@@ -18,7 +18,8 @@ INSTALL = "pip install 'kdrun[detection]'"
 
 def ready() -> None:
     """Make `import ultralytics` safe; call it before. KdrunError where it is missing, of another release, or cannot be loaded."""
-    if "ultralytics" in sys.modules:
+    if "ultralytics.utils" in sys.modules:
+        sys.modules["ultralytics.utils"].LOGGER.setLevel(logging.ERROR)
         return
     try:
         release = importlib.metadata.version("ultralytics")

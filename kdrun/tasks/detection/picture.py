@@ -39,7 +39,9 @@ def draw(path: Path, dataset: Any, columns: Mapping[str, Mapping[str, Tensor]]) 
         truth = split.boxes[row]
         for j, title in enumerate(titles):
             axis = axes[i][j]
-            axis.imshow(image)
+            axis.imshow(
+                image, extent=(0, image.width, image.height, 0)
+            )  # corners of boxes are edges of pixels, not centres
             axis.set_axis_off()
             if i == 0:
                 axis.set_title(title, fontsize=9)
@@ -99,4 +101,5 @@ def _outline(axis: Any, box: tuple[float, ...]) -> None:
 
     left, top, width, height, number = box
     colour = COLOURS[int(number) % len(COLOURS)]
-    axis.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=colour, linewidth=1.1))
+    for edge, line in (("white", 2.4), (colour, 1.2)):  # white around it: the colour shows on every ground
+        axis.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=edge, linewidth=line))

@@ -97,10 +97,15 @@ def _shape(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             width, height = image.size
             turned = image.getexif().get(274) in (5, 6, 7, 8)  # 274: orientation
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise KdrunError(
-            f"{path} cannot be read as an image ({error}): replace it, or remove it and its label file"
-        ) from error
+    except (
+        OSError,
+        UnidentifiedImageError,
+        SyntaxError,
+        ValueError,
+        ImportError,
+    ) as error:  # ImportError: the library looks for a
+        # package of another format where Pillow does not know a file
+        raise KdrunError(f"{path} cannot be read as an image: replace it, or remove it and its label file") from error
     if min(width, height) < SMALLEST:
         raise KdrunError(f"{path} is {width} x {height} px; an image must have {SMALLEST} px a side or more")
     return (width, height) if turned else (height, width)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -111,7 +111,8 @@ class Loader:
     """The batches of one split: {"input": float32 (B, 3, H, W) in [0, 1], "index": int64 (B,), "label": float32 (B,) boxes of an image,
     "cls": float32 (N, 1), "bboxes": float32 (N, 4) centre and size as shares of the input, "batch_idx": float32 (N,)}.
 
-    Evaluated batches are rectangles of images of like shape, as the library's, and have "ori_shape" and "ratio_pad", too.
+    Evaluated batches are rectangles of images of like shape, as the library's, and have "ratio_pad", too: how each image was scaled and
+    padded.
     """
 
     def __init__(
@@ -182,7 +183,7 @@ class Loader:
         return {
             "input": (image.float() / 255).contiguous(memory_format=self.layout), "index": index.to(self.device),
             "label": self.split.labels[index].to(self.device), **moved,
-            **{key: batch[key] for key in ("ori_shape", "ratio_pad") if key in batch},
+**({"ratio_pad": batch["ratio_pad"]} if self.samples.rect else {}),
         }  # fmt: skip
 
 
@@ -225,10 +226,7 @@ def loaders(
 
 
 def first_of(batch: Any, count: int) -> Batch:
-    """The first images of a batch, with their boxes."""
+    """The first images of a training batch, with their boxes."""
     mine = batch["batch_idx"] < count
-    of_boxes = {key: batch[key][mine] for key in ("cls", "bboxes", "batch_idx")}
-    return {
-        key: of_boxes.get(key, batch[key][:count] if isinstance(batch[key], (Tensor, Sequence)) else batch[key])
-        for key in batch
-    }
+    of_boxes = ("cls", "bboxes", "batch_idx")
+    return {key: value[mine] if key in of_boxes else value[:count] for key, value in batch.items()}
