@@ -35,8 +35,15 @@ class Run:
 
     def logits(self) -> tuple[Tensor, Tensor]:
         """The logits (N, classes) and the labels (N,) of the test set, after the last epoch."""
-        predictions = load_weights(self.folder / PREDICTIONS)
+        predictions = self.predictions()
+        if "logits" not in predictions:
+            raise KdrunError(f"{self.folder} has no logits; run.predictions() has {', '.join(predictions)}")
         return predictions["logits"], predictions["labels"]
+
+    def predictions(self) -> dict[str, Tensor]:
+        """What the student gives for the test set after the last epoch, by name. Of detectors: boxes (n, 6) in px of the image with
+        confidence and class, and how many of them each image has (boxes_of_image); the same of the truth."""
+        return load_weights(self.folder / PREDICTIONS)
 
 
 def _built(node: dict[str, Any], outputs: int) -> nn.Module:
