@@ -19,6 +19,7 @@ from kdrun.config.registry import METHODS
 from kdrun.engine.build import build
 from kdrun.engine.loop import enter
 from kdrun.engine.precision import resolve
+from kdrun.errors import KdrunError
 
 OFFLINE = """
 import socket
@@ -57,7 +58,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the runs of a sweep: the student alone and distilled; the teacher was trained for it."""
     folder = tmp_path_factory.mktemp("runs")
     tiny(folder / "data")
-    done = command(folder, "method=none,[cwd\\,yolo_logits]", "-m", "teacher=yolov8s", "student=yolov8n")
+    done = command(folder, "method=none,[cwd,yolo_logits]", "-m", "teacher=yolov8s", "student=yolov8n")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     return folder
@@ -138,7 +139,7 @@ def test_a_run_in_python(place: Path) -> None:
     assert torch.allclose(again, boxes[0])
     predictions = run.predictions()
     assert int(predictions["boxes_of_image"].sum()) == len(predictions["boxes"])
-    with pytest.raises(kdrun.KdrunError, match="has no logits"):
+    with pytest.raises(KdrunError, match="has no logits"):
         run.logits()
 
 
@@ -154,7 +155,7 @@ model = YOLO("best.pt")
 kinds = sorted({{type(part).__module__.partition(".")[0] for part in model.model.modules()}})
 scores = [YOLO(name).val(data={str(place / "data" / "shapes.yaml")!r}, split="test", imgsz=64, batch=16, plots=False, verbose=False,
           workers=0, project={str(tmp_path / "val")!r}).box.map50 for name in ("last.pt",)]
-files = [model.export(format=name, imgsz=64, simplify=False) for name in ("torchscript", "onnx")]
+files = [model.export(format="torchscript", imgsz=64), model.export(format="onnx", imgsz=64, simplify=False)]
 import onnxruntime
 x = torch.rand(1, 3, 64, 64)
 session = onnxruntime.InferenceSession(files[1], providers=["CPUExecutionProvider"])
@@ -255,7 +256,7 @@ def _the_teacher_only_teaches(parts: Any) -> None:
     assert not kept & {id(p) for p in teacher.parameters()}
     for method in distillation.methods.values():
         first = [m for m in method.modules() if isinstance(m, torch.nn.Conv2d)]
-        if first and method is distillation.methods.get("cwd"):
+        if first and type(method).__name__ == "CWD":
             assert [(m.in_channels, m.out_channels) for m in first] == [(64, 128), (128, 256), (256, 512)]
 
 
@@ -277,7 +278,7 @@ def test_every_model_builds(pair: Any) -> None:
     from kdrun.config.registry import MODELS
 
     names = [name for name, entry in MODELS.entries().items() if entry.task == "detection"]
-    assert names == [*(f"yolov5{s}u" for s in "lmnsx"), *(f"yolov8{s}" for s in "lmnsx")]
+    assert names == [*(f"yolov5{s}u" for s in "nsmlx"), *(f"yolov8{s}" for s in "nsmlx")]
     for name in ("yolov5nu", "yolov8n"):
         model = MODELS.get(name)(5)
         assert model.eval()(torch.zeros(1, 3, 64, 64))["scores"].shape == (1, 5, 84)
