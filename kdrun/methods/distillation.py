@@ -275,8 +275,8 @@ def _check_kind(name: str, cls: type[Method], data: DataFacts) -> None:
     """KdrunError for a method that cannot work on these labels or inputs."""
     if cls.needs_classes and not data.are_classes:
         raise KdrunError(
-            f"method '{name}' compares classes, but the labels here are numbers to be predicted; method=logits compares outputs, "
-            "method=mimic, rkd and others compare layers"
+            f"method '{name}' compares classes, and a sample here has no class of its own; method=logits compares numbers, yolo_logits and "
+            "yolo_boxes compare boxes, and mimic and others compare layers"
         )
     example = data.example
     if (cls.teacher == "gradients" or cls.needs_input_gradients) and not (
