@@ -61,14 +61,14 @@ CASES = {
     "another file": (["dataset.data=data/shape.yaml"], "no such file"),
     "a folder": (["dataset.data=data"], "dataset.data=data is a folder; give the data yaml: dataset.data=data/shapes.yaml"),
     "a model of images": (["student=resnet20"], "student=resnet20 is a model of the task image, and the dataset yolo is of the task detection"),  # noqa: E501
-    "a layer that does not exist": (["method=cwd", "method.cwd.taps=[neck4]", "teacher=yolov8n"], "no tap 'neck4' in Detector. Did you mean neck1?"),  # noqa: E501
+    "a layer that does not exist": (["method=cwd", "method.cwd.taps=[neck4]", "teacher=yolov8n"], "no tap 'neck4' in Detector. Did you mean neck3?"),  # noqa: E501
     "classes of another order": (["method=cwd", "teacher=yolov8n", "teacher.checkpoint=others.pt"], "others.pt was trained on 3 classes (disc, square, triangle), and the dataset has 3 (circle, square, triangle)"),  # noqa: E501
     "other classes": (["method=cwd", "teacher=yolov8n", "teacher.checkpoint=five.pt"], "five.pt was trained on 5 classes"),
     "a teacher of another task": (["method=cwd", "teacher=yolov8n", "teacher.checkpoint=masks.pt"], "masks.pt holds a model with the head Segment, not Detect"),  # noqa: E501
     "a teacher of another size": (["method=cwd", "teacher=yolov8n", "teacher.checkpoint=small.pt"], "small.pt holds another model than yolov8n (its yaml: yolov8s); choose teacher=yolov8s"),  # noqa: E501
     "no checkpoint at all": (["method=cwd", "teacher=yolov8n", "teacher.checkpoint=text.pt"], "text.pt is no model that ultralytics 8.4.190 can load"),  # noqa: E501
-    "a method of classes": (["method=kd", "teacher=yolov8n"], "method 'kd' compares classes"),
-    "a method of other taps": (["method=crd", "teacher=yolov8n"], "crd"),
+    "a method of classes": (["method=kd", "teacher=yolov8n"], "method 'kd' is not made for detectors, and dataset=yolo is of the task detection."),  # noqa: E501
+    "a method of other taps": (["method=crd", "teacher=yolov8n"], "method 'crd' is not made for detectors"),
     "a batch above the images": (["method=none", "recipe.batch_size=40"], "batch size 40 is above the 10 training images; recipe.batch_size=10 or less"),  # noqa: E501
 }  # fmt: skip
 

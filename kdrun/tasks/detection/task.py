@@ -40,6 +40,11 @@ class DetectionTask(Task):
     def of(self, cfg: Any) -> DetectionTask:
         return copy.copy(self)  # a run's own: its loss has the gains of its recipe
 
+    def complete(self, config: Any) -> None:
+        from kdrun.tasks.detection.fitting import complete  # it reads the yaml of every method
+
+        complete(config)
+
     def has_holdout(self, cfg: Any, outputs: str) -> bool:
         return data.has_holdout(cfg, outputs)
 
