@@ -13,8 +13,9 @@ from PIL import Image, ImageDraw, ImageFilter
 
 VERSION = 1  # of the images: another one is another data set
 CLASSES = ("circle", "square", "triangle")
-COUNTS = {"train": 192, "val": 64, "test": 128}
-SIDE = 96
+COLOURS = ((200, 60, 60), (60, 80, 200), (60, 180, 80))  # of each class, give or take 40
+COUNTS = {"train": 128, "val": 24, "test": 48}
+SIDE = 64
 
 
 def generated(outputs: str) -> Path:
@@ -56,7 +57,7 @@ def picture(part: str, number: int, side: int) -> tuple[Image.Image, list[tuple[
     draw = np.random.default_rng(
         int.from_bytes(hashlib.sha256(f"{part}/{number}/{VERSION}".encode()).digest()[:8], "big")
     )
-    ground = draw.integers(40, 216, 3) + draw.normal(0, 18, (side, side, 3))
+    ground = draw.integers(90, 166, 3) + draw.normal(0, 12, (side, side, 3))
     image = Image.fromarray(ground.clip(0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.7))
     pen, taken = ImageDraw.Draw(image), list[tuple[float, float, float]]()
     boxes: list[tuple[float, ...]] = []
@@ -67,7 +68,7 @@ def picture(part: str, number: int, side: int) -> tuple[Image.Image, list[tuple[
             continue
         taken.append((x, y, radius))
         kind = int(draw.integers(len(CLASSES)))
-        colour = tuple(int(value) for value in draw.integers(0, 256, 3))
+        colour = tuple(int(value) for value in COLOURS[kind] + draw.integers(-40, 41, 3))
         left, top, right, bottom = x - radius, y - radius, x + radius, y + radius
         if kind == 0:
             pen.ellipse((left, top, right, bottom), fill=colour)
