@@ -21,6 +21,7 @@ from ultralytics.utils.metrics import ap_per_class, box_iou  # noqa: E402
 from ultralytics.utils.nms import non_max_suppression  # noqa: E402
 
 CONFIDENCE, OVERLAP, MOST = 0.001, 0.7, 300  # of the boxes that mAP looks at, as `yolo val`
+NO_LIMIT = 1e9  # seconds: the library gives up on slow machines, and mAP would depend on the clock
 SHOWN = 0.25  # confidence of the boxes that pictures and agreement look at, as `yolo predict`
 _IOUS: Any = SimpleNamespace(iouv=torch.linspace(0.5, 0.95, 10))  # what the library's matching asks of a validator
 
@@ -37,7 +38,7 @@ class DetectionEvaluator:
         count, shape = len(batch["index"]), batch["input"].shape[2:]
         self.losses.append(self.loss(output, batch) * count)
         boxes = non_max_suppression(
-            decoded(output), CONFIDENCE, OVERLAP, nc=self.classes, multi_label=True, max_det=MOST, max_time_img=10.0
+            decoded(output), CONFIDENCE, OVERLAP, nc=self.classes, multi_label=True, max_det=MOST, max_time_img=NO_LIMIT
         )
         self.images.append(batch["index"].cpu())
         self.found += [one[:, :6] for one in boxes]

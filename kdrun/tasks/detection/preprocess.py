@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kdrun.errors import KdrunError
 from kdrun.tasks.detection import library
 from kdrun.tasks.detection.detector import decoded
-from kdrun.tasks.detection.metrics import MOST, OVERLAP, SHOWN
+from kdrun.tasks.detection.metrics import MOST, NO_LIMIT, OVERLAP, SHOWN
 from kdrun.tasks.detection.settings import STRIDE
 
 library.ready()
@@ -52,7 +52,7 @@ class Finder(nn.Module):
             / 255
         )
         boxes = non_max_suppression(
-            decoded(self.model(x)), confidence, OVERLAP, nc=len(self.classes), max_det=MOST, max_time_img=10.0
+            decoded(self.model(x)), confidence, OVERLAP, nc=len(self.classes), max_det=MOST, max_time_img=NO_LIMIT
         )[0][:, :6]
         boxes[:, :4] = scale_boxes((x.shape[2], x.shape[3]), boxes[:, :4], pixels.shape)
         return boxes
