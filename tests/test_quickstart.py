@@ -56,6 +56,23 @@ def test_quickstart_in_an_empty_folder(quickstart, tmp_path):
 
 
 @pytest.mark.slow
+def test_detection_quickstart_in_an_empty_folder(quickstart, tmp_path):
+    text = quickstart("detection_quickstart")
+    assert text.count("done in") == 6
+    for words in (
+        "  teacher   yolov8n",
+        "yolo_boxes+yolo_logits yolov5nu seed 2",
+        "shapes 128/24/48 train/holdout/test | yolov8n -> yolov5nu",
+        "test mAP50-95 in %",
+        "gain over none",
+        "\ncurves   outputs/detection_quickstart/curves.png\n",
+    ):
+        assert words in text
+    assert quickstart("detection_quickstart").count("already done") == 6
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs"]
+
+
+@pytest.mark.slow
 def test_text_quickstart_in_an_empty_folder(quickstart, tmp_path):
     text = quickstart("text_quickstart")
     assert text.startswith("6 runs asked for: 2 method x 3 seed; 1 teacher to train first\n")

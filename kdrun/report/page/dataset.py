@@ -10,6 +10,7 @@ from markupsafe import Markup
 from kdrun.report.caption import caption
 from kdrun.report.cells import CANDIDATES, Cell
 from kdrun.report.display import PROTOCOLS, percent
+from kdrun.report.facts import details_of
 from kdrun.report.page.calibration import error_text, reliability
 from kdrun.report.page.exits import early_exit
 from kdrun.report.page.findings import findings
@@ -157,13 +158,15 @@ def _significant(cell: Cell, samples: str) -> Td:
 
 
 def _classes(table: Table, lines: list[Line], ident: str) -> Markup:
-    """Accuracy per class, mean over seeds: a row per class, coloured by the difference to the baseline."""
+    """Accuracy per class (AP of detectors), mean over seeds: a row per class, coloured by the difference to the baseline."""
     names = [str(name) for name in table.dataset["classes"]]
     lines = [line for line in lines if len(line.cell.class_scores) == len(names) > 0]
     if not lines:
         return Markup("")
     base = next((line for line in lines if line.cell.baseline), None)
     first = base or lines[0]
+    runs = (run for line in lines for run in line.cell.row.runs.values())
+    measure = next(filter(None, (details_of(run, "class_metric") for run in runs)), "accuracy")
     alone, shown = first.cell.class_scores, list(range(len(names)))
     if len(names) > CLASSES:
         shown = sorted(shown, key=lambda number: (alone[number] is None, alone[number] or 0.0))[:CLASSES]
@@ -179,7 +182,8 @@ def _classes(table: Table, lines: list[Line], ident: str) -> Markup:
     kind = f"scroll{' tall' * (len(rows) > 14)}"
     return render(
         "classes.html",
-        table=SortableTable(ident, "accuracy per class", head, rows, kind).html(),
+        table=SortableTable(ident, f"{measure} per class", head, rows, kind).html(),
+        measure=measure,
         tinted=base is not None and len(lines) > 1,
         cut=len(names) > CLASSES,
         shown=CLASSES,

@@ -162,7 +162,10 @@ class DetectionTask(Task):
         from kdrun.tasks.detection.data.base import counts_per_class
 
         counts = counts_per_class(dataset.test, len(dataset.classes))
-        return {"precisions": metrics.class_scores(evaluation, dataset.classes, counts)}
+        rows = metrics.class_scores(evaluation, dataset.classes, counts)
+        return {
+            "precisions": rows, "class_scores": [row["ap50_95"] for row in rows], "class_metric": "AP50-95",
+        }  # fmt: skip
 
     def weakness(
         self, evaluation: Evaluation, recorded: float | None, dataset: Any, model: Any, test: Loader
