@@ -1,4 +1,4 @@
-"""What the README and docs/text.md tell a newcomer to write and to run works as it stands."""
+"""What the README, docs/text.md and docs/detection.md tell a newcomer to write and to run works as it stands."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from kdrun.tasks.detection.data.shapes import write
+
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
 TEXTS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "docs" / "text.md").read_text(), flags=re.DOTALL)
+BOXES = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "docs" / "detection.md").read_text(), flags=re.DOTALL)
 SHORT = ["recipe.epochs=1", "teacher.recipe.epochs=1", "engine.threads=1"]  # added to every command, to save time
 
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with every file that the README shows, a tree of images, and a folder of texts."""
+    """A folder with every file that the README shows, a tree of images, a folder of texts, and images with boxes."""
     root = tmp_path_factory.mktemp("desk")
+    write(root / "cells", {"train": 10, "val": 4, "test": 6}, side=64)
     for _, block in BLOCKS:
         first = block.partition("\n")[0]
         if re.fullmatch(r"# \S+\.(py|yaml)", first):
@@ -86,7 +90,29 @@ def test_texts_of_your_own(desk: Path) -> None:
     assert 0.5 <= share <= 1
 
 
-@pytest.mark.parametrize("blocks", [BLOCKS, TEXTS], ids=["README", "docs/text.md"])
+@pytest.mark.slow
+def test_boxes_of_your_own(desk: Path) -> None:
+    """The first command of the README for a data yaml, and the lines of docs/detection.md that use its student."""
+    pytest.importorskip("ultralytics")
+    line = next(line for line in commands("dataset.data=cells/cells.yaml") if line.endswith("method=cwd"))
+    small = ["dataset.imgsz=64", "recipe.batch_size=4", "teacher.recipe.batch_size=4"]
+    done = subprocess.run(
+        [sys.executable, "-m", "kdrun", *shlex.split(line)[1:], *SHORT, *small],
+        cwd=desk, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (folder,) = desk.glob("outputs/runs/cells/cwd/yolov8s-yolov8n/*/seed0")
+    (block,) = (block for language, block in BOXES if language == "python")
+    source = re.sub(r'kdrun\.load\(".*?"\)', f"kdrun.load({str(folder)!r})", block).replace(
+        '"cells/', f'"{desk}/cells/'
+    )
+    names: dict[str, Any] = {}
+    exec(source, names)
+    assert names["boxes"].shape[1] == 6
+    assert names["run"].student.classes == ["red", "white", "platelet"]
+
+
+@pytest.mark.parametrize("blocks", [BLOCKS, TEXTS, BOXES], ids=["README", "docs/text.md", "docs/detection.md"])
 def test_every_command_composes(blocks: list[tuple[str, str]], desk: Path) -> None:
     """Every kdrun command of the page names keys and choices that exist."""
     for line in commands("kdrun ", blocks):

@@ -89,7 +89,7 @@ def relation_distance(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
 
 @METHODS.register
 class FGD(Method):
-    """Focal and global: learn objects and background apart, most where the teacher looks, and the relations of all positions.
+    """Focal and global, for detectors: learn objects and background apart, where the teacher looks, and the relations of all positions.
 
     Loss: foreground and background = sum over C*H*W of M A_s A_c (f(s) - t)^2, mean over B; A_s and A_c are the teacher's attention of
     positions and channels, M the boxes (each 1 / its area) or the rest (1 / its area). attention = sum of |A(s) - A(t)|, both
