@@ -107,7 +107,7 @@ def test_tensorboard_tags(folder: Path) -> None:
     board = EventAccumulator(str(folder / "tb"))
     board.Reload()
     terms = ["task", "kd.soft", "rkd.distance", "rkd.angle"]
-    expected = {f"distil/{kind}/{term}" for kind in ("loss", "weight") for term in terms}
+    expected = {f"distil/{kind}/{term}" for kind in ("loss", "weight", "share") for term in terms}
     expected |= {
         "distil/loss/total",
         "distil/lr",

@@ -60,7 +60,9 @@ def test_an_undefined_first_metric_is_named_and_is_no_divergence(monkeypatch):
     monkeypatch.setattr(loop, "evaluate", lambda *_: Evaluation({"pearson": math.nan}, 0.3))
     task = SimpleNamespace(metrics=(Metric("pearson", "Pearson correlation"),))
     training = SimpleNamespace(
-        task=task, evals={"test": None}, distillation=SimpleNamespace(student=SimpleNamespace(autocast=None))
+        task=task,
+        evals={"test": None},
+        distillation=SimpleNamespace(student=SimpleNamespace(autocast=None), evaluated=lambda stage: stage.evaluates),
     )
     stage = SimpleNamespace(name="distil", evaluates={"student": None})
     with pytest.raises(KdrunError, match="Pearson correlation of student is nan on the test set") as caught:
