@@ -66,11 +66,11 @@ The table gives the shapes for B texts of T tokens and a BERT with n = {layers} 
 DETECTORS = """
 ## Detectors
 
-Of ultralytics (`pip install 'kdrun[detection]'`, AGPL-3.0). [detection.md](detection.md#models) explains them: classes, checkpoints, methods.
-YOLOv5u has the backbone and the neck of YOLOv5 and the anchor-free head of YOLOv8; it is not the YOLOv5 with anchors.
+Of ultralytics (`pip install 'kdrun[detection]'`, AGPL-3.0). [detection.md](detection.md#models) tells what they can be loaded from. YOLOv5u
+has the backbone and the neck of YOLOv5 and the anchor-free head of YOLOv8; it is not the YOLOv5 with anchors.
 
-Parameters are counted with {classes} classes, and the {frozen} weights of the head that never learn are among them. Multiply-adds are those of the
-convolutions for one image of {side} x {side} pixels. The taps `neck1`, `neck2` and `neck3` are the maps that the head takes, with the
+Parameters are counted with {classes} classes; {frozen} of them, in the head, never learn. Multiply-adds are those of the convolutions
+for one image of {side} x {side} pixels. The taps `neck1`, `neck2` and `neck3` are the maps that the head takes, with the
 strides 8, 16 and 32. Other layers can be tapped by their module path, such as `model.9`.
 
 | model | parameters | multiply-adds | `neck1` | `neck2` | `neck3` |
@@ -85,7 +85,7 @@ KINDS = {
 
 
 def text() -> str:
-    """The page, from the registry: a section for each family of images, in the words of its docstring, one for texts and one for detectors."""
+    """The page, from the registry: a section for each family of images, in the words of its docstring, for texts and for detectors."""
     families: dict[str, list[str]] = {}
     for name, entry in MODELS.entries().items():
         if entry.task == "image" and entry.module.startswith("kdrun."):
