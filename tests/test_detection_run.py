@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from detection_data import SMALL, tiny
+from last_wins import last_wins
 from safetensors.torch import load_file
 
 import kdrun
@@ -37,7 +38,9 @@ def command(folder: Path, *overrides: str, **environment: str) -> subprocess.Com
     path = os.pathsep.join(filter(None, [str(folder / "offline"), os.environ.get("PYTHONPATH")]))
     (folder / "home").mkdir(exist_ok=True)
     own = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HOME": str(folder / "home"), **environment}
-    arguments = ["dataset=yolo", "dataset.data=data/shapes.yaml", *SMALL, *TEACHER, "engine.log_every=1", *overrides]
+    arguments = last_wins(
+        ["dataset=yolo", "dataset.data=data/shapes.yaml", *SMALL, *TEACHER, "engine.log_every=1", *overrides]
+    )
     return subprocess.run(
         [sys.executable, "-m", "kdrun", *arguments], cwd=folder, env={**os.environ, **own}, capture_output=True, text=True,
         timeout=280,
@@ -283,3 +286,23 @@ def test_every_model_builds(pair: Any) -> None:
         model = MODELS.get(name)(5)
         assert model.eval()(torch.zeros(1, 3, 64, 64))["scores"].shape == (1, 5, 84)
     assert METHODS.entry("yolo_logits").attributes["family"] == "detection"
+
+
+def test_without_a_test_split_every_caption_says_so(tmp_path: Path) -> None:
+    tiny(tmp_path / "data")
+    text = (tmp_path / "data" / "shapes.yaml").read_text().replace("test: images/test\n", "")
+    (tmp_path / "data" / "two.yaml").write_text(text)
+    done = command(
+        tmp_path, "-m", "method=none", "student=yolov8n", "seed=0,1", "dataset.data=data/two.yaml", "outputs=of_two"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "two 10/4 train/val" in done.stdout
+    assert "two.yaml has no test split: val reports, and no split is left to choose an epoch on" in done.stdout
+    done = subprocess.run(
+        [sys.executable, "-m", "kdrun", "report", "of_two/runs"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "4 test images (those of val, because no test split is used" in " ".join(done.stdout.split())

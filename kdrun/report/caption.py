@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from kdrun.config.tables import full_epochs
 from kdrun.report.cells import LEVEL, Cell
 from kdrun.report.display import PROTOCOLS, Display
+from kdrun.report.facts import reports
 from kdrun.report.pivot import Table
 from kdrun.report.rows import conditions, labels
 from kdrun.report.stats import least_sign_flip, sign_flip_seeds
@@ -35,7 +36,13 @@ def _score(display: Display) -> str:
 def _data(table: Table) -> str:
     data = table.dataset
     held = f" ({data['holdout_n']:,} more held out)" if data["holdout_n"] else ""
-    return f"{data['train_n']:,} training{held} and {data['test_n']:,} test {table.display.samples}"
+    split = reports(data)
+    instead = (
+        f" (those of {split}, because no test split is used: {split} is no fresh data where it chose anything)"
+        if split
+        else ""
+    )
+    return f"{data['train_n']:,} training{held} and {data['test_n']:,} test {table.display.samples}{instead}"
 
 
 def _recipes(table: Table) -> str:

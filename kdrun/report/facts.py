@@ -18,6 +18,15 @@ def protocol_of(records: Sequence[dict]) -> str:
     return protocols.pop() if len(protocols) == 1 else "last"
 
 
+def reports(dataset: Mapping[str, Any]) -> str | None:
+    """The split that stands in for a test set, such as "val", where a dataset has none; None where test reports.
+
+    `dataset`: of a record, or its facts (dataset_facts).
+    """
+    split = dataset.get("reports") or (dataset.get("preprocessing") or {}).get("reports")
+    return str(split) if split not in (None, "test") else None
+
+
 def details_of(record: dict, key: str) -> Any:
     """A result of the last epoch beside its metrics, such as the calibration; None where the record does not have it."""
     return (record["details"] or {}).get(key)

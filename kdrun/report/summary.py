@@ -12,7 +12,7 @@ from rich.text import Text
 
 from kdrun.report.cells import Cell
 from kdrun.report.display import PROTOCOLS
-from kdrun.report.facts import score_of
+from kdrun.report.facts import reports, score_of
 from kdrun.report.labels import natural
 from kdrun.report.pivot import Table, tables_by_student, teachers_of
 from kdrun.report.text import gain, spread
@@ -50,7 +50,7 @@ def _caption(table: Table, width: int) -> list[str]:
     cells = _cells(table)
     runs = [run for cell in cells.values() for run in cell.row.all_runs]
     data, first = table.dataset, runs[0]
-    sizes, parts = f"{data['train_n']:,}/{data['test_n']:,}", "train/test"
+    sizes, parts = f"{data['train_n']:,}/{data['test_n']:,}", f"train/{reports(data) or 'test'}"
     if data["holdout_n"]:
         sizes, parts = f"{data['train_n']:,}/{data['holdout_n']:,}/{data['test_n']:,}", "train/holdout/test"
     teachers = sorted({str(table.models.name(run, "teacher")) for run in runs if run["teacher"]}, key=natural)
