@@ -229,7 +229,7 @@ def gradient(parts: Any) -> tuple[dict[str, float], torch.Tensor]:
     learn = [p for p in distillation.student.parameters() if p.requires_grad]
     found = torch.autograd.grad(torch.stack(own).sum(), learn, allow_unused=True)
     flat = torch.cat([g.flatten() for g in found if g is not None])
-    return {name: float(value) for name, value in terms.items()}, flat
+    return {name: float(value.detach()) for name, value in terms.items()}, flat
 
 
 def test_another_method_is_another_gradient_and_no_term_is_zero(pair: Any) -> None:
