@@ -15,11 +15,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from itertools import islice
-from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
+from rounds import Part, Silent
 
 from kdrun.config.checks import validate
 from kdrun.config.nodes import register_nodes
@@ -29,26 +28,6 @@ from kdrun.engine.loop import Progress, enter, optimization_of, train_epoch
 from kdrun.engine.precision import resolve
 
 METHODS = ("mimic", "cwd", "mgd", "fgd", "yolo_logits", "yolo_boxes", "[cwd,yolo_boxes,yolo_logits]", "ultralytics")
-
-
-class Silent:
-    """A journal that keeps nothing."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args: None
-
-
-class Part:
-    """The first batches of each epoch of a loader."""
-
-    def __init__(self, loader: Any, batches: int):
-        self.loader, self.batches = loader, batches
-
-    def __len__(self) -> int:
-        return self.batches
-
-    def epoch(self, epoch: int) -> Iterator[Any]:
-        return islice(self.loader.epoch(epoch), self.batches)
 
 
 def config_of(args: argparse.Namespace, method: str, outputs: str) -> Config:
@@ -113,7 +92,7 @@ def library_rounds(config: Config, args: argparse.Namespace) -> Iterator[float]:
     device = parts.compute.device
     settings = get_cfg(overrides={"imgsz": args.imgsz})
     pair = [parts.distillation.teacher.module, parts.distillation.student.module]  # type: ignore[union-attr]
-    teacher, student = (plain(model, parts.dataset.classes, settings).to(device) for model in pair)
+    teacher, student = (plain(model, model.state_dict(), parts.dataset.classes, settings).to(device) for model in pair)
     model = DistillationModel(teacher, student.requires_grad_(True)).to(device).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
     for epoch in range(10**6):

@@ -21,12 +21,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
+from rounds import Part, Silent
 
 from kdrun.config.checks import validate
 from kdrun.config.nodes import register_nodes
@@ -39,26 +39,6 @@ from kdrun.tasks import task_of
 from kdrun.tasks.text.data.loader import padded
 
 MAX_LENGTH = 128
-
-
-class Silent:
-    """A journal that keeps nothing."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args: None
-
-
-class Part:
-    """The first batches of each epoch of a loader."""
-
-    def __init__(self, loader: Any, batches: int):
-        self.loader, self.batches = loader, batches
-
-    def __len__(self) -> int:
-        return self.batches
-
-    def epoch(self, epoch: int) -> Iterator[Any]:
-        return islice(self.loader.epoch(epoch), self.batches)
 
 
 def config_of(args: argparse.Namespace, method: str, outputs: str) -> Config:

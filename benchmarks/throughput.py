@@ -16,11 +16,11 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
+from rounds import Silent
 from torchvision import datasets, transforms
 
 from kdrun.config.checks import validate
@@ -31,13 +31,6 @@ from kdrun.engine.build import build
 from kdrun.engine.loop import Progress, enter, train_epoch
 from kdrun.engine.optimization import StepPerBatch
 from kdrun.engine.precision import resolve
-
-
-class Silent:
-    """A journal that keeps nothing."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args: None
 
 
 def kdrun_rounds(args: argparse.Namespace, outputs: str) -> Iterator[float]:

@@ -27,7 +27,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bad")
     tiny(folder / "data")
     names = ["circle", "square", "triangle"]
-    save(plain(Detector("yolov8n.yaml", 3), names, {}), names, folder / "fine.pt")
+    fine = Detector("yolov8n.yaml", 3)
+    save(plain(fine, fine.state_dict(), names, {}), names, folder / "fine.pt")
     save(DetectionModel("yolov8n.yaml", nc=3, verbose=False), ["disc", "square", "triangle"], folder / "others.pt")
     save(DetectionModel("yolov8n.yaml", nc=5, verbose=False), list("abcde"), folder / "five.pt")
     save(SegmentationModel("yolov8n-seg.yaml", nc=3, verbose=False), names, folder / "masks.pt")

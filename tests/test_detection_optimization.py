@@ -46,7 +46,12 @@ class Batches:
 
 
 def library_trainer(cfg: Any, parts: Any, file: Path, folder: Path) -> DetectionTrainer:
-    recipe, model = cfg.recipe, plain(parts.distillation.student.module, parts.dataset.classes, {})
+    recipe, model = (
+        cfg.recipe,
+        plain(
+            parts.distillation.student.module, parts.distillation.student.module.state_dict(), parts.dataset.classes, {}
+        ),
+    )
 
     class Trainer(DetectionTrainer):
         def get_dataloader(self, path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:

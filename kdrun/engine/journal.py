@@ -35,7 +35,7 @@ from kdrun.runs.checkpoint import (
 from kdrun.runs.schema import with_metrics
 from kdrun.runs.source import TREE, is_other_code
 from kdrun.screen import Screen
-from kdrun.tasks.base import Evaluation
+from kdrun.tasks.base import Evaluation, Task
 
 
 class RunJournal:
@@ -237,6 +237,8 @@ class RunJournal:
 
     def _export(self) -> None:
         """What other programs open: the student of the last epoch, and of the best one on the holdout, or on test where there is none."""
+        if type(self.task).export is Task.export:
+            return
         best = "holdout" if self.record["holdout"] else "best"
         chosen = {
             "last": plain_state(self.distillation.trained),

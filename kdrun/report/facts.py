@@ -21,9 +21,9 @@ def protocol_of(records: Sequence[dict]) -> str:
 def reports(dataset: Mapping[str, Any]) -> str | None:
     """The split that stands in for a test set, such as "val", where a dataset has none; None where test reports.
 
-    `dataset`: of a record, or its facts (dataset_facts).
+    `dataset`: the facts of a record (dataset_facts).
     """
-    split = dataset.get("reports") or (dataset.get("preprocessing") or {}).get("reports")
+    split = dataset.get("reports")
     return str(split) if split not in (None, "test") else None
 
 

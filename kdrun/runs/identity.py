@@ -100,22 +100,19 @@ def folder(config: Config, identity: dict[str, Any]) -> Path:
     return expected
 
 
-def teacher_config(config: Config) -> Config:
-    """The run that trains this run's teacher: method none on the teacher's model, by its own recipe and seed."""
-    student = dataclasses.replace(config.teacher, checkpoint=None, checkpoint_key=None)
-    none = {"none": method_schema("none")(taps=[])}
-    return dataclasses.replace(
-        config, student=student, teacher=no_teacher(config.recipe), method=none, recipe=config.teacher.recipe, loss=Loss(),
-        seed=config.teacher.seed, protocol="last", rerun=False,
-    )  # fmt: skip
-
-
 def alone_config(config: Config) -> Config:
     """The same student trained alone: method none, by this run's recipe and seed."""
     none = {"none": method_schema("none")(taps=[])}
     return dataclasses.replace(
         config, teacher=no_teacher(config.recipe), method=none, loss=Loss(), protocol="last", rerun=False
     )
+
+
+def teacher_config(config: Config) -> Config:
+    """The run that trains this run's teacher: method none on the teacher's model, by its own recipe and seed."""
+    student = dataclasses.replace(config.teacher, checkpoint=None, checkpoint_key=None)
+    teacher = config.teacher
+    return dataclasses.replace(alone_config(config), student=student, recipe=teacher.recipe, seed=teacher.seed)
 
 
 def is_fresh(config: Config) -> bool:

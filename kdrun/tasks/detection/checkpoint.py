@@ -79,17 +79,12 @@ def _some(names: list[str]) -> str:
 
 def export(folder: Path, dataset: Any, student: nn.Module, chosen: Mapping[str, Any], recipe: Any) -> None:
     """Write last.pt, and best.pt of the epoch that was best on val: the student alone, in half precision, as ultralytics writes them."""
-    for which, state in chosen.items():
-        settings = {
-            **vars(get_cfg()), "imgsz": dataset.imgsz, "batch": recipe.batch_size, "epochs": recipe.epochs, "task": "detect",
-            "model": None, "data": None,
-        }  # fmt: skip
-        before = {key: value.clone() for key, value in student.state_dict().items()}
-        try:
-            student.load_state_dict(state)
-            model = plain(student, dataset.classes, settings).half()
-        finally:
-            student.load_state_dict(before)
+    settings = {
+        **vars(get_cfg()), "imgsz": dataset.imgsz, "batch": recipe.batch_size, "epochs": recipe.epochs, "task": "detect",
+        "model": None, "data": None,
+    }  # fmt: skip
+    for which, weights in chosen.items():
+        model = plain(student, weights, dataset.classes, settings).half()
         content = {
             "epoch": -1, "best_fitness": None, "model": model, "ema": None, "updates": None, "optimizer": None,
             "train_args": settings, "train_metrics": None, "train_results": None,

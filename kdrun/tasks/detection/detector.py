@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdrun.errors import KdrunError
+from kdrun.methods.boxes import distances
 from kdrun.tasks.detection import library
 from kdrun.tasks.detection.settings import STRIDE
 
@@ -43,19 +44,15 @@ def decoded(output: dict[str, Any]) -> Tensor:
     boxes, scores = output["boxes"], output["scores"]
     strides = torch.tensor(STRIDES[-len(output["feats"]) :], device=boxes.device)
     anchors, stride = make_anchors(output["feats"], strides, 0.5)
-    batch, channels, positions = boxes.shape
-    bins = channels // 4
-    weights_R = torch.arange(bins, dtype=boxes.dtype, device=boxes.device)
-    distances = (boxes.view(batch, 4, bins, positions).softmax(2) * weights_R[:, None]).sum(2)
-    return torch.cat((dist2bbox(distances, anchors.T[None], xywh=True, dim=1) * stride.T, scores.sigmoid()), 1)
+    return torch.cat((dist2bbox(distances(boxes), anchors.T[None], xywh=True, dim=1) * stride.T, scores.sigmoid()), 1)
 
 
-def plain(model: nn.Module, classes: list[str], settings: dict[str, Any]) -> nn.Module:
-    """The same weights in the library's own class, on the CPU: what a checkpoint holds that opens without kdrun."""
+def plain(model: nn.Module, weights: dict[str, Tensor], classes: list[str], settings: Any) -> nn.Module:
+    """A detector with these weights in the library's own class, on the CPU: what a checkpoint holds that opens without kdrun."""
     if not isinstance(model, Detector):
         raise KdrunError(f"{type(model).__name__} is no detector of ultralytics")
     yaml: Any = dict(model.yaml)  # type: ignore[arg-type]
     copy: nn.Module = DetectionModel(yaml, nc=len(classes), verbose=False)
-    copy.load_state_dict({name: value.detach().cpu() for name, value in model.state_dict().items()})
+    copy.load_state_dict({name: value.detach().cpu() for name, value in weights.items()})
     copy.names, copy.args, copy.task = dict(enumerate(classes)), settings, "detect"  # type: ignore[assignment]
     return copy.requires_grad_(False).eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kdrun.config.defaults import shipped_settings
-from kdrun.config.registry import METHODS
+from kdrun.config.listing import methods_of_detectors
 from kdrun.config.schema import method_names
 from kdrun.errors import KdrunError, choices
 
@@ -30,6 +30,5 @@ def complete(config: Any) -> None:
 
 def suits(name: str) -> bool:
     """Whether a method compares what detectors give, or has defaults for them (the key tasks.detection of its yaml)."""
-    about = METHODS.entry(name).attributes if name in METHODS.entries() else {}
-    of_boxes = about.get("family") == "detection" or "bboxes" in about.get("needs", ())
-    return name == "none" or of_boxes or "detection" in (shipped_settings(name).get("tasks") or {})
+    of_tasks = shipped_settings(name).get("tasks") or {}
+    return name == "none" or name in methods_of_detectors() or "detection" in of_tasks

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdrun.methods.distillation import whole
 from kdrun.tasks.detection import library
 from kdrun.tasks.detection.detector import STRIDES
 
@@ -43,4 +44,4 @@ class Criterion:
 
     def __call__(self, output: dict[str, Any], batch: Any) -> Tensor:
         """Their sum."""
-        return torch.stack([*self.parts(output, batch).values()]).sum()
+        return whole(self.parts(output, batch))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from kdrun.errors import KdrunError
@@ -97,14 +97,7 @@ def _shape(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             width, height = image.size
             turned = image.getexif().get(274) in (5, 6, 7, 8)  # 274: orientation
-    except (
-        OSError,
-        UnidentifiedImageError,
-        SyntaxError,
-        ValueError,
-        ImportError,
-    ) as error:  # ImportError: the library looks for a
-        # package of another format where Pillow does not know a file
+    except (OSError, SyntaxError, ValueError, ImportError) as error:  # ImportError: of a package for another format
         raise KdrunError(f"{path} cannot be read as an image: replace it, or remove it and its label file") from error
     if min(width, height) < SMALLEST:
         raise KdrunError(f"{path} is {width} x {height} px; an image must have {SMALLEST} px a side or more")
